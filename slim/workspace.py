@@ -1,0 +1,123 @@
+"""The workspace on disk: where runs live, how a run folder appears all at once or not at all."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from slim.errors import InputError, SlimError
+
+Kind = Literal["calibration", "plan", "checkpoint"]
+
+
+def home() -> Path:
+    """The workspace folder: `SLIM_HOME`, or `./cache`. Raises InputError when it cannot be written to."""
+    folder = Path(os.environ.get("SLIM_HOME") or "cache").expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"workspace {str(folder)!r} is not writable: set SLIM_HOME to a folder you may write to.")
+    return folder
+
+
+def subfolder(*names: str) -> Path:
+    """A folder inside the workspace, made when it is missing."""
+    folder = home().joinpath(*names)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fresh_path(kind: Kind, name: str) -> Path:
+    """A path for a new run inside the workspace that nothing occupies yet."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    stem = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "run"
+    folder = subfolder(f"{kind}s")
+    suffix = ".json" if kind == "plan" else ""
+    number, path = 1, folder / f"{stem}-{stamp}{suffix}"
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{stamp}-{number}{suffix}"
+    return path
+
+
+def check_output(output: Path, needed_bytes: int = 0) -> None:
+    """Raises InputError when `output` is taken, cannot be written, or its disk lacks `needed_bytes`."""
+    if output.is_file():
+        raise InputError(f"output {str(output)!r} is an existing file: name a new folder.")
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"output {str(output)!r} exists and is not empty: name a new folder, or empty this one.")
+    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"output {str(output)!r} cannot be written: {str(parent)!r} is read-only for you.")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise InputError(
+            f"output {str(output)!r} needs {needed_bytes / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free: "
+            "free some space or choose another disk."
+        )
+
+
+@contextmanager
+def new_folder(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """A temporary sibling to fill, renamed to `output` when the block ends well and removed when it does not."""
+    check_output(output, needed_bytes)
+    output = output.absolute()
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if output.is_dir():
+            output.rmdir()
+        partial.rename(output)
+    except OSError as error:
+        raise _as_slim_error(error, output) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Writes `text` so that `path` holds all of it or what it held before."""
+    path = path.absolute()
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise _as_slim_error(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _as_slim_error(error: OSError, path: Path) -> SlimError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SlimError(f"no space left while writing {str(path)!r}: nothing was kept of it; free some space and run again.")
+    return SlimError(f"{str(path)!r} could not be written: {error.strerror or error}.")
+
+
+def remember(path: Path, kind: Kind) -> None:
+    """Makes a run known to the workspace, wherever it lies."""
+    path = path.absolute()
+    key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    entry = {"kind": kind, "path": str(path), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_file(subfolder("runs") / f"{key}.json", json.dumps(entry))
+
+
+def runs(kind: Kind) -> list[Path]:
+    """The known runs of a kind that still exist, newest first."""
+    entries = []
+    for file in subfolder("runs").glob("[0-9a-f]*.json"):
+        entry = json.loads(file.read_text(encoding="utf-8"))
+        if entry["kind"] == kind and Path(entry["path"]).exists():
+            entries.append((Path(entry["path"]).stat().st_mtime_ns, Path(entry["path"])))
+    return [path for _, path in sorted(entries, reverse=True)]
