@@ -1,0 +1,151 @@
+"""Loading a model: bundled, a folder, a GGUF file or a Hub id; always safetensors, never a folder's own code."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from slim import bundled
+from slim.architectures import Architecture, architecture_of
+from slim.errors import InputError
+from slim.modeling import PerLayerAttentionMixin
+from slim.progress import Progress, silent
+from slim.records import ModelFacts
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode with frozen weights, its tokenizer, and what is known of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: ModelFacts
+
+    @property
+    def architecture(self) -> Architecture:
+        return architecture_of(self.facts.model_type)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises InputError when a device is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used here: choose `cpu` or `auto`.") from error
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    return torch.float32 if dtype == "auto" else getattr(torch, dtype)
+
+
+def locate(source: str, progress: Progress = silent) -> str:
+    """The folder or Hub id that `source` stands for. Raises InputError when it is neither."""
+    if source == bundled.NAME:
+        return str(bundled.bundled_model(progress))
+    if source.startswith("bundled:"):
+        raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        digest = _digest([path])[:12]
+        return str(bundled.unpack(path, f"{path.stem}-{digest}", progress))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model {source!r} is a folder without a config.json: name a Hugging Face model folder.")
+        return str(path)
+    if path.exists() or not HUB_ID.fullmatch(source):
+        raise InputError(
+            f"model {source!r} was not found: name {bundled.NAME!r}, a model folder, a .gguf file or a Hub id (owner/name)."
+        )
+    return source
+
+
+def load(
+    source: str = bundled.NAME, *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
+) -> Loaded:
+    """The model that `source` names (see DESIGN in docs/) on `device`, ready to measure, prune or generate.
+
+    Raises InputError for an unknown source, a folder that is no model, a family that is not supported, a model
+    without safetensors weights, or a device that is not there.
+    """
+    place = locate(source, progress)
+    target = resolve_device(device)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_unreadable(source, place, error)) from error
+    architecture_of(config.model_type)
+    try:
+        model_class: Any = AutoModelForCausalLM
+        if config.is_heterogeneous:
+            model_class = pruned_class(config)
+        model = model_class.from_pretrained(
+            place, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, attn_implementation="sdpa"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(_unreadable(source, place, error)) from error
+    model.requires_grad_(False)
+    model.eval().to(target)
+    return Loaded(model, tokenizer, facts_of(model, source, _fingerprint(place, model)))
+
+
+def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The stock class of `config`'s family, with an attention of its own shape in each layer."""
+    stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return type(f"Slim{stock.__name__}", (PerLayerAttentionMixin, stock), {})
+
+
+def facts_of(model: PreTrainedModel, source: str, fingerprint: str) -> ModelFacts:
+    """What the later stages need to know of `model`."""
+    config = model.config
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    heads = config.num_attention_heads
+    return ModelFacts(
+        source=source,
+        fingerprint=fingerprint,
+        model_type=config.model_type,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=str(model.dtype).removeprefix("torch."),
+        itemsize=model.dtype.itemsize,
+        shapes=shapes,
+    )
+
+
+def _fingerprint(place: str, model: PreTrainedModel) -> str:
+    if Path(place).is_dir():
+        return _digest(sorted(Path(place).glob("*.safetensors")))
+    return str(getattr(model.config, "_commit_hash", None) or place)
+
+
+def _digest(files: list[Path]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _unreadable(source: str, place: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(place).is_dir():
+        return f"model {source!r} is not a model folder that can be read (safetensors weights and a config): {reason}"
+    return f"model {source!r} could not be loaded from the Hub: check the name and the connection ({reason})."
