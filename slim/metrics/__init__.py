@@ -1,0 +1,16 @@
+"""The criteria: one small file each, one row in CRITERIA. Adding a criterion is adding a file and a row."""
+
+from slim.metrics import block_influence, entropy, kl_output, kl_uniform, variance
+from slim.metrics.base import Criterion
+
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        kl_output.CRITERION,
+        entropy.ENTROPY,
+        entropy.ENTROPY_NORM,
+        kl_uniform.CRITERION,
+        variance.CRITERION,
+        block_influence.CRITERION,
+    )
+}
