@@ -1,0 +1,89 @@
+"""The process that does one job: `python -m slim.jobs.worker ID`."""
+
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from slim.errors import Cancelled, SlimError
+from slim.jobs.store import JobStore
+from slim.progress import Progress
+from slim.records import Settings
+
+SAY_EVERY = 0.3
+"""Seconds between two writes of the progress."""
+
+
+def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import calibrate
+
+    settings = Settings.model_validate(arguments.pop("settings"))
+    return str(calibrate.calibrate(**arguments, settings=settings, progress=progress).path)
+
+
+def _prune(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import plan, prune
+
+    return str(prune.prune(plan.load(Path(arguments["plan"])), progress=progress))
+
+
+KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {"calibrate": _calibrate, "prune": _prune}
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Cancelled("cancelled")
+
+
+def run(job_id: str) -> int:
+    """Does the job and writes how it went; the exit code of the process."""
+    signal.signal(signal.SIGTERM, _stop)
+    with JobStore() as store:
+        try:
+            result = _work(store, job_id)
+        except Cancelled:
+            store.update(job_id, state="cancelled", ended=time.time(), message="Cancelled")
+            return Cancelled.exit_code
+        except SlimError as error:
+            store.update(job_id, state="failed", ended=time.time(), error=str(error), message="Failed")
+            return error.exit_code
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            store.update(job_id, state="failed", ended=time.time(), error=reason, message="Failed")
+            return 1
+        store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
+        return 0
+
+
+def _work(store: JobStore, job_id: str) -> str:
+    job = store.get(job_id)
+    if job is None:
+        raise SlimError(f"job {job_id!r} is not in the workspace.")
+    said = 0.0
+
+    def progress(done: float, total: float, message: str) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= SAY_EVERY:
+            said = now
+            store.update(job_id, only_if=("running",), done=done, total=total, message=message)
+
+    lock = FileLock(store.folder / "device.lock")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            store.update(job_id, only_if=("queued",), message="Waiting for the job before it")
+    with lock:
+        store.update(job_id, only_if=("queued",), state="running", started=time.time(), message="Starting")
+        return KINDS[job.kind](dict(job.arguments), progress)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))
