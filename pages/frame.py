@@ -1,0 +1,158 @@
+"""What the pages share: watching a job, choosing a run, showing a calibration's maps."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import streamlit as st
+
+from slim import calibrate, charts, jobs, plan, workspace
+from slim.calibrate import Calibration
+from slim.errors import SlimError
+from slim.jobs import Job
+from slim.metrics import CRITERIA
+from slim.workspace import Kind
+
+LOG_SCALED = ("kl_output", "variance")
+PLOT = {"displayModeBar": False}
+_framed = False
+
+
+def navigation() -> st.Page:
+    """The pages, and the one that was asked for."""
+    global _framed  # noqa: PLW0603
+    _framed = True
+    st.set_page_config(page_title="Slim", page_icon="pages/assets/icon.png", layout="wide")
+    return st.navigation(
+        [
+            st.Page("pages/home.py", title="Home", icon=":material/home:", default=True),
+            st.Page("pages/calibrate.py", title="Calibrate", icon=":material/speed:"),
+            st.Page("pages/explore.py", title="Explore", icon=":material/grid_on:"),
+            st.Page("pages/prune.py", title="Prune", icon=":material/content_cut:"),
+            st.Page("pages/compare.py", title="Compare", icon=":material/compare:"),
+        ],
+        position="top",
+    )
+
+
+def page_title(text: str) -> None:
+    """A page's heading.
+
+    The first visitor of a fresh server may ask for a page directly. Streamlit then runs that file alone, because it
+    takes any folder named pages for its older kind of app until st.navigation was called once: so call it, start over.
+    """
+    if not _framed:
+        navigation()
+        st.rerun()
+    st.title(text)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Shows an error a user can meet as one sentence and ends the page there."""
+    try:
+        yield
+    except SlimError as error:
+        st.error(sentence(str(error)), icon=":material/error:")
+        st.stop()
+
+
+def sentence(text: str) -> str:
+    """An error's text as shown on a page: with a capital and without Markdown's signs taking effect."""
+    text = text[:1].upper() + text[1:]
+    for sign in r"\`*_$[]<>~#:":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min"
+
+
+def newest_job(kind: str) -> Job | None:
+    return next(iter(jobs.jobs(kind)), None)
+
+
+def show_job(job: Job | None) -> None:
+    """Progress while a job runs, its error when it failed. The page reruns when it ends."""
+    if job is None:
+        return
+    if job.unfinished:
+        _watch(job.id)
+    elif job.state == "failed":
+        st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
+    elif job.state == "cancelled":
+        st.info("Cancelled. Nothing was kept of it.", icon=":material/cancel:")
+
+
+@st.fragment(run_every=0.6)
+def _watch(job_id: str) -> None:
+    job = jobs.state_of(job_id)
+    if job is None or not job.unfinished:
+        st.rerun()
+    left = job.remaining(time.time())
+    words = [job.message, f"{job.fraction:.0%}"] if job.started else [job.message]
+    if left is not None:
+        words.append(f"about {duration(left)} left")
+    bar, button = st.columns([6, 1], vertical_alignment="bottom")
+    bar.progress(job.fraction, " · ".join(words))
+    if button.button("Cancel", key=f"cancel-{job_id}", width="stretch", disabled=job.state == "cancelling"):
+        jobs.cancel(job_id)
+        st.rerun()
+
+
+def next_step(label: str, page: str, icon: str) -> None:
+    """A button that leads on to the page where the work continues."""
+    if st.button(label, type="primary", icon=icon):
+        st.switch_page(page)
+
+
+def choose_run(kind: Kind, label: str, key: str) -> Path | None:
+    """A select box over the workspace's runs, the newest first; None where there are none."""
+    found = workspace.runs(kind)
+    if not found:
+        return None
+    if st.session_state.get(key) not in found:
+        st.session_state.pop(key, None)
+    return st.selectbox(label, found, format_func=lambda path: path.stem if path.suffix else path.name, key=key)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the calibration")
+def _calibration(path: str, written: int) -> Calibration:
+    return calibrate.load(Path(path))
+
+
+def open_calibration(path: Path) -> Calibration:
+    """A calibration, kept in memory while few others are."""
+    with plain_errors():
+        record = path / "record.json"
+        return _calibration(str(path), record.stat().st_mtime_ns if record.exists() else 0)
+
+
+def facts_line(calibration: Calibration) -> str:
+    facts = calibration.facts
+    return (
+        f"{facts.model.source} on {facts.dataset.source}, {facts.dataset.rows} rows of {facts.dataset.split}, "
+        f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}"
+    )
+
+
+def show_maps(calibration: Calibration, key: str) -> None:
+    """The four maps, layers × heads: KL, entropy, variance and the composite score."""
+    heads = calibration.level("head")
+    score = plan.composite(calibration, plan.default_weights(calibration), "head")
+    figures = [
+        charts.heatmap(heads[name], CRITERIA[name].title, CRITERIA[name].unit, log=name in LOG_SCALED)
+        for name in ("kl_output", "entropy", "kl_uniform", "variance")
+        if name in heads
+    ][:4]
+    if "kl_output" in heads:
+        figures = [figures[0], figures[1], figures[3]]
+    figures.append(charts.heatmap(score, "Composite score", "1 = first to go"))
+    for start in range(0, len(figures), 2):
+        for column, (index, figure) in zip(st.columns(2), enumerate(figures[start : start + 2], start), strict=False):
+            column.plotly_chart(figure, key=f"{key}-{index}", config=PLOT)

@@ -1,0 +1,57 @@
+"""Home: what Slim does, the first step, and where the workspace stands."""
+
+import streamlit as st
+
+from pages.frame import newest_job, page_title, plain_errors
+from slim import bundled, jobs, workspace
+
+STEPS = (
+    ("speed", "Calibrate", "Run the model on rows of your task and measure every attention head and block."),
+    ("grid_on", "Explore", "See which heads carry the task: KL, entropy, variance, layer by layer."),
+    ("content_cut", "Prune", "Drag a threshold; size and forecast loss follow. Then remove the weights for real."),
+    ("compare", "Compare", "Original and pruned answer the same prompt side by side."),
+)
+
+page_title("Make a language model smaller, knowing the cost first")
+st.markdown(
+    "Slim measures what each attention head does for **your** task, forecasts what removing it will cost, "
+    "and writes a smaller model that loads anywhere transformers runs."
+)
+
+with plain_errors():
+    calibrations, checkpoints = workspace.runs("calibration"), workspace.runs("checkpoint")
+    running = newest_job("calibrate")
+
+with st.container(border=True):
+    st.markdown("#### Try it now")
+    st.markdown(
+        "The bundled SmolLM2-135M and a summarisation task are ready. It takes about two minutes on two CPU cores."
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        busy = running is not None and running.unfinished
+        if st.button("Calibrate the bundled model", type="primary", icon=":material/play_arrow:", disabled=busy):
+            with plain_errors():
+                jobs.start("calibrate", model=bundled.NAME, dataset="bundled:briefs", settings={})
+            st.switch_page("pages/calibrate.py")
+        st.page_link(
+            "pages/calibrate.py", label="Watch it" if busy else "Use my own model or data", icon=":material/tune:"
+        )
+
+for column, (icon, title, text) in zip(st.columns(len(STEPS)), STEPS, strict=True):
+    with column.container(border=True, height="stretch"):
+        st.markdown(f"**:material/{icon}: {title}**")
+        st.caption(text)
+
+st.subheader("Your workspace")
+if not calibrations and not checkpoints:
+    st.caption(f"Nothing yet. Runs are kept in {workspace.home()}.")
+left, right = st.columns(2)
+for column, title, page, runs in (
+    (left, "Calibrations", "pages/explore.py", calibrations),
+    (right, "Pruned models", "pages/compare.py", checkpoints),
+):
+    if runs:
+        with column.container(border=True):
+            st.page_link(page, label=f"{title} ({len(runs)})", icon=":material/folder_open:")
+            for path in runs[:5]:
+                st.text(path.name)
