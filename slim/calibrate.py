@@ -63,7 +63,8 @@ def calibrate(
     """
     settings = settings or Settings()
     task = tasks.load_task(dataset, config, split)
-    output = output or workspace.fresh_path("calibration", f"{model.rsplit(':')[-1]}-{dataset.rsplit(':')[-1]}")
+    names = (Path(source.removeprefix("bundled:")).stem for source in (model, dataset))
+    output = output or workspace.fresh_path("calibration", "-".join(names))
     workspace.check_output(output)
     loaded = models.load(model, device=settings.device, dtype=settings.dtype, progress=progress)
     if loaded.model.config.is_heterogeneous:
@@ -87,15 +88,21 @@ def measure(
     meters = {name: criterion.meter(loaded) for name, criterion in CRITERIA.items() if criterion.meter}
     block_batches = batched_prefix(batched, BLOCK_ROWS) if settings.kl != "none" else []
     work = _Work(progress, _estimate(batched, block_batches, settings, loaded.facts.layers))
-    positions = {name: 0 for name in CRITERIA}
+    positions = dict.fromkeys(CRITERIA, 0)
 
-    with _reporting_bad_numbers(), torch.no_grad(), Probe(loaded.model, loaded.architecture, list(meters.values())) as probe:
+    with (
+        _reporting_bad_numbers(),
+        torch.no_grad(),
+        Probe(loaded.model, loaded.architecture, list(meters.values())) as probe,
+    ):
         for batch in batched:
             probe.valid = batch.valid.to(loaded.model.device)
             inputs = {name: tensor.to(loaded.model.device) for name, tensor in batch.inputs().items()}
             logits = loaded.model(**inputs, use_cache=False).logits
             if not bool(torch.isfinite(logits[probe.valid]).all()):
-                raise SlimError(f"the model gives NaN or infinite logits on row {batch.rows[0]} or a neighbour: try dtype float32.")
+                raise SlimError(
+                    f"the model gives NaN or infinite logits on row {batch.rows[0]} or a neighbour: try dtype float32."
+                )
             work.advance(1.4 * batch.ids.numel(), "Watching every head")
     metrics = {name: meter.scores() for name, meter in meters.items()}
     positions |= {name: meter.positions for name, meter in meters.items()}
@@ -225,7 +232,9 @@ def versions() -> dict[str, str]:
 
 def save(calibration: Calibration, output: Path) -> Calibration:
     """Writes the record to the new folder `output` and makes it known to the workspace."""
-    arrays = {f"{name}.{level}": values for name, scores in calibration.metrics.items() for level, values in scores.items()}
+    arrays = {
+        f"{name}.{level}": values for name, scores in calibration.metrics.items() for level, values in scores.items()
+    }
     if calibration.sketch is not None:
         sketch = calibration.sketch
         arrays |= {"sketch.scores": sketch.scores, "sketch.tokens": sketch.tokens, "sketch.sequence": sketch.sequence}

@@ -99,7 +99,7 @@ def model_card(plan: Plan) -> str:
         f = plan.forecast
         loss = (
             f"\nForecast loss when it was planned: {f.nats_per_token:.3f} nats/token [{f.low:.3f}, {f.high:.3f}] "
-            f"(KL to the original, {f.sequences} calibration rows that did not choose the plan).\n"
+            f"(KL to the original, on {f.sequences} rows that did not choose the plan).\n"
         )
     weights = ", ".join(f"{name} × {weight:g}" for name, weight in plan.weights.items())
     how = (
@@ -114,8 +114,9 @@ tags: [pruned, slim]
 ---
 # {plan.model.source}, pruned
 
-{plan.removed_heads} of {total} attention heads were removed, {len(plan.removed_blocks)} of {plan.model.layers} attention
-blocks with all of theirs: everything per {plan.unit} that scores {plan.threshold:g} or more by {weights}.
+{plan.removed_heads} of {total} attention heads were removed,
+{len(plan.removed_blocks)} of {plan.model.layers} attention blocks with all of theirs:
+everything per {plan.unit} that scores {plan.threshold:g} or more by {weights}.
 
 | | original | this model |
 |---|---|---|

@@ -107,7 +107,9 @@ def plan(
     out.print(table)
     blocks = ", ".join(map(str, made.removed_blocks)) or "none"
     kept = sum(change.change == "kept" for change in made.changes)
-    out.print(f"Whole blocks removed: {blocks}. To stay legal {kept} heads more stay, {len(made.changes) - kept} more go.")
+    out.print(
+        f"Whole blocks removed: {blocks}. To stay legal {kept} heads more stay, {len(made.changes) - kept} more go."
+    )
     if made.forecast:
         f = made.forecast
         out.print(f"Forecast loss: {f.nats_per_token:.3f} nats/token [{f.low:.3f}, {f.high:.3f}] on unseen rows.")
@@ -145,7 +147,9 @@ def dashboard(
     if not (root / "app.py").is_file():
         raise InputError(f"the dashboard's pages are not beside the package in {str(root)!r}: run it from a clone.")
     url = f"http://localhost:{port}"
-    if browser:
+    if browser and (
+        sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
         threading.Thread(target=_open_when_up, args=(url,), daemon=True).start()
     out.print(f"Slim is opening at {url} (Ctrl-C stops it).")
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
@@ -164,7 +168,7 @@ def _open_when_up(url: str) -> None:
     for _ in range(100):
         time.sleep(0.3)
         try:
-            with urlopen(f"{url}/_stcore/health", timeout=1):  # noqa: S310
+            with urlopen(f"{url}/_stcore/health", timeout=1):
                 break
         except (URLError, OSError):
             continue
@@ -207,7 +211,13 @@ def _input_from(kind: type[ValidationError]) -> Iterator[None]:
 
 @contextmanager
 def _progress_bar() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=err, transient=True) as bar:
         task = bar.add_task("Starting", total=None)
 

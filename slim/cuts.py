@@ -38,13 +38,14 @@ def cut_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep)
         return "none" if gone else "all"
     if len(heads) == facts.heads:
         return "all"
+    cut: Cut | Literal["all"] = "all"
     if module in architecture.queries:
-        return Cut(0, _entries(heads, facts.head_dim))
-    if module in architecture.keys_values:
-        return Cut(0, _entries(kv_groups(heads, facts.group), facts.head_dim))
-    if module == architecture.output and kind == "weight":
-        return Cut(1, _entries(heads, facts.head_dim))
-    return "all"
+        cut = Cut(0, _entries(heads, facts.head_dim))
+    elif module in architecture.keys_values:
+        cut = Cut(0, _entries(kv_groups(heads, facts.group), facts.head_dim))
+    elif module == architecture.output and kind == "weight":
+        cut = Cut(1, _entries(heads, facts.head_dim))
+    return cut
 
 
 def pruned_shapes(architecture: Architecture, facts: ModelFacts, keep: Keep) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from slim.models import Loaded
 
@@ -75,5 +75,5 @@ def side_by_side(models: Sequence[Loaded], prompt: str, max_new_tokens: int = 12
                 yield index, answer
 
 
-def _text(tokenizer, tokens: list[int]) -> str:  # noqa: ANN001
-    return tokenizer.decode(tokens, skip_special_tokens=True)
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))

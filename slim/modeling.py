@@ -4,29 +4,33 @@ This file is copied into every such checkpoint (with one subclass added at its e
 and transformers and stays readable on its own. The shapes come from transformers' own `per_layer_config`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer
 
 
 class RemovedAttention(nn.Module):
     """Stands where an attention block was: adds nothing to the residual stream and keeps no cache."""
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         return torch.zeros_like(hidden_states), None
 
 
-class PerLayerAttentionMixin:
+class PerLayerAttentionMixin(PreTrainedModel):
     """Rebuilds each layer's attention from `config.per_layer_config[i]`.
 
     A layer with `skip: ["attention"]` loses its attention and the norm in front of it; a layer with its own
     `num_attention_heads` / `num_key_value_heads` gets the family's attention class in that shape.
     """
 
-    def __init__(self, config, *args, **kwargs):
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         removed = set()
-        for index, layer in enumerate(self.base_model.layers):
+        layers: Any = self.base_model.layers
+        for index, layer in enumerate(layers):
             layer_config = config.per_layer_config[index]
             if "attention" in getattr(layer_config, "skip", ()):
                 layer.self_attn = RemovedAttention()
@@ -43,10 +47,10 @@ class PerLayerAttentionMixin:
         self.post_init()
 
     @staticmethod
-    def _shape(config) -> tuple[int, int]:
+    def _shape(config: Any) -> tuple[int, int]:
         return config.num_attention_heads, config.num_key_value_heads
 
-    def _give_removed_layers_no_cache(self, module, args, kwargs):
+    def _give_removed_layers_no_cache(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Marks the removed layers in the cache, so that its length is read from a layer that has one.
 
         Otherwise transformers asks layer 0, which stays empty when its attention is gone: positions and mask of a

@@ -70,7 +70,8 @@ def locate(source: str, progress: Progress = silent) -> str:
         return str(path)
     if path.exists() or not HUB_ID.fullmatch(source):
         raise InputError(
-            f"model {source!r} was not found: name {bundled.NAME!r}, a model folder, a .gguf file or a Hub id (owner/name)."
+            f"model {source!r} was not found: name {bundled.NAME!r}, a model folder, a .gguf file "
+            "or a Hub id (owner/name)."
         )
     return source
 
@@ -78,7 +79,9 @@ def locate(source: str, progress: Progress = silent) -> str:
 def load(
     source: str = bundled.NAME, *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
 ) -> Loaded:
-    """The model that `source` names (see DESIGN in docs/) on `device`, ready to measure, prune or generate.
+    """The model that `source` names on `device`, ready to measure, prune or generate.
+
+    `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32.
 
     Raises InputError for an unknown source, a folder that is no model, a family that is not supported, a model
     without safetensors weights, or a device that is not there.
@@ -90,6 +93,7 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_unreadable(source, place, error)) from error
     architecture_of(config.model_type)
+    stored = config.dtype
     try:
         model_class: Any = AutoModelForCausalLM
         if config.is_heterogeneous:
@@ -102,17 +106,21 @@ def load(
         raise InputError(_unreadable(source, place, error)) from error
     model.requires_grad_(False)
     model.eval().to(target)
-    return Loaded(model, tokenizer, facts_of(model, source, _fingerprint(place, model)))
+    name = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
+    return Loaded(model, tokenizer, facts_of(model, name, _fingerprint(place, model), stored))
 
 
 def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The stock class of `config`'s family, with an attention of its own shape in each layer."""
-    stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return type(f"Slim{stock.__name__}", (PerLayerAttentionMixin, stock), {})
 
 
-def facts_of(model: PreTrainedModel, source: str, fingerprint: str) -> ModelFacts:
-    """What the later stages need to know of `model`."""
+def facts_of(
+    model: PreTrainedModel, source: str, fingerprint: str, stored: torch.dtype | str | None = None
+) -> ModelFacts:
+    """What the later stages need to know of `model`; `stored` is its number format on disk, whatever it runs in."""
+    dtype = stored if isinstance(stored, torch.dtype) else model.dtype
     config = model.config
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     heads = config.num_attention_heads
@@ -124,8 +132,8 @@ def facts_of(model: PreTrainedModel, source: str, fingerprint: str) -> ModelFact
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        dtype=str(model.dtype).removeprefix("torch."),
-        itemsize=model.dtype.itemsize,
+        dtype=str(dtype).removeprefix("torch."),
+        itemsize=dtype.itemsize,
         shapes=shapes,
     )
 

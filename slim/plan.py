@@ -39,7 +39,9 @@ def composite(calibration: Calibration, weights: Mapping[str, float], unit: Unit
     there = calibration.level(unit)
     for name, weight in weights.items():
         if name not in there:
-            raise InputError(f"weights: {name!r} is not measured per {unit} here: choose among {', '.join(sorted(there))}.")
+            raise InputError(
+                f"weights: {name!r} is not measured per {unit} here: choose among {', '.join(sorted(there))}."
+            )
         if not (weight >= 0 and math.isfinite(weight)):
             raise InputError(f"weights: {name}={weight} must be 0 or more.")
     total = sum(weights.values())
@@ -125,7 +127,7 @@ def make_plan(
     facts = calibration.facts.model
     return Plan(
         model=facts,
-        calibration=str(calibration.path or ""),
+        calibration=str(calibration.path.absolute()) if calibration.path else "",
         unit=unit,
         threshold=threshold,
         weights=weights,
@@ -155,4 +157,6 @@ def load(path: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "plan"
-        raise InputError(f"plan {str(path)!r} is not valid: {field}: {first['msg']}. Make it again with `slim plan`.") from error
+        raise InputError(
+            f"plan {str(path)!r} is not valid: {field}: {first['msg']}. Make it again with `slim plan`."
+        ) from error

@@ -58,7 +58,7 @@ class Probe:
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Probe":
-        self._implementation = self.model.config._attn_implementation
+        self._implementation = self.model.config._attn_implementation or "sdpa"
         self.model.set_attn_implementation(NAME)
         self._token = _open.set(self)
         for index, layer in enumerate(decoder_layers(self.model, self.architecture)):
@@ -86,9 +86,7 @@ class Probe:
             if self.valid is None:
                 raise RuntimeError("Probe.valid must be set before a forward that is observed")
             visible = self._half["visible"]
-            view = LayerView(
-                layer=index, delta=output[0], valid=self.valid & (visible > 0), **self._half
-            )
+            view = LayerView(layer=index, delta=output[0], valid=self.valid & (visible > 0), **self._half)
             self._half = {}
             for observer in self.observers:
                 observer.update(view)

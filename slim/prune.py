@@ -21,7 +21,9 @@ def prune(plan: Plan, output: Path | None = None, progress: Progress = silent) -
     Raises InputError when the plan was made for another model than the one its source now names, or when `output`
     cannot be written.
     """
-    output = output or workspace.fresh_path("checkpoint", f"{plan.model.source.rsplit(':')[-1]}-{plan.unit}s")
+    output = output or workspace.fresh_path(
+        "checkpoint", f"{Path(plan.model.source.removeprefix('bundled:')).stem}-{plan.unit}s"
+    )
     workspace.check_output(output, plan.after.bytes)
     progress(0, 3, "Loading the original")
     loaded = models.load(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)

@@ -25,7 +25,7 @@ class ModelFacts(Record):
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
     head_dim: int = Field(ge=1)
-    dtype: str
+    dtype: str = Field(description="number format of the stored weights")
     itemsize: int = Field(ge=1, description="bytes of one number")
     shapes: dict[str, tuple[int, ...]] = Field(description="every stored tensor once, tied weights counted once")
 
@@ -138,7 +138,9 @@ class Plan(Record):
         for layer, heads in enumerate(self.keep):
             if list(heads) != sorted(set(heads)) or any(not 0 <= h < model.heads for h in heads):
                 raise ValueError(f"keep[{layer}]={list(heads)}: heads must be ascending and in 0..{model.heads - 1}")
-            per_group = {group: sum(h // model.group == group for h in heads) for group in {h // model.group for h in heads}}
+            per_group = {
+                group: sum(h // model.group == group for h in heads) for group in {h // model.group for h in heads}
+            }
             if len(set(per_group.values())) > 1:
                 raise ValueError(f"keep[{layer}]={list(heads)}: every KV group that stays must keep equally many heads")
         return self

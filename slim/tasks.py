@@ -63,7 +63,7 @@ TEMPLATES: tuple[Template, ...] = (
     Template("choices", ("query", "choices", "gold"), _choices, lambda row: str(row["choices"][int(row["gold"])])),
     Template("instructions", ("prompt", "response"), lambda row: row["prompt"], lambda row: row["response"]),
     Template("instructions", ("instruction", "output"), lambda row: row["instruction"], lambda row: row["output"]),
-    Template("text", ("text",), lambda row: "", lambda row: row["text"]),
+    Template("text", ("text",), lambda _: "", lambda row: row["text"]),
 )
 """The first template whose columns a dataset has is used."""
 
@@ -169,14 +169,17 @@ def _records(source: str, config: str | None, split: str | None) -> tuple[Sequen
         return _read(FORMATS[path.suffix], path, source), "train"
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or path.suffix in FORMATS:
         raise InputError(
-            f"dataset {source!r} was not found: name bundled:briefs, bundled:triage, a {', '.join(FORMATS)} file or a Hub id."
+            f"dataset {source!r} was not found: name bundled:briefs, bundled:triage, a {', '.join(FORMATS)} file "
+            "or a Hub id."
         )
     return _read_hub(source, config, split or "train"), split or "train"
 
 
 def _read(builder: str, path: Path, source: str) -> Sequence[dict[str, Any]]:
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetGenerationError
+
+    disable_progress_bars()
 
     cache = str(workspace.subfolder("datasets"))
     try:
@@ -223,7 +226,7 @@ def text_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Token ids of each example, cut at `max_length`. Rows of fewer than two tokens predict nothing and are left out."""
+    """Token ids of each example, cut at `max_length`. Rows shorter than two tokens predict nothing and are left out."""
     rows, truncated = [], 0
     for example in examples:
         templated = bool(example.prompt and tokenizer.chat_template)
@@ -232,7 +235,9 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
         rows.append(torch.tensor(ids[:max_length], dtype=torch.long))  # type: ignore[index]
     rows = tuple(row for row in rows if len(row) > 1)
     if not rows:
-        raise InputError("dataset: every chosen row is shorter than two tokens, so nothing is predicted: choose other rows.")
+        raise InputError(
+            "dataset: every chosen row is shorter than two tokens, so nothing is predicted: choose other rows."
+        )
     return Encoded(rows, truncated)
 
 

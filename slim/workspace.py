@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from slim.errors import InputError, SlimError
 
 Kind = Literal["calibration", "plan", "checkpoint"]
@@ -79,7 +81,7 @@ def new_folder(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
         if output.is_dir():
             output.rmdir()
         partial.rename(output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _as_slim_error(error, output) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,10 +101,13 @@ def write_file(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _as_slim_error(error: OSError, path: Path) -> SlimError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SlimError(f"no space left while writing {str(path)!r}: nothing was kept of it; free some space and run again.")
-    return SlimError(f"{str(path)!r} could not be written: {error.strerror or error}.")
+def _as_slim_error(error: OSError | SafetensorError, path: Path) -> SlimError:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    if full:
+        return SlimError(
+            f"no space left while writing {str(path)!r}: nothing was kept of it; free some space and run again."
+        )
+    return SlimError(f"{str(path)!r} could not be written: {getattr(error, 'strerror', None) or error}.")
 
 
 def remember(path: Path, kind: Kind) -> None:

@@ -11,6 +11,8 @@ from slim.records import Record
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "done"]
 UNFINISHED = ("queued", "running", "cancelling")
+STEADY = 0.04
+"""Share of the work after which its pace is a fair guess for the rest."""
 
 
 class Job(Record):
@@ -22,6 +24,7 @@ class Job(Record):
     state: State = "queued"
     created: float
     started: float | None = None
+    paced: float | None = Field(default=None, description="when the stage at hand began, for the time to go")
     ended: float | None = None
     pid: int | None = None
     pid_started: float | None = Field(default=None, description="tells a worker from a later process with its number")
@@ -41,10 +44,10 @@ class Job(Record):
         return min(1.0, self.done / self.total) if self.total > 0 else 0.0
 
     def remaining(self, now: float) -> float | None:
-        """Seconds to go; None before the pace is known."""
-        if self.started is None:
+        """Seconds to go; None while too little is done to know the pace."""
+        if self.paced is None or self.fraction < STEADY:
             return None
-        return remaining_seconds(now - self.started, self.done, self.total)
+        return remaining_seconds(now - self.paced, self.done, self.total)
 
 
 class JobStore:
@@ -81,5 +84,5 @@ class JobStore:
 
     def all(self) -> list[Job]:
         """Every job, newest first."""
-        found = [self.get(key) for key in self._cache]
+        found = [self.get(str(key)) for key in self._cache]
         return sorted((job for job in found if job), key=lambda job: job.created, reverse=True)

@@ -65,14 +65,16 @@ def _work(store: JobStore, job_id: str) -> str:
     job = store.get(job_id)
     if job is None:
         raise SlimError(f"job {job_id!r} is not in the workspace.")
-    said = 0.0
+    said, stage, paced = 0.0, 0.0, time.time()
 
     def progress(done: float, total: float, message: str) -> None:
-        nonlocal said
+        nonlocal said, stage, paced
         now = time.monotonic()
+        if total != stage:
+            stage, paced = total, time.time()
         if now - said >= SAY_EVERY:
             said = now
-            store.update(job_id, only_if=("running",), done=done, total=total, message=message)
+            store.update(job_id, only_if=("running",), done=done, total=total, message=message, paced=paced)
 
     lock = FileLock(store.folder / "device.lock")
     while not lock.is_locked:

@@ -19,7 +19,10 @@ Scores = dict[Level, NDArray[np.float64]]
 class Meter(Protocol):
     """Watches the forwards of a calibration and gives the figures at the end."""
 
-    positions: int
+    @property
+    def positions(self) -> int:
+        """Token positions the figures are means over."""
+        ...
 
     def update(self, view: LayerView) -> None: ...
 

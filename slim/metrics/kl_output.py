@@ -20,7 +20,7 @@ CRITERION = Criterion(
     unit="nats/token",
     high_is_prunable=False,
     levels=("head", "group", "block"),
-    method="KL(full ‖ without it): heads and groups by the loss sketch of every other row, blocks measured; low = removable",
+    method="KL(full ‖ without it), heads and groups by the sketch of every other row, blocks measured; low = removable",
     meter=None,
 )
 
@@ -70,9 +70,7 @@ def block_costs(loaded: Loaded, batch: Batch) -> Iterator[tuple[int, float]]:
     inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs().items()}
     predicted = batch.predicted.to(model.device)
     reached: list[Tensor] = []
-    handles = [
-        layer.register_forward_pre_hook(partial(_keep, reached), with_kwargs=True) for layer in layers
-    ]
+    handles = [layer.register_forward_pre_hook(partial(_keep, reached), with_kwargs=True) for layer in layers]
     try:
         full = model(**inputs, use_cache=False).logits[:, :-1][predicted]
     finally:
