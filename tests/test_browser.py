@@ -1,0 +1,250 @@
+"""The real app in a real browser, from the first page to two answers side by side. Pictures go to artifacts/."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from tests.browser_setup import playwright_browser, system_browser
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).parent.parent
+PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
+PAGES = {
+    "": "Make a language model smaller, knowing the cost first",
+    "calibrate": "Calibrate",
+    "explore": "Explore",
+    "prune": "Prune",
+    "compare": "Compare",
+}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = system_browser() or playwright_browser()
+    if path is None:
+        pytest.skip("no browser can be had here")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty workspace that shares the unpacked bundled model."""
+    folder = tmp_path_factory.mktemp("browser")
+    (shared_workspace / "models").mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(shared_workspace / "models")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(workspace: Path) -> Iterator[str]:
+    """The address of the dashboard, served from the repository."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port)]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "SLIM_HOME": str(workspace)}, start_new_session=True
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            with urlopen(f"{address}/_stcore/health", timeout=1):
+                break
+        except (URLError, OSError):
+            assert server.poll() is None, "the app ended while it was starting"
+            time.sleep(0.5)
+    yield address
+    os.killpg(server.pid, 15)
+    server.wait(20)
+
+
+class Visitor:
+    """A person at a page who counts their clicks and whose browser notes where it connects to."""
+
+    def __init__(self, browser: Browser, address: str, scheme: str = "light", width: int = 1440) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.address, self.clicks, self.hosts = address, 0, set[str]()
+        self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname or ""))
+
+    def open(self, name: str = "") -> None:
+        self.page.goto(f"{self.address}/{name}")
+        expect(self.page.get_by_role("heading", level=1, name=PAGES[name])).to_be_visible(timeout=60_000)
+
+    def click(self, target: Locator) -> None:
+        self.clicks += 1
+        target.click()
+
+    def settle(self) -> None:
+        """Waits until no script runs and no chart is missing."""
+        expect(self.page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=60_000)
+        expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=60_000)
+        self.page.wait_for_timeout(600)
+
+    def picture(self, name: str) -> None:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        size = self.page.viewport_size or {"width": 1440, "height": 1000}
+        height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+        self.page.set_viewport_size({"width": size["width"], "height": min(max(size["height"], height), 4000)})
+        self.page.wait_for_timeout(500)
+        self.page.screenshot(path=PICTURES / f"{name}.png")
+        self.page.set_viewport_size(size)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
+    person = Visitor(browser, app)
+    yield person
+    person.context.close()
+
+
+def test_a_direct_link_to_a_fresh_server(visitor: Visitor) -> None:
+    """The very first visitor may follow a link to an inner page: it stands in the frame, with every page in reach."""
+    visitor.open("prune")
+    visitor.settle()
+    for title in ("Home", "Calibrate", "Explore", "Prune", "Compare"):
+        expect(visitor.page.get_by_role("link", name=title, exact=True)).to_be_visible()
+    expect(visitor.page.get_by_text("There is no calibration yet.")).to_be_visible()
+    assert visitor.hosts <= {"127.0.0.1", ""}
+
+
+def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace: Path) -> None:
+    """Calibrate, see the maps, drag the threshold, prune, compare: six clicks at most."""
+    page, began = visitor.page, time.monotonic()
+    visitor.open()
+    visitor.picture("1-home")
+    visitor.click(page.get_by_role("button", name="Calibrate the bundled model"))
+
+    bar = page.get_by_test_id("stProgress")
+    expect(bar).to_contain_text(re.compile(r"Watching every head|Sketching the loss"), timeout=180_000)
+    expect(bar).to_contain_text(re.compile(r"about \d+ (s|min) left"), timeout=60_000)
+    visitor.picture("2-calibrating")
+    page.reload()
+    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(r"\d+%"), timeout=30_000)
+
+    expect(page.get_by_text("Done:")).to_be_visible(timeout=600_000)
+    for title in ("KL of the output", "Attention entropy", "Write variance", "Composite score"):
+        expect(page.locator(".js-plotly-plot", has_text=title)).to_be_visible(timeout=30_000)
+    visitor.settle()
+    visitor.picture("3-maps")
+
+    visitor.click(page.get_by_role("button", name="Choose what to prune"))
+    weight = page.get_by_test_id("stMetric").filter(has_text="Parameters")
+    expect(weight).to_contain_text(" M", timeout=30_000)
+    visitor.settle()
+    before = weight.inner_text()
+    drag_slider(visitor, "Threshold", -0.05)
+    expect(page.get_by_test_id("stSlider").filter(has_text="Threshold")).to_contain_text(re.compile(r"0\.7\d"))
+    expect(weight).not_to_have_text(before, use_inner_text=True, timeout=15_000)
+    expect(page.get_by_test_id("stMetric").filter(has_text="Forecast loss")).to_contain_text("nats")
+    visitor.settle()
+    visitor.picture("4-threshold")
+
+    visitor.click(page.get_by_role("button", name="Prune", exact=True))
+    expect(page.get_by_text("Saved:")).to_be_visible(timeout=120_000)
+    visitor.picture("5-pruned")
+    visitor.click(page.get_by_role("button", name="Compare its answers"))
+    visitor.click(page.get_by_role("button", name="Answer with both"))
+    expect(page.get_by_text(re.compile(r"\d+ tokens · [\d.]+ tokens/s"))).to_have_count(2, timeout=120_000)
+    expect(page.get_by_role("button", name="Answer with both")).to_be_enabled()
+    visitor.settle()
+    visitor.picture("6-side-by-side")
+    answers = [element.inner_text().strip() for element in page.get_by_test_id("stText").all()]
+    assert len(answers) == 2
+    assert all(len(answer) > 20 for answer in answers)
+
+    assert visitor.clicks <= 6
+    print(f"\nfirst page to side by side: {visitor.clicks} clicks, {time.monotonic() - began:.0f} s")
+    assert len(list((workspace / "checkpoints").glob("*/model.safetensors"))) == 1
+
+
+def drag_slider(visitor: Visitor, label: str, share: float) -> None:
+    """Drags a slider's thumb by a share of its track with the mouse held down."""
+    page = visitor.page
+    slider = page.get_by_test_id("stSlider").filter(has_text=label)
+    thumb = slider.get_by_role("slider")
+    thumb.scroll_into_view_if_needed()
+    track, grip = slider.bounding_box(), thumb.bounding_box()
+    assert track
+    assert grip
+    x, y = grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2
+    visitor.clicks += 1
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for step in range(1, 9):
+        page.mouse.move(x + share * track["width"] * step / 8, y)
+        page.wait_for_timeout(30)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 900])
+def test_every_page_is_whole(browser: Browser, app: str, scheme: str, width: int) -> None:
+    """No error, nothing wider than the window, no connection to another host; a picture of each to look at."""
+    visitor = Visitor(browser, app, scheme, width)
+    for name in PAGES:
+        visitor.open(name)
+        visitor.settle()
+        assert visitor.page.get_by_test_id("stException").count() == 0
+        overflow = visitor.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 0, f"page {name!r} is {overflow} pixels too wide"
+        visitor.picture(f"{name or 'home'}-{scheme}-{width}")
+    assert visitor.hosts <= {"127.0.0.1", ""}
+    visitor.context.close()
+
+
+def test_bad_input_is_one_sentence(visitor: Visitor) -> None:
+    """An unknown dataset is named at once, an unknown model when its job fails; nothing that was typed is lost."""
+    page = visitor.page
+    visitor.open("calibrate")
+    choose(visitor, "Task data", "nowhere.csv")
+    alert = page.get_by_test_id("stAlert")
+    expect(alert).to_contain_text("'nowhere.csv' was not found", timeout=30_000)
+    choose(visitor, "Task data", "bundled:triage")
+    choose(visitor, "Model", "no-such-model")
+    page.get_by_role("button", name="Calibrate", exact=True).click()
+    expect(page.get_by_test_id("stAlert")).to_contain_text("'no-such-model' was not found", timeout=60_000)
+    expect(select_box(visitor, "Model")).to_have_value("no-such-model")
+    expect(select_box(visitor, "Task data")).to_have_value("bundled:triage")
+    assert page.get_by_test_id("stException").count() == 0
+    visitor.picture("bad-input")
+
+
+def test_cancel_ends_the_job(visitor: Visitor, workspace: Path) -> None:
+    """Cancelling leaves the page ready for the next start and no half-written run."""
+    page = visitor.page
+    visitor.open("calibrate")
+    page.get_by_role("button", name="Calibrate", exact=True).click()
+    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(r"\d+%"), timeout=60_000)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("button", name="Calibrate", exact=True)).to_be_enabled()
+    assert not list((workspace / "calibrations").glob(".*partial*"))
+
+
+def select_box(visitor: Visitor, label: str) -> Locator:
+    return visitor.page.get_by_test_id("stSelectbox").filter(has_text=label).get_by_role("combobox")
+
+
+def choose(visitor: Visitor, label: str, text: str) -> None:
+    """Types an entry of its own into a select box."""
+    box = select_box(visitor, label)
+    box.click()
+    box.fill(text)
+    box.press("Enter")
+    visitor.settle()
