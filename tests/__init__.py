@@ -1,0 +1,10 @@
+"""Tests. No model or dataset is ever fetched: everything is built here, bundled, or refused."""
+
+import os
+from pathlib import Path
+
+TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or Path(__file__).parent.parent / "cache" / "tests").absolute()
+"""What is kept between runs: the unpacked bundled model and an environment without slim."""
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_MODULES_CACHE", str(TEST_CACHE / "modules"))

@@ -1,0 +1,41 @@
+"""What every test shares: a workspace of its own, pico models, and one that persists for the real model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from slim.models import Loaded
+from tests import TEST_CACHE
+from tests.pico import make_pico
+
+
+@pytest.fixture(autouse=True)
+def own_workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """SLIM_HOME of a unit test; tests of the real model use `shared_workspace`.
+
+    Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
+    """
+    if request.node.get_closest_marker("integration") or request.node.get_closest_marker("browser"):
+        torch.set_num_threads(2)
+        return None
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("SLIM_HOME", str(tmp_path / "workspace"))
+    return tmp_path / "workspace"
+
+
+@pytest.fixture(scope="session")
+def shared_workspace() -> Iterator[Path]:
+    """A workspace that persists between runs, so that the bundled model is unpacked once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIM_HOME", str(TEST_CACHE / "workspace"))
+        torch.set_num_threads(2)
+        yield TEST_CACHE / "workspace"
+
+
+@pytest.fixture(scope="session")
+def pico() -> Callable[..., Loaded]:
+    """Builds a pico model: `pico("llama", kv_heads=6, attention_bias=True)`."""
+    return make_pico

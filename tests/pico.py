@@ -1,0 +1,101 @@
+"""Tiny models of every supported family with random weights large enough to matter, and a real tokenizer each."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from slim.models import Loaded, facts_of, load
+from slim.plan import everything
+from slim.project import project
+from slim.records import Keep, ModelFacts, Plan, Unit
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+BYTES = 264
+"""Special tokens, 256 bytes, and a few ids that no text uses."""
+
+
+def pico_tokenizer(vocab: int = BYTES) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer, or one of whole words `w0 w1 …` where the vocabulary is smaller than that."""
+    if vocab >= 256 + len(SPECIAL):
+        pieces = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        tokenizer = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        pieces = [*SPECIAL, *(f"w{index}" for index in range(vocab - len(SPECIAL)))]
+        tokenizer = Tokenizer(WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<eos>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def make_pico(
+    model_type: str = "llama",
+    *,
+    heads: int = 6,
+    kv_heads: int = 2,
+    layers: int = 4,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **extra: Any,
+) -> Loaded:
+    """A model of `model_type` built from its config, every weight random, as `slim.models.load` would give it."""
+    settings = {
+        "vocab_size": BYTES,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "head_dim": 8,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 1024,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = AutoConfig.for_model(model_type, **(settings | extra))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name else 0.0
+            parameter.copy_(centre + 0.25 * torch.randn(parameter.shape, generator=generator))
+    model.tie_weights()
+    model.to(dtype).eval().requires_grad_(False)
+    return Loaded(
+        model, pico_tokenizer(config.vocab_size), facts_of(model, f"pico-{model_type}", f"{model_type}-{seed}")
+    )
+
+
+def save_pico(loaded: Loaded, folder: Path) -> Loaded:
+    """The same model after a trip through a folder and the real `slim.models.load`."""
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return load(str(folder), device="cpu", dtype=loaded.facts.dtype)
+
+
+def plan_of(facts: ModelFacts, keep: Keep, unit: Unit = "head") -> Plan:
+    """A plan that keeps exactly `keep`."""
+    return Plan(
+        model=facts,
+        calibration="",
+        unit=unit,
+        threshold=0.5,
+        weights={"kl_output": 1.0},
+        keep=keep,
+        before=project(facts, everything(facts)),
+        after=project(facts, keep),
+    )
+
+
+def random_rows(lengths: tuple[int, ...], vocab: int = BYTES, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Rows of ordinary token ids with the given lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(len(SPECIAL), min(vocab, 256), (length,), generator=generator) for length in lengths)

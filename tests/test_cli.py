@@ -1,0 +1,219 @@
+"""The command line: the pipeline works, prints for people and programs, and refuses bad input in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from slim import calibrate, cli
+from slim.errors import InputError
+from slim.models import Loaded, load
+from slim.plan import load as load_plan
+from tests.pico import make_pico, save_pico
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+SMALL = ("--samples", "4", "--max-length", "48", "--device", "cpu")
+
+
+def by_process(*arguments: object, **environment: str) -> Result:
+    """The command as a person runs it."""
+    command = [sys.executable, "-m", "slim.cli", *map(str, arguments)]
+    env = {**os.environ, "COLUMNS": "200", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The same entry point within this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["slim", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capfd.readouterr()
+        return Result(code, str(said.out), str(said.err))
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama's folder."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    save_pico(make_pico("llama"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibration(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration of it, made by the command in a process of its own."""
+    place = tmp_path_factory.mktemp("calibrated")
+    folder = place / "calibration"
+    command = ("calibrate", "--model", model, "--dataset", "bundled:triage", *SMALL, "--output", folder)
+    done = by_process(*command, SLIM_HOME=str(place / "home"))
+    assert done.code == 0, done.err
+    assert "kl_output" in done.out
+    assert "4 rows" in done.out
+    assert f"Calibration: {folder}" in done.out
+    return folder
+
+
+def test_the_pipeline_prints_for_people(calibration: Path, run: Run, tmp_path: Path) -> None:
+    """calibrate, plan and prune, each naming what it wrote."""
+    plan_file, output = tmp_path / "plan.json", tmp_path / "pruned"
+    planned = run("plan", calibration, "--threshold", "0.7", "--output", plan_file)
+    assert planned.code == 0, planned.err
+    made = load_plan(plan_file)
+    assert f"{made.removed_heads} heads go" in planned.out
+    assert f"{made.before.parameters:,}" in planned.out
+    assert f"{made.after.parameters:,}" in planned.out
+    assert "nats/token" in planned.out
+    assert f"Plan: {plan_file}" in planned.out
+    pruned = run("prune", plan_file, "--output", output)
+    assert pruned.code == 0, pruned.err
+    assert f"{made.after.parameters:,} parameters" in pruned.out
+    assert f"Checkpoint: {output}" in pruned.out
+    loaded: Loaded = load(str(output), device="cpu")
+    assert sum(parameter.numel() for parameter in loaded.model.parameters()) == made.after.parameters
+
+
+def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: Path) -> None:
+    """Standard output is one JSON value; without --output all lies in the workspace."""
+    command = ("calibrate", "--model", model, "--dataset", "bundled:briefs", *SMALL, "--kl", "none", "--json")
+    calibrated = json.loads(run(*command).out)
+    assert calibrated["dataset"]["rows"] == calibrated["settings"]["samples"] == 4
+    assert calibrated["model"]["heads"] == 6
+    assert "kl_output" not in calibrated["metrics"]
+    path = Path(calibrated["path"])
+    assert path.is_relative_to(own_workspace)
+    assert calibrate.load(path).facts.settings.kl == "none"
+    weights = "variance=1,entropy_norm=0.5"
+    planned = json.loads(run("plan", path, "--threshold", "0.8", "--weights", weights, "--json").out)
+    assert planned["weights"] == {"variance": 1.0, "entropy_norm": 0.5}
+    assert planned["forecast"] is None
+    assert Path(planned["path"]).is_relative_to(own_workspace)
+    pruned = json.loads(run("prune", planned["path"], "--json").out)
+    assert pruned["parameters"] == planned["after"]["parameters"]
+    files = Path(pruned["path"]).glob("*.safetensors")
+    assert pruned["bytes_on_disk"] == sum(file.stat().st_size for file in files)
+
+
+def test_blocks_are_planned(calibration: Path, run: Run, tmp_path: Path) -> None:
+    """Whole ones by what is measured per block."""
+    done = run("plan", calibration, "--unit", "block", "--threshold", "1", "--output", tmp_path / "p.json", "--json")
+    planned = json.loads(done.out)
+    assert [len(heads) for heads in planned["keep"]].count(0) == 1
+    assert load_plan(tmp_path / "p.json").unit == "block"
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit code 2, and what ends standard error is one line that names the value."""
+    assert result.code == 2, result
+    assert result.err.endswith("\n")
+    lines = result.err.splitlines()
+    assert [line.startswith("slim: ") for line in lines].count(True) == 1, result.err
+    assert lines[-1].startswith("slim: ")
+    assert "Traceback" not in result.out + result.err
+    assert result.out == ""
+    for word in words:
+        assert word in lines[-1]
+
+
+Refusal = tuple[tuple[str, ...], tuple[str, ...]]
+REFUSALS: dict[str, Refusal] = {
+    "unknown model": (("calibrate", "--model", "nowhere/nothing"), ("'nowhere/nothing'",)),
+    "unknown bundled": (("calibrate", "--model", "bundled:giant"), ("'bundled:giant'", "bundled:smollm2-135m")),
+    "no model folder": (("calibrate", "--model", "{tmp}"), ("{tmp}", "config.json")),
+    "unsupported family": (("calibrate", "--model", "{bert}"), ("'bert'", "llama")),
+    "no samples": (("calibrate", "--model", "{model}", "--samples", "0"), ("samples=0",)),
+    "short rows": (("calibrate", "--model", "{model}", "--max-length", "1"), ("max_length=1",)),
+    "unknown dataset": (("calibrate", "--model", "{model}", "--dataset", "bundled:poems"), ("'bundled:poems'",)),
+    "unknown split": (("calibrate", "--model", "{model}", "--split", "dev"), ("'dev'",)),
+    "no columns": (("calibrate", "--model", "{model}", "--dataset", "{foo}"), ("foo.jsonl", "['foo']")),
+    "not empty": (("calibrate", "--model", "{model}", "--output", "{tmp}"), ("{tmp}", "not empty")),
+    "no device": (("calibrate", "--model", "{model}", "--device", "quantum"), ("'quantum'",)),
+    "no calibration": (("plan", "{tmp}"), ("{tmp}", "slim calibrate")),
+    "everything": (("plan", "{calibration}", "--threshold", "0"), ("threshold=0",)),
+    "no threshold": (("plan", "{calibration}", "--threshold", "nan"), ("threshold=nan",)),
+    "negative threshold": (("plan", "{calibration}", "--threshold", "-1"), ("threshold=-1",)),
+    "unknown metric": (("plan", "{calibration}", "--weights", "magic=1"), ("'magic'",)),
+    "no number": (("plan", "{calibration}", "--weights", "entropy"), ("'entropy'", "metric=number")),
+    "plan into folder": (("plan", "{calibration}", "--output", "{tmp}"), ("{tmp}",)),
+    "no plan": (("prune", "{tmp}/missing.json"), ("missing.json",)),
+    "bad plan": (("prune", "{foo}"), ("foo.jsonl", "not valid")),
+    "usage": (("plan", "{calibration}", "--threshold", "much"), ("--threshold", "number")),
+    "unknown option": (("plan", "{calibration}", "--colour", "red"), ("--colour",)),
+    "unknown command": (("paint",), ("paint",)),
+    "nothing to plan": (("plan",), ("calibration",)),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSALS.values(), ids=REFUSALS)
+def test_bad_input_is_refused_in_one_line(
+    run: Run, model: Path, calibration: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """Every value a person can get wrong."""
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (tmp_path / "foo.jsonl").write_text('{"foo": 1}\n')
+    names: dict[str, Any] = {"tmp": tmp_path, "bert": bert, "model": model, "calibration": calibration}
+    names["foo"] = tmp_path / "foo.jsonl"
+    result = run(*(argument.format(**names) for argument in arguments))
+    refused(result, *(word.format(**names) for word in words))
+
+
+def test_a_pruned_folder_is_not_overwritten(run: Run, calibration: Path, tmp_path: Path) -> None:
+    """Neither by another run of the same command."""
+    plan_file = tmp_path / "plan.json"
+    assert run("plan", calibration, "--output", plan_file).code == 0
+    assert run("prune", plan_file, "--output", tmp_path / "pruned").code == 0
+    refused(run("prune", plan_file, "--output", tmp_path / "pruned"), str(tmp_path / "pruned"), "not empty")
+
+
+def test_a_workspace_that_cannot_be_written_is_named(model: Path, tmp_path: Path) -> None:
+    """SLIM_HOME below a regular file, in a process of its own."""
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "home"
+    refused(by_process("calibrate", "--model", model, *SMALL, SLIM_HOME=str(home)), str(home), "SLIM_HOME")
+
+
+def test_help_and_bare_slim_explain(run: Run) -> None:
+    """Every verb is listed; asking for help is no error."""
+    for arguments in (("--help",), ()):
+        told = run(*arguments)
+        assert all(verb in told.out + told.err for verb in ("calibrate", "plan", "prune", "app"))
+    assert run("--help").code == 0
+    assert "--threshold" in run("plan", "--help").out
+
+
+@pytest.mark.parametrize("text", ["", "=1", "kl_output", "kl_output=", "kl_output=a", "kl_output=1,,entropy=1"])
+def test_weights_that_cannot_be_read(text: str) -> None:
+    """Each pair is a name and a number."""
+    with pytest.raises(InputError, match="metric=number"):
+        cli.parse_weights(text)
+
+
+def test_weights_are_read() -> None:
+    """Blanks around names and numbers are allowed."""
+    assert cli.parse_weights("kl_output=1, entropy_norm = 0.5") == {"kl_output": 1.0, "entropy_norm": 0.5}

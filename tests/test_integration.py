@@ -1,0 +1,197 @@
+"""The real bundled model from calibration to a checkpoint that loads elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from slim import bundled, models
+from slim.calibrate import Calibration, calibrate
+from slim.checkpoint import is_stock
+from slim.plan import make_plan
+from slim.probe import Probe
+from slim.prune import gates_of, prune
+from slim.records import Plan, Settings
+from slim.tasks import choose, encode, load_task
+from tests import TEST_CACHE
+from tests.pico import plan_of
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parent.parent
+PROMPT = "The capital of France is"
+
+FRESH = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from slim import models
+torch.set_num_threads(2)
+folder, given, taken = sys.argv[1:]
+loaded = models.load(folder, device="cpu")
+with torch.no_grad():
+    logits = loaded.model(load_file(given)["ids"], use_cache=False).logits
+save_file({"logits": logits}, taken)
+"""
+
+PLAIN = """
+import importlib.util, json, sys, torch
+assert importlib.util.find_spec("slim") is None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(2)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)
+ids = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2], return_tensors="pt")
+said = [model.generate(**ids, do_sample=False, max_new_tokens=12, use_cache=cached)[0] for cached in (True, False)]
+print(json.dumps({"class": type(model).__name__, "said": [ids.tolist() for ids in said]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def calibration(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    """Of the bundled model on two of the briefs."""
+    settings = Settings(samples=2, draws=1, max_length=96, device="cpu")
+    return calibrate(settings=settings, output=tmp_path_factory.mktemp("real") / "calibration")
+
+
+@pytest.fixture(scope="module")
+def plan(calibration: Calibration) -> Plan:
+    """What the default threshold removes, and the first attention block with it."""
+    made = make_plan(calibration, 0.8)
+    return plan_of(made.model, ((), *made.keep[1:]))
+
+
+@pytest.fixture(scope="module")
+def pruned(plan: Plan, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint's folder."""
+    return prune(plan, tmp_path_factory.mktemp("real") / "pruned")
+
+
+def real_ids(length: int = 96) -> Tensor:
+    """Tokens of a brief that was not calibrated on.  # (1, T)"""
+    tokenizer = models.load(device="cpu").tokenizer
+    return encode(choose(load_task("bundled:briefs", split="test"), 1, 0), tokenizer, length).rows[0][None]
+
+
+def test_the_bundled_model_is_unpacked_once(shared_workspace: Path) -> None:
+    """A later call finds the folder and writes nothing."""
+    folder = bundled.bundled_model()
+    assert folder.is_relative_to(shared_workspace)
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= before.keys()
+    loaded = models.load(device="cpu")
+    assert {file.name: file.stat().st_mtime_ns for file in bundled.bundled_model().iterdir()} == before
+    facts = loaded.facts
+    assert (facts.model_type, facts.layers, facts.heads, facts.kv_heads) == ("llama", 30, 9, 3)
+    assert loaded.tokenizer.chat_template
+    assert loaded.model.generation_config is not None
+    assert loaded.model.generation_config.eos_token_id is not None
+
+
+def test_the_bundled_model_knows_its_language(shared_workspace: Path) -> None:
+    """Its weights are the real ones: it goes on as a language model would."""
+    loaded = models.load(device="cpu")
+    ids = loaded.tokenizer(PROMPT, return_tensors="pt")
+    said = loaded.model.generate(**ids, do_sample=False, max_new_tokens=3)  # type: ignore[operator]
+    assert "Paris" in str(loaded.tokenizer.decode(said[0]))
+
+
+def test_the_calibration_is_of_the_real_model(calibration: Calibration) -> None:
+    """Every metric at every head, all of them finite, and sequences of the chosen rows."""
+    assert set(calibration.metrics) == {
+        "entropy",
+        "entropy_norm",
+        "kl_uniform",
+        "kl_output",
+        "variance",
+        "block_influence",
+    }
+    for name, scores in calibration.metrics.items():
+        for level, values in scores.items():
+            assert (values >= 0).all(), (name, level)
+            assert len(set(values.ravel().tolist())) == values.size, (name, level)
+    assert calibration.metrics["kl_output"]["head"].shape == (30, 9)
+    assert calibration.sketch is not None
+    assert calibration.sketch.scores.shape == (2, 270)
+    assert calibration.facts.dataset.tokens == 192
+
+
+def test_the_planned_checkpoint_has_the_planned_size(plan: Plan, pruned: Path) -> None:
+    """Weights in the file, each once: the embedding is tied."""
+    made = sum(tensor.numel() for tensor in load_file(pruned / "model.safetensors").values())
+    assert made == plan.after.parameters < plan.before.parameters == 134_515_008
+    assert not is_stock(plan)
+    assert plan.removed_heads > 9
+
+
+def test_a_fresh_process_gives_the_same_logits(pruned: Path, tmp_path: Path) -> None:
+    """Bit for bit."""
+    ids = real_ids()
+    here = models.load(str(pruned), device="cpu")
+    with torch.no_grad():
+        expected = here.model(ids, use_cache=False).logits
+    from safetensors.torch import save_file
+
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("ids", "logits")]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(pruned), *files], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
+
+
+def test_pruned_is_gated_on_real_text(plan: Plan, pruned: Path) -> None:
+    """The original with its heads gated and its first block passed by, in float64."""
+    ids = real_ids()
+    smaller = models.load(str(pruned), device="cpu", dtype="float64")
+    original = models.load(device="cpu", dtype="float64")
+    with torch.no_grad():
+        found = smaller.model(ids, use_cache=False).logits
+        with Probe(original.model, original.architecture) as probe:
+            probe.gates, probe.removed = gates_of(plan.keep, original, 1), frozenset(plan.removed_blocks)
+            expected = original.model(ids, use_cache=False).logits
+        whole = original.model(ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert (whole - expected).abs().max() > 1
+
+
+@pytest.fixture(scope="session")
+def plain_python() -> Path:
+    """An environment with torch and transformers and without slim, made once and kept."""
+    folder = TEST_CACHE / "venv-plain"
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not (folder / "complete").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        constraints = ROOT / "constraints.txt"
+        limits = ["-c", str(constraints)] if constraints.is_file() else []
+        command = [str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", "transformers==5.24.0", *limits]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "complete").touch()
+    return python
+
+
+def test_it_loads_where_slim_is_not_installed(pruned: Path, plain_python: Path, tmp_path: Path) -> None:
+    """With transformers alone, and says the same with a cache, without one, and here."""
+    done = subprocess.run(
+        [str(plain_python), "-I", "-c", PLAIN, str(pruned), PROMPT],
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["class"] == "SlimLlamaForCausalLM"
+    cached, uncached = answer["said"]
+    assert cached == uncached
+    here = models.load(str(pruned), device="cpu")
+    ids = here.tokenizer(PROMPT, return_tensors="pt")
+    said = here.model.generate(**ids, do_sample=False, max_new_tokens=12)  # type: ignore[operator]
+    assert said[0].tolist() == cached

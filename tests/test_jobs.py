@@ -1,0 +1,192 @@
+"""Jobs in real worker processes: done, failed, cancelled, killed, and one after another."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from slim import calibrate, jobs, plan
+from slim.jobs import Job
+from slim.jobs.control import log_of
+from slim.jobs.store import JobStore
+from slim.models import load
+from slim.plan import make_plan
+from slim.progress import remaining_seconds
+from tests.pico import make_pico, save_pico
+
+PATIENCE = 120.0
+"""Seconds after which a test gives up; nothing is asserted about time."""
+SMALL = {"samples": 4, "max_length": 48, "device": "cpu"}
+STAND_INS = ("other", "lost", "fresh", "alive")
+"""Records without a worker of their own: one carries this process's number."""
+ENDLESS = {"samples": 234, "draws": 2000, "batch_size": 1, "max_length": 320, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A llama's folder."""
+    folder = tmp_path_factory.mktemp("jobs") / "model"
+    save_pico(make_pico("llama"), folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_test(own_workspace: Path) -> Iterator[None]:
+    """A job goes on without whoever started it, so a test that fails in the middle must stop its own."""
+    yield
+    for job in jobs.jobs():
+        if job.id not in STAND_INS:
+            jobs.cancel(job.id)
+
+
+def wait_for(job: Job, ready: Callable[[Job], Any]) -> Job:
+    """The job once it is `ready`."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found = jobs.state_of(job.id)
+        assert found is not None
+        if ready(found):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{jobs.state_of(job.id)}\n{log_of(job.id)}")
+
+
+def ended(job: Job) -> bool:
+    """Whether it came to an end of any kind."""
+    return not job.unfinished
+
+
+def started(model: str, settings: dict[str, Any], dataset: str = "bundled:triage", **more: str) -> Job:
+    """A calibration in a worker of its own."""
+    return jobs.start("calibrate", model=model, dataset=dataset, settings=settings, **more)
+
+
+def gone(pid: int | None) -> bool:
+    """Whether no such process runs any more."""
+    assert pid is not None
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def leftovers(workspace: Path) -> list[Path]:
+    """Partial folders and files anywhere below the workspace, and calibrations."""
+    return [*workspace.rglob("*.partial-*"), *workspace.glob("calibrations/*")]
+
+
+def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspace: Path) -> None:
+    """A calibration, one that starts only when the first has written its record, then the pruning of what it found."""
+    first = started(model, {**SMALL, "samples": 60, "draws": 8})
+    assert first.state == "queued"
+    wait_for(first, lambda job: job.state == "running")
+    second = started(model, SMALL, "bundled:poems")
+    seen: list[Job] = []
+
+    def watch(job: Job) -> bool:
+        seen.append(job)
+        return ended(job)
+
+    done = wait_for(first, watch)
+    assert done.state == "done", log_of(first.id)
+    assert done.result is not None
+    assert done.fraction == 1
+    fractions = [job.fraction for job in seen if job.state == "running"]
+    assert fractions == sorted(fractions)
+    assert any(0 < fraction < 1 for fraction in fractions)
+    assert {job.message for job in seen} >= {"Sketching the loss", "Done"}
+    calibration = calibrate.load(Path(done.result))
+    assert calibration.facts.settings.samples == 60
+    assert Path(done.result).is_relative_to(own_workspace)
+
+    failed = wait_for(second, ended)
+    assert failed.state == "failed"
+    assert failed.error == "dataset 'bundled:poems' is not bundled: choose bundled:briefs or bundled:triage."
+    assert failed.result is None
+    assert failed.started is not None
+    assert (Path(done.result) / "record.json").stat().st_mtime <= failed.started
+
+    plan_file = plan.save(make_plan(calibration, 0.7), own_workspace / "plan.json")
+    pruned = wait_for(jobs.start("prune", plan=str(plan_file)), ended)
+    assert pruned.state == "done", log_of(pruned.id)
+    assert pruned.result is not None
+    loaded = load(pruned.result, device="cpu")
+    kept = sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert kept == plan.load(plan_file).after.parameters
+
+    assert [job.id for job in jobs.jobs()] == [pruned.id, second.id, first.id]
+    assert [job.id for job in jobs.jobs("prune")] == [pruned.id]
+    assert jobs.cancel(first.id) == done
+    jobs.forget(first.id)
+    assert jobs.state_of(first.id) is None
+    assert jobs.cancel(first.id) is None
+
+
+def test_cancelling_ends_the_worker_and_leaves_nothing(model: str, own_workspace: Path) -> None:
+    """Whether it runs or waits for its turn; the process is gone when cancel returns, or just after its kill."""
+    running = wait_for(started(model, ENDLESS), lambda job: job.state == "running" and job.done > 0)
+    waiting = wait_for(started(model, SMALL), lambda job: job.message == "Waiting for the job before it")
+    assert waiting.state == "queued"
+    for job in (waiting, running):
+        jobs.forget(job.id)
+        cancelled = jobs.cancel(job.id)
+        assert cancelled is not None
+        assert cancelled.state == "cancelled"
+        assert cancelled.error is None
+        wait_for(job, lambda found: gone(found.pid))
+        after = jobs.state_of(job.id)
+        assert after is not None
+        assert after.state == "cancelled"
+        assert after.result is None
+    assert leftovers(own_workspace) == []
+
+
+def test_a_killed_worker_is_a_failed_job_and_frees_the_device(model: str, own_workspace: Path) -> None:
+    """The reason is told, nothing is left, and the next job runs."""
+    killed = wait_for(started(model, ENDLESS), lambda job: job.state == "running" and job.done > 0)
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    after = wait_for(killed, ended)
+    assert after.state == "failed"
+    assert after.error is not None
+    assert "worker process ended" in after.error
+    assert after.ended is not None
+    assert leftovers(own_workspace) == []
+    following = wait_for(started(model, {**SMALL, "kl": "none"}), ended)
+    assert following.state == "done", log_of(following.id)
+
+
+def test_a_job_whose_number_another_process_has_now_is_not_running(own_workspace: Path) -> None:
+    """The worker is told by its start too; and a job that never got a process fails in time."""
+    common = {"kind": "calibrate", "arguments": {}, "state": "running"}
+    with JobStore() as store:
+        store.put(Job(id="other", created=time.time(), pid=os.getpid(), pid_started=1.0, **common))
+        store.put(Job(id="lost", created=time.time() - 60, **common))
+        store.put(Job(id="fresh", created=time.time(), **common))
+        own = psutil.Process().create_time()
+        store.put(Job(id="alive", created=time.time(), pid=os.getpid(), pid_started=own, **common))
+    states = {job.id: job.state for job in jobs.jobs()}
+    assert states == {"other": "failed", "lost": "failed", "fresh": "running", "alive": "running"}
+
+
+def test_a_finished_job_is_not_written_again(own_workspace: Path) -> None:
+    """A late word of the worker changes nothing."""
+    with JobStore() as store:
+        store.put(Job(id="a", kind="calibrate", arguments={}, created=0, state="cancelled"))
+        after = store.update("a", state="done", result="somewhere")
+    assert after is not None
+    assert (after.state, after.result) == ("cancelled", None)
+
+
+@pytest.mark.parametrize(("done", "total", "fraction", "rest"), [(0, 4, 0, None), (1, 4, 0.25, 30), (5, 4, 1, 0)])
+def test_progress_tells_the_share_and_the_rest(done: float, total: float, fraction: float, rest: float | None) -> None:
+    """At the pace so far, ten seconds after the start; unknown before anything is done."""
+    job = Job(id="a", kind="calibrate", arguments={}, created=0, done=done, total=total)
+    assert job.fraction == fraction
+    assert remaining_seconds(10, done, total) == rest
+    assert job.remaining(110) is None

@@ -1,0 +1,267 @@
+"""Surgery: what is left computes exactly what the original computes with the same heads gated and blocks passed by."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from slim.checkpoint import MODELING_FILE, PLAN_FILE
+from slim.models import Loaded, load
+from slim.plan import everything
+from slim.plan import load as load_plan
+from slim.probe import Probe
+from slim.prune import gates_of, prune
+from slim.records import Keep, Plan
+from tests import reference
+from tests.pico import plan_of, random_rows, save_pico
+
+GROUPED: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+FREE: Keep = ((), (0, 2, 5), (4,), (0, 1, 2, 3, 4))
+CASES = {
+    "llama": ("llama", 2, {}, GROUPED),
+    "llama-mha": ("llama", 6, {}, FREE),
+    "llama-bias": ("llama", 2, {"attention_bias": True}, GROUPED),
+    "llama-tied": ("llama", 2, {"tie_word_embeddings": True}, GROUPED),
+    "mistral": ("mistral", 2, {"sliding_window": 5}, GROUPED),
+    "mistral-mha": ("mistral", 6, {}, FREE),
+    "qwen2": ("qwen2", 2, {}, GROUPED),
+    "qwen2-mha": ("qwen2", 6, {}, FREE),
+    "qwen3": ("qwen3", 2, {}, GROUPED),
+    "qwen3-mha": ("qwen3", 6, {}, FREE),
+}
+IDS = torch.stack(random_rows((14, 14)))
+
+
+class Pruned:
+    """An original, a plan with layer 0 removed, and the checkpoint it gives, each loaded from its folder."""
+
+    def __init__(self, original: Loaded, keep: Keep, folder: Path) -> None:
+        self.original, self.folder = original, folder
+        self.plan = plan_of(original.facts, keep)
+        prune(self.plan, folder)
+        self.loaded = load(str(folder), device="cpu", dtype="float64")
+
+    @contextmanager
+    def gated_original(self) -> Iterator[None]:
+        """The original with the plan's heads at gate 0 and its blocks passed by, seen from outside the surgery."""
+        model, facts = self.original.model, self.original.facts
+        gates = gates_of(self.plan.keep, self.original, 1)
+        with Probe(model, self.original.architecture) as probe:
+            probe.gates = gates.expand(1, facts.layers, facts.heads)
+            with reference.without_blocks(model, self.plan.removed_blocks):
+                yield
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
+def case(
+    request: pytest.FixtureRequest, pico: Callable[..., Loaded], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pruned]:
+    """One pruned model of every family, with and without grouped heads."""
+    family, kv_heads, extra, keep = request.param
+    place = tmp_path_factory.mktemp("prune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIM_HOME", str(place / "workspace"))
+        original = save_pico(pico(family, kv_heads=kv_heads, **extra), place / "original")
+        yield Pruned(original, keep, place / "pruned")
+
+
+@torch.no_grad()
+def logits(loaded: Loaded, ids: Tensor = IDS) -> Tensor:
+    """A plain forward without a cache."""
+    return loaded.model(ids, use_cache=False).logits
+
+
+def test_pruned_is_gated(case: Pruned) -> None:
+    """Heads and whole blocks together, layer 0 among them; the plan changes the logits a lot."""
+    with case.gated_original():
+        expected = logits(case.original)
+    torch.testing.assert_close(logits(case.loaded), expected, rtol=0, atol=1e-6)
+    assert (expected - logits(case.original)).abs().max() > 0.1
+
+
+def test_heads_gated_by_hand_agree(case: Pruned) -> None:
+    """The same with the gates on the output projection's input, without Slim's probe."""
+    facts = case.original.facts
+    gates = torch.tensor([[float(head in kept) for head in range(facts.heads)] for kept in case.plan.keep])
+    with (
+        reference.gated(case.original.model, gates, facts.head_dim),
+        reference.without_blocks(case.original.model, case.plan.removed_blocks),
+    ):
+        torch.testing.assert_close(logits(case.original), logits(case.loaded), rtol=0, atol=1e-6)
+
+
+def test_sizes_are_the_projected_ones(case: Pruned) -> None:
+    """Parameters in memory and on disk, the file but for its header, and the KV cache of a real forward."""
+    after, file = case.plan.after, case.folder / "model.safetensors"
+    stored = load_file(file)
+    assert sum(tensor.numel() for tensor in stored.values()) == after.parameters
+    assert sum(parameter.numel() for parameter in case.loaded.model.parameters()) == after.parameters
+    assert after.parameters < case.plan.before.parameters
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header == after.bytes
+    assert not any(name.startswith(("model.layers.0.self_attn", "model.layers.0.input_layernorm")) for name in stored)
+    cache = DynamicCache()
+    case.loaded.model(IDS[:, :4], cache=cache, use_cache=True)
+    layers: list[Any] = cache.layers
+    kept = [layer for layer in layers if layer.keys is not None]
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept)
+    assert held == after.kv_bytes_per_token * 4 * len(IDS)
+    assert len(kept) == 3
+
+
+def test_the_folder_loads_with_its_own_class(case: Pruned) -> None:
+    """transformers with trust_remote_code gives the same logits; without it the shapes do not fit."""
+    remote = AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=True, dtype=torch.float64).eval()
+    assert type(remote).__module__.startswith("transformers_modules")
+    with torch.no_grad():
+        assert torch.equal(remote(IDS, use_cache=False).logits, logits(case.loaded))
+    assert case.folder.joinpath(MODELING_FILE).is_file()
+    assert load_plan(case.folder / PLAN_FILE) == case.plan
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("given", ["nothing", "DynamicCache()", "DynamicCache(config)"])
+def test_a_forward_in_two_pieces_is_one(case: Pruned, given: str) -> None:
+    """With a cache and no position_ids, although layer 0 has no cache to read the length from."""
+    model = case.loaded.model
+    caches = {"DynamicCache()": DynamicCache, "DynamicCache(config)": lambda: DynamicCache(config=model.config)}
+    cache = caches[given]() if given in caches else None
+    with torch.no_grad():
+        first = model(IDS[:, :9], cache=cache, use_cache=True)
+        second = model(IDS[:, 9:], cache=first.cache, use_cache=True)
+    together = torch.cat([first.logits, second.logits], 1)
+    torch.testing.assert_close(together, logits(case.loaded), rtol=0, atol=1e-6)
+
+
+def left_padded() -> dict[str, Tensor]:
+    """Two rows of which the first has five positions of padding."""
+    mask = torch.ones_like(IDS)
+    mask[0, :5] = 0
+    return {"input_ids": IDS.masked_fill(mask == 0, 0), "attention_mask": mask}
+
+
+def test_a_left_padded_batch_agrees(case: Pruned) -> None:
+    """With the gated original, and with the short row alone."""
+    batch = left_padded()
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        found = case.loaded.model(**batch, position_ids=positions).logits
+        with case.gated_original():
+            expected = case.original.model(**batch, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[:1, 5:], logits(case.loaded, IDS[:1, 5:]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}],
+    ids=["greedy", "beams", "static", "uncached"],
+)
+def test_generating_is_that_of_the_gated_original(case: Pruned, options: dict[str, object]) -> None:
+    """Twelve tokens after a left-padded batch, whatever keeps the keys and values."""
+    batch = left_padded()
+    common = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
+    found = case.loaded.model.generate(**batch, **common, **options)  # type: ignore[operator]
+    beams = {"num_beams": options["num_beams"]} if "num_beams" in options else {}
+    with case.gated_original():
+        expected = case.original.model.generate(**batch, **common, **beams, use_cache=False)  # type: ignore[operator]
+    assert found.shape == (2, 26)
+    assert torch.equal(found, expected)
+
+
+def test_the_attention_kind_can_be_changed_later(case: Pruned) -> None:
+    """Layers of their own shape follow the model to eager attention and keep their causal mask."""
+    expected = logits(case.loaded)
+    case.loaded.model.set_attn_implementation("eager")
+    try:
+        torch.testing.assert_close(logits(case.loaded), expected, rtol=0, atol=1e-4)
+    finally:
+        case.loaded.model.set_attn_implementation("sdpa")
+
+
+def test_the_config_tells_the_shapes(case: Pruned) -> None:
+    """transformers' own key, the stock class by name, and the folder's class in auto_map."""
+    config = json.loads((case.folder / "config.json").read_text())
+    per_layer = config["per_layer_config"]
+    assert per_layer["0"] == {"skip": ["attention"]}
+    for layer, heads in enumerate(case.plan.keep[1:], start=1):
+        if len(heads) == case.original.facts.heads:
+            assert str(layer) not in per_layer
+        else:
+            assert per_layer[str(layer)]["num_attention_heads"] == len(heads)
+            groups = len({head // case.original.facts.group for head in heads})
+            assert per_layer[str(layer)].get("num_key_value_heads", config["num_key_value_heads"]) == groups
+    assert config["architectures"] == [type(case.original.model).__name__]
+    assert set(config["auto_map"]) == {"AutoModelForCausalLM"}
+    assert not any(os.path.islink(file) for file in case.folder.iterdir())
+
+
+def test_a_removed_block_takes_its_bias_along(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+    """Removing the block is not gating all of its heads where the output projection has a bias."""
+    original = save_pico(pico("llama", attention_bias=True), tmp_path / "original")
+    full = everything(original.facts)
+    case = Pruned(original, (full[0], (), *full[2:]), tmp_path / "pruned")
+    with case.gated_original():
+        torch.testing.assert_close(logits(case.loaded), logits(original), rtol=0, atol=1e-6)
+    gates = torch.ones(4, 6)
+    gates[1] = 0
+    with reference.gated(original.model, gates, original.facts.head_dim):
+        assert (logits(original) - logits(case.loaded)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("keep", [((0, 1, 2, 3, 4, 5),) * 4, ((0, 3), (2, 5), (1, 4), (0, 5)), ((3, 4, 5),) * 4])
+def test_a_uniform_plan_gives_a_stock_checkpoint(
+    pico: Callable[..., Loaded], tmp_path: Path, family: str, keep: Keep
+) -> None:
+    """No code in the folder, transformers' own class, and the gated original's logits; an empty plan bit for bit."""
+    original = save_pico(pico(family), tmp_path / "original")
+    case = Pruned(original, keep, tmp_path / "pruned")
+    assert not list(case.folder.glob("*.py"))
+    config = json.loads((case.folder / "config.json").read_text())
+    assert "auto_map" not in config
+    assert not config.get("per_layer_config")
+    stock = AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=False, dtype=torch.float64).eval()
+    assert type(stock) is type(original.model)
+    assert type(case.loaded.model) is type(original.model)
+    with torch.no_grad():
+        assert torch.equal(stock(IDS, use_cache=False).logits, logits(case.loaded))
+    if case.plan.removed_heads == 0:
+        assert torch.equal(logits(case.loaded), logits(original))
+        assert case.plan.after == case.plan.before
+    with case.gated_original():
+        torch.testing.assert_close(logits(case.loaded), logits(original), rtol=0, atol=1e-6)
+    stored = load_file(case.folder / "model.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) == case.plan.after.parameters
+
+
+def test_every_head_of_a_layer_lands_where_it_was(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+    """The weights that stay are the original's own rows and columns."""
+    original = save_pico(pico("qwen2"), tmp_path / "original")
+    plan: Plan = plan_of(original.facts, (everything(original.facts)[0], *GROUPED[1:]))
+    before = load_file(tmp_path / "original" / "model.safetensors")
+    after = load_file(prune(plan, tmp_path / "pruned") / "model.safetensors")
+    queries = [row for head in (0, 2, 3, 5) for row in range(head * 8, head * 8 + 8)]
+    for name, rows in (("q_proj.weight", queries), ("q_proj.bias", queries), ("k_proj.weight", list(range(16)))):
+        key = f"model.layers.1.self_attn.{name}"
+        assert torch.equal(after[key], before[key][rows])
+    key = "model.layers.1.self_attn.o_proj.weight"
+    assert torch.equal(after[key], before[key][:, queries])
+    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+        key = f"model.layers.2.self_attn.{name}"
+        assert torch.equal(after[key], before[key][8:])
+    changed = (
+        {key for key in before if not torch.equal(before[key], after[key])} if before.keys() == after.keys() else None
+    )
+    assert changed is not None
+    assert all(key.startswith(("model.layers.1.self_attn", "model.layers.2.self_attn")) for key in changed)
