@@ -3,19 +3,12 @@
 import pandas as pd
 import streamlit as st
 
-from pages.frame import PLOT, choose_run, facts_line, open_calibration, page_title, plain_errors, show_maps
+from pages.frame import PLOT, chosen_calibration, facts_line, page_title, show_maps
 from slim import charts, plan
 from slim.metrics import CRITERIA
 
 page_title("Explore")
-with plain_errors():
-    path = choose_run("calibration", "Calibration", "explore-calibration")
-if path is None:
-    st.info("There is no calibration yet.", icon=":material/info:")
-    st.page_link("pages/calibrate.py", label="Make the first one", icon=":material/speed:")
-    st.stop()
-
-calibration = open_calibration(path)
+_, calibration = chosen_calibration("explore-calibration")
 st.caption(facts_line(calibration))
 show_maps(calibration, "explore")
 

@@ -133,6 +133,17 @@ def open_calibration(path: Path) -> Calibration:
         return _calibration(str(path), record.stat().st_mtime_ns if record.exists() else 0)
 
 
+def chosen_calibration(key: str) -> tuple[Path, Calibration]:
+    """The calibration chosen on a page. Where there is none the page says so, leads to the first, and ends."""
+    with plain_errors():
+        path = choose_run("calibration", "Calibration", key)
+    if path is None:
+        st.info("There is no calibration yet.", icon=":material/info:")
+        st.page_link("pages/calibrate.py", label="Make the first one", icon=":material/speed:")
+        st.stop()
+    return path, open_calibration(path)
+
+
 def facts_line(calibration: Calibration) -> str:
     facts = calibration.facts
     return (

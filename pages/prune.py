@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from pages.frame import PLOT, choose_run, newest_job, next_step, open_calibration, page_title, plain_errors, show_job
+from pages.frame import PLOT, chosen_calibration, newest_job, next_step, page_title, plain_errors, show_job
 from slim import charts, jobs, plan, workspace
 from slim.calibrate import Calibration
 from slim.errors import InputError
@@ -72,13 +72,7 @@ def show_projection(made: Plan) -> None:
 
 
 page_title("Prune")
-with plain_errors():
-    path = choose_run("calibration", "Calibration", "prune-calibration")
-if path is None:
-    st.info("There is no calibration yet.", icon=":material/info:")
-    st.page_link("pages/calibrate.py", label="Make the first one", icon=":material/speed:")
-    st.stop()
-calibration = open_calibration(path)
+path, calibration = chosen_calibration("prune-calibration")
 
 left, right = st.columns([1, 2], vertical_alignment="bottom")
 by_block = left.segmented_control(
