@@ -77,9 +77,7 @@ def main() -> None:
     full = [logits_of(loaded, batch) for batch in batched]
     _, base = loss_and_perplexity(full, full, targets)
 
-    print(
-        f"\nCalibrated on {calibration.facts.dataset.rows} rows of briefs/train in {calibration.facts.seconds:.0f} s; "
-    )
+    print(f"\nCalibrated on {calibration.facts.dataset.rows} rows of briefs/train,")
     print(f"measured on {len(encoded.rows)} rows of briefs/validation ({encoded.tokens:,} tokens).")
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {platform.python_version()}.\n")
     print("| chosen by | heads removed | forecast KL [95%] | measured KL | measured / forecast | perplexity |")

@@ -1,5 +1,6 @@
 """What the pages share: watching a job, choosing a run, showing a calibration's maps."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,11 @@ from slim.workspace import Kind
 LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
 _framed = False
+
+# Streamlit collects garbage after every run of a page. Without this it would walk all of torch each time, every second
+# while a job is watched.
+gc.collect()
+gc.freeze()
 
 
 def navigation() -> st.Page:
@@ -89,7 +95,7 @@ def show_job(job: Job | None) -> None:
         st.info("Cancelled. Nothing was kept of it.", icon=":material/cancel:")
 
 
-@st.fragment(run_every=0.6)
+@st.fragment(run_every=1.0)
 def _watch(job_id: str) -> None:
     job = jobs.state_of(job_id)
     if job is None or not job.unfinished:

@@ -86,7 +86,7 @@ def measure(
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     batched = list(tasks.batches(encoded, settings.batch_size, padding_side))
     meters = {name: criterion.meter(loaded) for name, criterion in CRITERIA.items() if criterion.meter}
-    block_batches = batched_prefix(batched, BLOCK_ROWS) if settings.kl != "none" else []
+    block_batches = block_rows(encoded, settings.batch_size, padding_side) if settings.kl != "none" else []
     work = _Work(progress, _estimate(batched, block_batches, settings, loaded.facts.layers))
     positions = dict.fromkeys(CRITERIA, 0)
 
@@ -142,10 +142,12 @@ def measure(
     return Calibration(facts, metrics, sketch)
 
 
-def batched_prefix(batched: list[tasks.Batch], rows: int) -> list[tasks.Batch]:
-    """Whole batches, evenly spread over the lengths, that hold about `rows` rows."""
-    count = max(1, min(len(batched), rows // max(1, len(batched[0].rows))))
-    return [batched[index] for index in np.linspace(0, len(batched) - 1, count).round().astype(int)]
+def block_rows(encoded: tasks.Encoded, size: int, padding_side: str) -> list[tasks.Batch]:
+    """Batches of BLOCK_ROWS rows spread over the lengths, chosen before batching so that its size changes nothing."""
+    by_length = sorted(encoded.rows, key=len)
+    places = np.linspace(0, len(by_length) - 1, min(BLOCK_ROWS, len(by_length))).round().astype(int)
+    chosen = tasks.Encoded(tuple(by_length[place] for place in places), 0)
+    return list(tasks.batches(chosen, size, padding_side))
 
 
 def _sketch(loaded: Loaded, batched: list[tasks.Batch], settings: Settings, work: "_Work") -> LossSketch:

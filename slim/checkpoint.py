@@ -20,9 +20,13 @@ MODELING_FILE = "modeling_slim.py"
 
 
 def is_stock(plan: Plan) -> bool:
-    """Whether every layer keeps the same shape, so that transformers' own class loads the result."""
+    """Whether every layer keeps the same shape, and one that transformers' own class accepts.
+
+    Some families' configs refuse a number of heads that does not divide the model's width.
+    """
     shapes = {shape_of(heads, plan.model.group) for heads in plan.keep}
-    return len(shapes) == 1
+    width = next(shape[-1] for name, shape in plan.model.shapes.items() if "embed" in name)
+    return len(shapes) == 1 and width % len(plan.keep[0]) == 0
 
 
 def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
@@ -51,7 +55,8 @@ def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan) ->
     model_class = stock or pruned_class(config)
     with torch.device("meta"):
         model = model_class(config)
-    model.load_state_dict(state, strict=False, assign=True)
+    empty = {name: torch.empty(0, dtype=config.dtype) for name, p in model.named_parameters() if not p.numel()}
+    model.load_state_dict(state | empty, strict=False, assign=True)
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:

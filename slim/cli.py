@@ -218,7 +218,7 @@ def _progress_bar() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=err, transient=True) as bar:
+    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("Starting", total=None)
 
         def progress(done: float, total: float, message: str) -> None:
@@ -229,8 +229,10 @@ def _progress_bar() -> Iterator[Progress]:
 
 def main() -> None:
     """Entry point: turns the errors a user can meet into one line and an exit code."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging
 
+    hub_logging.set_verbosity_error()  # its retries are not the one line that a person gets
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:

@@ -19,6 +19,21 @@ class RemovedAttention(nn.Module):
         return torch.zeros_like(hidden_states), None
 
 
+class RemovedNorm(nn.Module):
+    """Stands where the norm of a removed attention block was.
+
+    Its empty weight makes a load without this class fail for its shape: the stock class would else put random attention
+    where there should be none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(0))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
 class PerLayerAttentionMixin(PreTrainedModel):
     """Rebuilds each layer's attention from `config.per_layer_config[i]`.
 
@@ -34,7 +49,7 @@ class PerLayerAttentionMixin(PreTrainedModel):
             layer_config = config.per_layer_config[index]
             if "attention" in getattr(layer_config, "skip", ()):
                 layer.self_attn = RemovedAttention()
-                layer.input_layernorm = nn.Identity()
+                layer.input_layernorm = RemovedNorm()
                 removed.add(index)
             elif self._shape(layer_config) != self._shape(config):
                 layer.self_attn = type(layer.self_attn)(layer_config, index)

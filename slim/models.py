@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -102,7 +103,7 @@ def load(
             place, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, attn_implementation="sdpa"
         )
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(_unreadable(source, place, error)) from error
     model.requires_grad_(False)
     model.eval().to(target)

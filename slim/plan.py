@@ -57,7 +57,7 @@ def legal_heads(scores: NDArray[np.float64], threshold: float, kv_heads: int) ->
     `scores` (H,) are prunabilities. Without constraints this sum is largest for exactly the heads below the threshold;
     legal sets keep equally many query heads in every KV group that stays, or nothing. For a given number of query
     heads per group the best heads of each group and the groups with a positive sum are the optimum, so trying every
-    number is exact. Ties keep the heads with the lower index, and the larger set.
+    number is exact. Ties keep the heads with the lower index, and as few per group as reach the sum.
     """
     gains = (threshold - scores).reshape(kv_heads, -1)  # (K, G)
     order = np.argsort(-gains, axis=1, kind="stable")
@@ -67,7 +67,7 @@ def legal_heads(scores: NDArray[np.float64], threshold: float, kv_heads: int) ->
         sums = np.take_along_axis(gains, kept, 1).sum(1)
         groups = [group for group in range(kv_heads) if sums[group] > 0]
         value = float(sums[groups].sum())
-        if groups and value >= best:
+        if groups and value > best:
             best = value
             chosen = tuple(group * gains.shape[1] + int(head) for group in groups for head in kept[group])
     return chosen
@@ -153,10 +153,17 @@ def load(path: Path) -> Plan:
     if not path.is_file():
         raise InputError(f"plan {str(path)!r} was not found: run `slim plan DIR --output {path}` first.")
     try:
-        return Plan.model_validate_json(path.read_bytes())
+        plan = Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "plan"
         raise InputError(
             f"plan {str(path)!r} is not valid: {field}: {first['msg']}. Make it again with `slim plan`."
         ) from error
+    for name, size, keep in (("before", plan.before, everything(plan.model)), ("after", plan.after, plan.keep)):
+        if size != project(plan.model, keep):
+            raise InputError(
+                f"plan {str(path)!r} is not valid: {name}: it is not the size of what `keep` keeps. "
+                "Make it again with `slim plan`."
+            )
+    return plan

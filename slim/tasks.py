@@ -37,6 +37,18 @@ def _choices(row: dict[str, Any]) -> str:
     return f"{row['query']}\n{listed}"
 
 
+def _chosen(row: dict[str, Any]) -> str:
+    try:
+        key = int(row["gold"])
+        if key != float(row["gold"]) or key < 0:
+            raise ValueError
+        return str(row["choices"][key])
+    except (ValueError, TypeError, IndexError):
+        raise InputError(
+            f"dataset: gold={row['gold']!r} is not the place of one of the choices {row['choices']}."
+        ) from None
+
+
 TEMPLATES: tuple[Template, ...] = (
     Template(
         "summarisation",
@@ -60,7 +72,7 @@ TEMPLATES: tuple[Template, ...] = (
         lambda row: row["highlights"],
     ),
     Template("questions", ("question", "answer"), lambda row: row["question"], lambda row: row["answer"]),
-    Template("choices", ("query", "choices", "gold"), _choices, lambda row: str(row["choices"][int(row["gold"])])),
+    Template("choices", ("query", "choices", "gold"), _choices, _chosen),
     Template("instructions", ("prompt", "response"), lambda row: row["prompt"], lambda row: row["response"]),
     Template("instructions", ("instruction", "output"), lambda row: row["instruction"], lambda row: row["output"]),
     Template("text", ("text",), lambda _: "", lambda row: row["text"]),
@@ -140,7 +152,7 @@ def load_task(source: str = "bundled:briefs", config: str | None = None, split: 
             "Rename its columns to one of them."
         )
     examples = tuple(
-        Example(template.prompt(row), str(template.answer(row)).strip())
+        Example(str(template.prompt(row)), str(template.answer(row)).strip())
         for row in records
         if all(row.get(column) is not None for column in template.columns)
     )

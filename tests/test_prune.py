@@ -107,7 +107,8 @@ def test_sizes_are_the_projected_ones(case: Pruned) -> None:
     assert after.parameters < case.plan.before.parameters
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     assert file.stat().st_size - header == after.bytes
-    assert not any(name.startswith(("model.layers.0.self_attn", "model.layers.0.input_layernorm")) for name in stored)
+    gone = ("model.layers.0.self_attn", "model.layers.0.input_layernorm")
+    assert sum(tensor.numel() for name, tensor in stored.items() if name.startswith(gone)) == 0
     cache = DynamicCache()
     case.loaded.model(IDS[:, :4], cache=cache, use_cache=True)
     layers: list[Any] = cache.layers
@@ -180,13 +181,14 @@ def test_generating_is_that_of_the_gated_original(case: Pruned, options: dict[st
 
 
 def test_the_attention_kind_can_be_changed_later(case: Pruned) -> None:
-    """Layers of their own shape follow the model to eager attention and keep their causal mask."""
+    """Layers of their own shape follow the model from eager attention to the fused one and keep their causal mask."""
+    options = {"trust_remote_code": True, "dtype": torch.float64, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(case.folder, **options).eval()
     expected = logits(case.loaded)
-    case.loaded.model.set_attn_implementation("eager")
-    try:
-        torch.testing.assert_close(logits(case.loaded), expected, rtol=0, atol=1e-4)
-    finally:
-        case.loaded.model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS, use_cache=False).logits, expected, rtol=0, atol=1e-5)
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(model(IDS, use_cache=False).logits, expected)
 
 
 def test_the_config_tells_the_shapes(case: Pruned) -> None:
@@ -265,3 +267,13 @@ def test_every_head_of_a_layer_lands_where_it_was(pico: Callable[..., Loaded], t
     )
     assert changed is not None
     assert all(key.startswith(("model.layers.1.self_attn", "model.layers.2.self_attn")) for key in changed)
+
+
+def test_the_stock_class_refuses_a_checkpoint_with_removed_blocks(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+    """It would fill the gap with random attention, so it must not load without the folder's own class."""
+    loaded = save_pico(pico("llama"), tmp_path / "model")
+    keep = ((), *everything(loaded.facts)[1:])
+    folder = prune(plan_of(loaded.facts, keep), tmp_path / "pruned")
+    assert AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) is not None
+    with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
+        AutoModelForCausalLM.from_pretrained(folder)

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from diskcache import Cache, JSONDisk
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from slim import workspace
 from slim.progress import remaining_seconds
@@ -65,7 +65,10 @@ class JobStore:
 
     def get(self, job_id: str) -> Job | None:
         value = self._cache.get(job_id)
-        return None if value is None else Job.model_validate(value)
+        try:
+            return None if value is None else Job.model_validate(value)
+        except ValidationError:  # written by another version
+            return None
 
     def put(self, job: Job) -> Job:
         self._cache.set(job.id, job.model_dump(mode="json"))

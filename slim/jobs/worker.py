@@ -45,23 +45,32 @@ def run(job_id: str) -> int:
     signal.signal(signal.SIGTERM, _stop)
     with JobStore() as store:
         try:
-            result = _work(store, job_id)
+            _work(store, job_id)
         except Cancelled:
             store.update(job_id, state="cancelled", ended=time.time(), message="Cancelled")
             return Cancelled.exit_code
         except SlimError as error:
+            if _was_cancelled(store, job_id):
+                return Cancelled.exit_code
             store.update(job_id, state="failed", ended=time.time(), error=str(error), message="Failed")
             return error.exit_code
         except Exception as error:
+            if _was_cancelled(store, job_id):
+                return Cancelled.exit_code
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
             store.update(job_id, state="failed", ended=time.time(), error=reason, message="Failed")
             return 1
-        store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
         return 0
 
 
-def _work(store: JobStore, job_id: str) -> str:
+def _was_cancelled(store: JobStore, job_id: str) -> bool:
+    """Whether an error is a library's word for the cancellation that reached it."""
+    job = store.update(job_id, only_if=("cancelling",), state="cancelled", ended=time.time(), message="Cancelled")
+    return job is not None and job.state == "cancelled"
+
+
+def _work(store: JobStore, job_id: str) -> None:
     job = store.get(job_id)
     if job is None:
         raise SlimError(f"job {job_id!r} is not in the workspace.")
@@ -84,7 +93,8 @@ def _work(store: JobStore, job_id: str) -> str:
             store.update(job_id, only_if=("queued",), message="Waiting for the job before it")
     with lock:
         store.update(job_id, only_if=("queued",), state="running", started=time.time(), message="Starting")
-        return KINDS[job.kind](dict(job.arguments), progress)
+        result = KINDS[job.kind](dict(job.arguments), progress)
+        store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
 
 
 if __name__ == "__main__":
