@@ -55,7 +55,7 @@ def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan) ->
     model_class = stock or pruned_class(config)
     with torch.device("meta"):
         model = model_class(config)
-    empty = {name: torch.empty(0, dtype=config.dtype) for name, p in model.named_parameters() if not p.numel()}
+    empty = {name: torch.empty(0, dtype=p.dtype) for name, p in model.named_parameters() if not p.numel()}
     model.load_state_dict(state | empty, strict=False, assign=True)
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]

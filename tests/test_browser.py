@@ -182,7 +182,8 @@ def drag_slider(visitor: Visitor, label: str, share: float) -> None:
     track, grip = slider.bounding_box(), thumb.bounding_box()
     assert track
     assert grip
-    x, y = grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2
+    # The hidden input is wider than the round thumb at its left end.
+    x, y = grip["x"] + grip["height"] / 2, grip["y"] + grip["height"] / 2
     visitor.clicks += 1
     page.mouse.move(x, y)
     page.mouse.down()
