@@ -110,7 +110,8 @@ def model_card(plan: Plan) -> str:
     how = (
         "This is a stock checkpoint: any runtime for the family loads it."
         if stock
-        else f"Its layers differ, so the folder carries `{MODELING_FILE}`, a small class on top of transformers' own."
+        else f"Its layers differ, so the folder carries `{MODELING_FILE}`, a small class on top of transformers' own;\n"
+        "without `trust_remote_code=True` the stock class refuses it."
     )
     return f"""---
 base_model: {plan.model.source}
