@@ -1,9 +1,6 @@
 """Calibrate: choose a model and a task, start the job, watch it, see the maps."""
 
-from pathlib import Path
-
 import streamlit as st
-from pydantic import ValidationError
 
 from pages.frame import (
     facts_line,
@@ -12,12 +9,12 @@ from pages.frame import (
     open_calibration,
     page_title,
     plain_errors,
-    sentence,
+    result_of,
     show_job,
     show_maps,
 )
 from slim import bundled, jobs, tasks
-from slim.records import Settings
+from slim.calibrate import checked_settings
 
 
 @st.cache_data(max_entries=8, show_spinner="Reading the dataset")
@@ -81,20 +78,15 @@ with st.expander("What the model will read"):
 
 if st.button("Calibrate", type="primary", icon=":material/play_arrow:", disabled=busy):
     with plain_errors():
-        try:
-            settings = Settings(samples=samples, max_length=length, batch_size=batch, seed=seed)
-        except ValidationError as error:
-            st.error(sentence(str(error)))
-            st.stop()
+        settings = checked_settings(samples=samples, max_length=length, batch_size=batch, seed=seed)
         jobs.start(
             "calibrate", model=model, dataset=dataset, config=config, split=split, settings=settings.model_dump()
         )
     st.rerun()
 
 show_job(job)
-if job is not None and job.state == "done" and job.result and Path(job.result).exists():
-    calibration = open_calibration(Path(job.result))
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.success(f"Done: {facts_line(calibration)}.", icon=":material/check_circle:")
+if (folder := result_of(job)) is not None:
+    calibration = open_calibration(folder)
+    st.success(f"Done: {facts_line(calibration)}.", icon=":material/check_circle:")
     next_step("Choose what to prune", "pages/prune.py", ":material/content_cut:")
     show_maps(calibration, "calibrated")

@@ -42,12 +42,7 @@ def pace(answer: Answer) -> str:
 
 
 page_title("Compare")
-with plain_errors():
-    path = choose_run("checkpoint", "Pruned model", "compare-checkpoint")
-if path is None:
-    st.info("There is no pruned model yet.", icon=":material/info:")
-    st.page_link("pages/prune.py", label="Make the first one", icon=":material/content_cut:")
-    st.stop()
+path = choose_run("checkpoint", "Pruned model", "compare-checkpoint", "pages/prune.py")
 with plain_errors():
     recipe = plan.load(path / PLAN_FILE)
 

@@ -117,11 +117,22 @@ def next_step(label: str, page: str, icon: str) -> None:
         st.switch_page(page)
 
 
-def choose_run(kind: Kind, label: str, key: str) -> Path | None:
-    """A select box over the workspace's runs, the newest first; None where there are none."""
-    found = workspace.runs(kind)
-    if not found:
+def result_of(job: Job | None) -> Path | None:
+    """What a finished job made, while it is still there."""
+    if job is None or job.state != "done" or job.result is None:
         return None
+    path = Path(job.result)
+    return path if path.exists() else None
+
+
+def choose_run(kind: Kind, label: str, key: str, maker: str) -> Path:
+    """A select box over the workspace's runs, the newest first. Without any, the page leads to `maker` and ends."""
+    with plain_errors():
+        found = workspace.runs(kind)
+    if not found:
+        st.info(f"There is no {label.lower()} yet.", icon=":material/info:")
+        st.page_link(maker, label="Make the first one", icon=":material/arrow_forward:")
+        st.stop()
     if st.session_state.get(key) not in found:
         st.session_state.pop(key, None)
     return st.selectbox(label, found, format_func=lambda path: path.stem if path.suffix else path.name, key=key)
@@ -140,13 +151,8 @@ def open_calibration(path: Path) -> Calibration:
 
 
 def chosen_calibration(key: str) -> tuple[Path, Calibration]:
-    """The calibration chosen on a page. Where there is none the page says so, leads to the first, and ends."""
-    with plain_errors():
-        path = choose_run("calibration", "Calibration", key)
-    if path is None:
-        st.info("There is no calibration yet.", icon=":material/info:")
-        st.page_link("pages/calibrate.py", label="Make the first one", icon=":material/speed:")
-        st.stop()
+    """The calibration chosen on a page."""
+    path = choose_run("calibration", "Calibration", key, "pages/calibrate.py")
     return path, open_calibration(path)
 
 
@@ -164,11 +170,8 @@ def show_maps(calibration: Calibration, key: str) -> None:
     score = plan.composite(calibration, plan.default_weights(calibration), "head")
     figures = [
         charts.heatmap(heads[name], CRITERIA[name].title, CRITERIA[name].unit, log=name in LOG_SCALED)
-        for name in ("kl_output", "entropy", "kl_uniform", "variance")
-        if name in heads
-    ][:4]
-    if "kl_output" in heads:
-        figures = [figures[0], figures[1], figures[3]]
+        for name in ("kl_output" if "kl_output" in heads else "kl_uniform", "entropy", "variance")
+    ]
     figures.append(charts.heatmap(score, "Composite score", "1 = first to go"))
     for start in range(0, len(figures), 2):
         for column, (index, figure) in zip(st.columns(2), enumerate(figures[start : start + 2], start), strict=False):

@@ -1,12 +1,11 @@
 """Prune: drag a threshold, see what it would give and cost, then remove the weights."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import streamlit as st
 
-from pages.frame import PLOT, chosen_calibration, newest_job, next_step, page_title, plain_errors, show_job
+from pages.frame import PLOT, chosen_calibration, newest_job, next_step, page_title, plain_errors, result_of, show_job
 from slim import charts, jobs, plan, workspace
 from slim.calibrate import Calibration
 from slim.errors import InputError
@@ -139,6 +138,6 @@ if st.button("Prune", type="primary", icon=":material/content_cut:", disabled=bu
         jobs.start("prune", plan=str(file))
     st.rerun()
 show_job(job)
-if job is not None and job.state == "done" and job.result and Path(job.result).exists():
-    st.success(f"Saved: {job.result}", icon=":material/check_circle:")
+if (folder := result_of(job)) is not None:
+    st.success(f"Saved: {folder}", icon=":material/check_circle:")
     next_step("Compare its answers with the original's", "pages/compare.py", ":material/compare:")

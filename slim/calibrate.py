@@ -3,11 +3,10 @@
 import json
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +69,20 @@ def calibrate(
     if loaded.model.config.is_heterogeneous:
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
     encoded = tasks.encode(tasks.choose(task, settings.samples, settings.seed), loaded.tokenizer, settings.max_length)
-    calibration = measure(loaded, encoded, task, settings, progress)
+    try:
+        calibration = measure(loaded, encoded, task, settings, progress)
+    except torch.OutOfMemoryError as error:
+        raise SlimError("the device ran out of memory: choose a smaller batch_size or max_length.") from error
     return save(calibration, output)
+
+
+def checked_settings(**values: Any) -> Settings:
+    """Settings from what a person gave. Raises InputError naming the first value that cannot be."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
 
 
 def measure(
@@ -90,15 +101,10 @@ def measure(
     work = _Work(progress, _estimate(batched, block_batches, settings, loaded.facts.layers))
     positions = dict.fromkeys(CRITERIA, 0)
 
-    with (
-        _reporting_bad_numbers(),
-        torch.no_grad(),
-        Probe(loaded.model, loaded.architecture, list(meters.values())) as probe,
-    ):
+    with torch.no_grad(), Probe(loaded.model, loaded.architecture, list(meters.values())) as probe:
         for batch in batched:
             probe.valid = batch.valid.to(loaded.model.device)
-            inputs = {name: tensor.to(loaded.model.device) for name, tensor in batch.inputs().items()}
-            logits = loaded.model(**inputs, use_cache=False).logits
+            logits = loaded.model(**batch.inputs(loaded.model.device), use_cache=False).logits
             if not bool(torch.isfinite(logits[probe.valid]).all()):
                 raise SlimError(
                     f"the model gives NaN or infinite logits on row {batch.rows[0]} or a neighbour: try dtype float32."
@@ -212,14 +218,6 @@ def _estimate(batched: list[tasks.Batch], block_batches: list[tasks.Batch], sett
         return 1.4 * tokens
     blocks = sum(_block_cost(layers, start) for start in range(layers)) * sum(b.ids.numel() for b in block_batches)
     return (1.4 + _sketch_cost(settings)) * tokens + blocks
-
-
-@contextmanager
-def _reporting_bad_numbers() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise SlimError("the device ran out of memory: choose a smaller batch_size or max_length.") from error
 
 
 def versions() -> dict[str, str]:

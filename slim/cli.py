@@ -15,7 +15,6 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -54,12 +53,10 @@ def calibrate(
 ) -> None:
     """Measure every head and block of a model on rows of a task."""
     from slim import calibrate as stage
-    from slim.records import Settings
 
-    with _input_from(ValidationError):
-        settings = Settings(
-            samples=samples, max_length=max_length, batch_size=batch_size, kl=kl, device=device, dtype=dtype, seed=seed
-        )
+    settings = stage.checked_settings(
+        samples=samples, max_length=max_length, batch_size=batch_size, kl=kl, device=device, dtype=dtype, seed=seed
+    )
     with _progress_bar() as progress:
         done = stage.calibrate(
             model, dataset, config=config, split=split, settings=settings, output=output, progress=progress
@@ -197,16 +194,6 @@ def _median(values: Any) -> float:
 
 def _print_json(value: dict[str, Any]) -> None:
     out.print_json(json.dumps(value))
-
-
-@contextmanager
-def _input_from(kind: type[ValidationError]) -> Iterator[None]:
-    try:
-        yield
-    except kind as error:
-        first = error.errors()[0]
-        option = ".".join(map(str, first["loc"]))
-        raise InputError(f"{option}={first['input']!r}: {first['msg']}.") from error
 
 
 @contextmanager

@@ -55,9 +55,9 @@ def pruned_shapes(architecture: Architecture, facts: ModelFacts, keep: Keep) -> 
         cut = cut_of(name, architecture, facts, keep)
         if cut == "none":
             continue
-        if isinstance(cut, Cut):
-            shape = (*shape[: cut.dim], len(cut.entries), *shape[cut.dim + 1 :])  # noqa: PLW2901
         shapes[name] = shape
+        if isinstance(cut, Cut):
+            shapes[name] = (*shape[: cut.dim], len(cut.entries), *shape[cut.dim + 1 :])
     return shapes
 
 

@@ -63,8 +63,7 @@ def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> tuple[NDA
     gates = torch.ones(len(batch.rows), facts.layers, facts.heads, device=device, requires_grad=True)
     with Probe(loaded.model, loaded.architecture) as probe, torch.enable_grad():
         probe.gates = gates
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs().items()}
-        logits = loaded.model(**inputs, use_cache=False).logits[:, :-1]  # (B, T-1, V)
+        logits = loaded.model(**batch.inputs(device), use_cache=False).logits[:, :-1]  # (B, T-1, V)
         root = logits.detach().float().softmax(-1).sqrt_()
         scores = []
         for draw in range(draws):

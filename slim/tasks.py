@@ -118,16 +118,17 @@ class Batch:
     valid: Tensor  # (B, T), false on padding
     padding_side: str
 
-    def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments for a model's forward.
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Keyword arguments for the forward of a model on `device`.
 
         Padding on the right lies in the future of every real token, so a causal model needs no mask for it and the
         attention kernel keeps its fast path.
         """
         if self.padding_side == "right":
-            return {"input_ids": self.ids}
-        positions = (self.valid.long().cumsum(-1) - 1).clamp_min(0)
-        return {"input_ids": self.ids, "attention_mask": self.valid.long(), "position_ids": positions}
+            return {"input_ids": self.ids.to(device)}
+        valid = self.valid.to(device).long()
+        positions = (valid.cumsum(-1) - 1).clamp_min(0)
+        return {"input_ids": self.ids.to(device), "attention_mask": valid, "position_ids": positions}
 
     @property
     def predicted(self) -> Tensor:

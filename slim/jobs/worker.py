@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from slim.errors import Cancelled, SlimError
 from slim.jobs.store import JobStore
 from slim.progress import Progress
-from slim.records import Settings
 
 SAY_EVERY = 0.3
 """Seconds between two writes of the progress."""
@@ -23,7 +22,7 @@ SAY_EVERY = 0.3
 def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import calibrate
 
-    settings = Settings.model_validate(arguments.pop("settings"))
+    settings = calibrate.checked_settings(**arguments.pop("settings"))
     return str(calibrate.calibrate(**arguments, settings=settings, progress=progress).path)
 
 
@@ -49,18 +48,15 @@ def run(job_id: str) -> int:
         except Cancelled:
             store.update(job_id, state="cancelled", ended=time.time(), message="Cancelled")
             return Cancelled.exit_code
-        except SlimError as error:
-            if _was_cancelled(store, job_id):
-                return Cancelled.exit_code
-            store.update(job_id, state="failed", ended=time.time(), error=str(error), message="Failed")
-            return error.exit_code
         except Exception as error:
             if _was_cancelled(store, job_id):
                 return Cancelled.exit_code
-            traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
+            known = isinstance(error, SlimError)
+            if not known:
+                traceback.print_exc()
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
             store.update(job_id, state="failed", ended=time.time(), error=reason, message="Failed")
-            return 1
+            return error.exit_code if isinstance(error, SlimError) else 1
         return 0
 
 

@@ -67,7 +67,7 @@ def block_costs(loaded: Loaded, batch: Batch) -> Iterator[tuple[int, float]]:
     A layer's input does not depend on what follows, so each ablation starts at its own layer.
     """
     model, layers = loaded.model, decoder_layers(loaded.model, loaded.architecture)
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs().items()}
+    inputs = batch.inputs(model.device)
     predicted = batch.predicted.to(model.device)
     reached: list[Tensor] = []
     handles = [layer.register_forward_pre_hook(partial(_keep, reached), with_kwargs=True) for layer in layers]
