@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from slim import probe
+from slim import attention, probe
+from slim.attention import attention_with_entropy
 from slim.models import Loaded
-from slim.probe import Probe, attention_with_entropy
+from slim.probe import Probe
 from slim.tasks import Batch
 from tests.pico import random_rows
 
@@ -48,8 +49,8 @@ def test_attention_with_entropy(kind: str, way: str, dtype: torch.dtype, monkeyp
     k, v = (torch.randn(batch, 2, length, 8, dtype=dtype) for _ in range(2))
     mask = masks(batch, length)[kind]
     if way == "chunks":
-        monkeypatch.setattr(probe, "CHUNK", 4)
-        monkeypatch.setattr(probe, "_fused_cpu", probe._in_chunks)
+        monkeypatch.setattr(attention, "CHUNK", 4)
+        monkeypatch.setattr(attention, "_fused_cpu", attention._in_chunks)
     out, entropy, visible = attention_with_entropy(q, k, v, mask, 0.3)
     boolean = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1) if mask is None else mask
     expected, expected_entropy = explicit(q, k, v, boolean, 0.3)
