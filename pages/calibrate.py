@@ -13,15 +13,13 @@ from pages.frame import (
     show_job,
     show_maps,
 )
-from slim import bundled, jobs, tasks
+from pages.task_data import Reading, choose_data, choose_source, open_task, show_counts, show_text
+from slim import bundled, jobs
 from slim.calibrate import checked_settings
+from slim.tasks import Positions
+from slim.tokenizer import at_hand
 
-
-@st.cache_data(max_entries=8, show_spinner="Reading the dataset")
-def first_rows(dataset: str, config: str | None, split: str | None) -> tuple[int, str, list[tuple[str, str]]]:
-    task = tasks.load_task(dataset, config, split)
-    return len(task.examples), task.kind, [(example.prompt, example.answer) for example in task.examples[:3]]
-
+POSITIONS: dict[Positions, str] = {"all": "Every token", "answer": "The answer only"}
 
 page_title("Calibrate")
 st.caption("Measures every attention head and block on rows of your task. Nothing in the model changes.")
@@ -39,15 +37,10 @@ model = left.selectbox(
     key="cal-model",
     persist_state="session",
 )
-dataset = right.selectbox(
-    "Task data",
-    [f"bundled:{name}" for name in tasks.BUNDLED],
-    accept_new_options=True,
-    help="bundled:briefs, bundled:triage, a .jsonl, .csv, .parquet or .txt file, or a Hub id.",
-    key="cal-data",
-    persist_state="session",
-)
-with st.expander("Settings"):
+source = choose_source(right, "cal-data")
+data = choose_data(source, "cal-data")
+
+with st.expander("Settings", icon=":material/tune:"):
     one, two, three, four = st.columns(4)
     samples = one.number_input(
         "Rows", 1, 10_000, 16, key="cal-samples", persist_state="session", help="More rows, surer figures, more time."
@@ -55,33 +48,31 @@ with st.expander("Settings"):
     length = two.number_input("Longest row, tokens", 2, 32_768, 320, key="cal-length", persist_state="session")
     batch = three.number_input("Rows per forward", 1, 256, 4, key="cal-batch", persist_state="session")
     seed = four.number_input("Seed", 0, 2**31 - 1, 0, key="cal-seed", persist_state="session")
-    config = (
-        one.text_input(
-            "Dataset configuration",
-            "",
-            key="cal-config",
-            persist_state="session",
-            help="For Hub datasets that have several.",
-        )
-        or None
+    positions = st.radio(
+        "Loss and KL count",
+        list(POSITIONS),
+        format_func=POSITIONS.__getitem__,
+        horizontal=True,
+        key="cal-positions",
+        persist_state="session",
+        help="What the model says is what a task is judged by; every token gives more to measure on.",
     )
-    split = two.text_input("Split", "train", key="cal-split", persist_state="session") or None
-with st.expander("What the model will read"):
-    with plain_errors():
-        count, kind, rows = first_rows(dataset, config, split)
-    st.caption(f"{count} rows, read as {kind}. The first ones:")
-    for prompt, answer in rows:
-        with st.container(border=True):
-            if prompt:
-                st.text(prompt)
-            st.text(f"→ {answer}")
+
+task = open_task(data)
+reading = Reading(model, samples, length, seed, positions)
+preview = st.expander("What the model will read", icon=":material/visibility:", key="cal-preview", on_change="rerun")
+if preview.open:
+    with preview:
+        show_text(task, reading)
+figures = st.container()  # filled last: a tokenizer takes a moment to read, and the button need not wait for it
 
 if st.button("Calibrate", type="primary", icon=":material/play_arrow:", disabled=busy):
     with plain_errors():
-        settings = checked_settings(samples=samples, max_length=length, batch_size=batch, seed=seed)
-        jobs.start(
-            "calibrate", model=model, dataset=dataset, config=config, split=split, settings=settings.model_dump()
+        settings = checked_settings(
+            samples=samples, max_length=length, batch_size=batch, seed=seed, positions=positions
         )
+        rest = {name: value for name, value in data.items() if name != "source"}
+        jobs.start("calibrate", model=model, dataset=data["source"], **rest, settings=settings.model_dump())
     st.rerun()
 
 show_job(job)
@@ -90,3 +81,7 @@ if (folder := result_of(job)) is not None:
     st.success(f"Done: {facts_line(calibration)}.", icon=":material/check_circle:")
     next_step("Choose what to prune", "pages/prune.py", ":material/content_cut:")
     show_maps(calibration, "calibrated")
+
+if not busy and (at_hand(model) or preview.open):
+    with figures:
+        show_counts(task, data, reading)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from slim import calibrate, charts, jobs, plan, workspace
-from slim.calibrate import Calibration
+from slim import calibration, charts, jobs, plan, workspace
+from slim.calibration import Calibration
 from slim.errors import SlimError
 from slim.jobs import Job
 from slim.metrics import CRITERIA
@@ -140,7 +140,7 @@ def choose_run(kind: Kind, label: str, key: str, maker: str) -> Path:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the calibration")
 def _calibration(path: str, written: int) -> Calibration:
-    return calibrate.load(Path(path))
+    return calibration.load(Path(path))
 
 
 def open_calibration(path: Path) -> Calibration:

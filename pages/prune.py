@@ -7,7 +7,7 @@ import streamlit as st
 
 from pages.frame import PLOT, chosen_calibration, newest_job, next_step, page_title, plain_errors, result_of, show_job
 from slim import charts, jobs, plan, workspace
-from slim.calibrate import Calibration
+from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.metrics import CRITERIA
 from slim.records import Plan, Unit
@@ -65,7 +65,7 @@ def show_projection(made: Plan) -> None:
         delta_color="off",
         delta_arrow="off",
         border=True,
-        help=f"KL to the original per token, 95% interval {f.low:.3f} to {f.high:.3f}, on {f.sequences} rows that did "
+        help=f"KL to the original: {f}, 95% interval, on {f.sequences} rows that did "
         "not choose the plan. The perplexity is that of text the original would write.",
     )
 

@@ -1,9 +1,8 @@
 """Calibration: model + task rows → every head's and block's figures and the loss sketch, saved as one record."""
 
-import json
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,68 +10,68 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
+from diskcache import Cache
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 import slim
-from slim import bundled, models, tasks, workspace
+from slim import bundled, models, results, tasks, workspace
+from slim import sketch as loss_sketch
+from slim.calibration import Calibration, save
 from slim.errors import InputError, SlimError
-from slim.metrics import CRITERIA
-from slim.metrics.base import Level, Scores
-from slim.metrics.kl_output import block_costs
+from slim.estimate import Estimate, ratio_of_sums
+from slim.metrics import CRITERIA, kl_output
+from slim.metrics.base import Level
 from slim.models import Loaded
-from slim.probe import Probe
+from slim.probe import LayerView, Probe
 from slim.progress import Progress, silent
 from slim.records import CalibrationFacts, DatasetFacts, MetricFacts, Settings
-from slim.sketch import LossSketch, score_rows
+from slim.results import Arrays, Results
+from slim.rowwise import Work, rowwise, stacked
+from slim.sketch import BLOCK, LossSketch, score_rows
+from slim.workload import (
+    WATCH,
+    Workload,
+    ablation_cost,
+    levels_ablated,
+    rows_ablated,
+    sketch_cost,
+    workload,
+)
 
-BLOCK_ROWS = 4
-"""Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A calibration record with its arrays."""
-
-    facts: CalibrationFacts
-    metrics: dict[str, Scores]
-    sketch: LossSketch | None
-    path: Path | None = None
-
-    def level(self, level: Level) -> dict[str, NDArray[np.float64]]:
-        """The metrics that exist at a level, by name."""
-        return {name: scores[level] for name, scores in self.metrics.items() if level in scores}
+Tell = Callable[[Workload], None]
+"""Hears what a calibration will take before it starts."""
 
 
 def calibrate(
     model: str = bundled.NAME,
     dataset: str = "bundled:briefs",
     *,
-    config: str | None = None,
-    split: str | None = None,
     settings: Settings | None = None,
     output: Path | None = None,
     progress: Progress = silent,
+    tell: Tell | None = None,
+    **data: Any,
 ) -> Calibration:
     """Measures `model` on rows of `dataset` and saves the record to `output` (default: a new run in the workspace).
 
-    Raises InputError for anything given that cannot be used, before the model runs.
+    `data` goes to `tasks.load_task`: config, split, revision, template, columns, prompt. What earlier runs measured of
+    the same rows is used again. Raises InputError for anything given that cannot be used, before the model runs.
     """
     settings = settings or Settings()
-    task = tasks.load_task(dataset, config, split)
+    task = tasks.load_task(dataset, **data)
     names = (Path(source.removeprefix("bundled:")).stem for source in (model, dataset))
     output = output or workspace.fresh_path("calibration", "-".join(names))
     workspace.check_output(output)
     loaded = models.load(model, device=settings.device, dtype=settings.dtype, progress=progress)
     if loaded.model.config.is_heterogeneous:
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
-    encoded = tasks.encode(tasks.choose(task, settings.samples, settings.seed), loaded.tokenizer, settings.max_length)
-    try:
-        calibration = measure(loaded, encoded, task, settings, progress)
-    except torch.OutOfMemoryError as error:
-        raise SlimError("the device ran out of memory: choose a smaller batch_size or max_length.") from error
+    examples = tasks.choose(task, settings.samples, settings.seed, progress)
+    encoded = tasks.encode(examples, loaded.tokenizer, settings.max_length, settings.positions)
+    if tell is not None:
+        tell(_workload(loaded, encoded, settings))
+    with results.kept() as cache:
+        calibration = measure(loaded, encoded, task, settings, progress, cache=cache)
     return save(calibration, output)
 
 
@@ -92,42 +91,43 @@ def measure(
     settings: Settings,
     progress: Progress = silent,
     padding_side: str = "right",
+    cache: Cache | None = None,
 ) -> Calibration:
     """Every metric of `loaded` on the rows `encoded`; changes nothing in the model."""
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    batched = list(tasks.batches(encoded, settings.batch_size, padding_side))
-    meters = {name: criterion.meter(loaded) for name, criterion in CRITERIA.items() if criterion.meter}
-    block_batches = block_rows(encoded, settings.batch_size, padding_side) if settings.kl != "none" else []
-    work = _Work(progress, _estimate(batched, block_batches, settings, loaded.facts.layers))
-    positions = dict.fromkeys(CRITERIA, 0)
-
-    with torch.no_grad(), Probe(loaded.model, loaded.architecture, list(meters.values())) as probe:
-        for batch in batched:
-            probe.valid = batch.valid.to(loaded.model.device)
-            logits = loaded.model(**batch.inputs(loaded.model.device), use_cache=False).logits
-            if not bool(torch.isfinite(logits[probe.valid]).all()):
-                raise SlimError(
-                    f"the model gives NaN or infinite logits on row {batch.rows[0]} or a neighbour: try dtype float32."
-                )
-            work.advance(1.4 * batch.ids.numel(), "Watching every head")
-    metrics = {name: meter.scores() for name, meter in meters.items()}
-    positions |= {name: meter.positions for name, meter in meters.items()}
-
+    work = Work(progress, _workload(loaded, encoded, settings).forwards)
+    run = _Run(loaded, encoded, settings, padding_side, cache, work)
+    estimates, positions = run.watched()
+    rows = dict.fromkeys(estimates, len(encoded.rows))
+    methods = {name: CRITERIA[name].method for name in estimates}
     sketch = None
     if settings.kl != "none":
-        sketch = _sketch(loaded, batched, settings, work)
-        metrics["kl_output"] = _kl_output(sketch, loaded, block_batches, work)
-        positions["kl_output"] = int(sketch.fold(0).tokens.sum()) // settings.draws
+        sketch = run.sketched()
+        estimates["kl_output"], positions["kl_output"], rows["kl_output"] = run.costs(sketch)
+        methods["kl_output"] = run.method
+    for name, criterion in CRITERIA.items():
+        if criterion.of_weights is not None:
+            scores = criterion.of_weights(loaded)
+            estimates[name] = {level: Estimate.unsure(values) for level, values in scores.items()}
+            positions[name], rows[name], methods[name] = 0, 0, criterion.method
+    order = [name for name in CRITERIA if name in estimates]
+    layout = task.layout
     facts = CalibrationFacts(
         model=loaded.facts,
         dataset=DatasetFacts(
             source=task.source,
             config=task.config,
+            revision=task.revision,
             split=task.split,
             kind=task.kind,
+            template=layout.template.name if layout else None,
+            columns=dict(layout.columns) if layout else {},
+            prompt=layout.prompt if layout else None,
             rows=len(encoded.rows),
             tokens=encoded.tokens,
             truncated_rows=encoded.truncated_rows,
+            lost_tokens=encoded.lost_tokens,
+            left_out=encoded.left_out,
         ),
         settings=settings,
         metrics={
@@ -135,89 +135,218 @@ def measure(
                 unit=CRITERIA[name].unit,
                 high_is_prunable=CRITERIA[name].high_is_prunable,
                 levels=CRITERIA[name].levels,
-                method=CRITERIA[name].method,
+                method=methods[name],
+                rows=rows[name],
                 positions=positions[name],
             )
-            for name in metrics
+            for name in order
         },
         versions=versions(),
-        device=str(loaded.model.device),
+        device=device_name(loaded),
         started=started,
         seconds=time.monotonic() - began,
+        reused=work.reused,
+        notes=tuple(work.notes),
     )
-    return Calibration(facts, metrics, sketch)
+    return Calibration(facts, {name: estimates[name] for name in order}, sketch)
 
 
-def block_rows(encoded: tasks.Encoded, size: int, padding_side: str) -> list[tasks.Batch]:
-    """Batches of BLOCK_ROWS rows spread over the lengths, chosen before batching so that its size changes nothing."""
-    by_length = sorted(encoded.rows, key=len)
-    places = np.linspace(0, len(by_length) - 1, min(BLOCK_ROWS, len(by_length))).round().astype(int)
-    chosen = tasks.Encoded(tuple(by_length[place] for place in places), 0)
-    return list(tasks.batches(chosen, size, padding_side))
+class _Run:
+    """The passes of one calibration over its rows. What depends on a row alone is looked up before it is computed."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        encoded: tasks.Encoded,
+        settings: Settings,
+        padding_side: str,
+        cache: Cache | None,
+        work: Work,
+    ) -> None:
+        self.loaded, self.encoded, self.settings, self.work = loaded, encoded, settings, work
+        self.padding_side, self.cache = padding_side, cache
+        self.method = ""
+
+    def _rowwise(
+        self,
+        chosen: Sequence[int],
+        compute: Callable[[tasks.Batch], list[Arrays]],
+        cost: float,
+        message: str,
+        **basis: Any,
+    ) -> list[Arrays]:
+        facts = self.loaded.facts
+        kept = Results(
+            self.cache,
+            model=facts.fingerprint,
+            dtype=str(self.loaded.model.dtype),
+            device=self.loaded.model.device.type,
+            **basis,
+        )
+
+        def advance(tokens: int, known: bool) -> None:
+            self.work.advance(cost * tokens, message, known)
+
+        return rowwise(
+            self.encoded,
+            chosen,
+            compute,
+            kept,
+            self.settings.batch_size,
+            self.padding_side,
+            advance,
+            self.work.note,
+        )
+
+    def watched(self) -> tuple[dict[str, dict[Level, Estimate]], dict[str, int]]:
+        """The figures of every metric that comes from watching plain forwards, and their positions."""
+        loaded, device = self.loaded, self.loaded.model.device
+        watching = {name: criterion for name, criterion in CRITERIA.items() if criterion.meter}
+        meters = {name: criterion.meter(loaded) for name, criterion in watching.items() if criterion.meter}
+        finite = _Finite()
+
+        def compute(batch: tasks.Batch) -> list[Arrays]:
+            with torch.no_grad(), Probe(loaded.model, loaded.architecture, [finite, *meters.values()]) as probe:
+                probe.valid = batch.valid.to(device)
+                loaded.model(**batch.inputs(device), use_cache=False, logits_to_keep=1)  # the figures need no logits
+            finite.check(batch)
+            taken = {name: meter.take() for name, meter in meters.items()}
+            return [
+                {f"{name}.{key}": sums[key][place] for name, sums in taken.items() for key in sums}
+                for place in range(len(batch.rows))
+            ]
+
+        rows = self._rowwise(
+            range(len(self.encoded.rows)),
+            compute,
+            WATCH,
+            "Watching every head",
+            watch={name: criterion.version for name, criterion in watching.items()},
+        )
+        together = stacked(rows)
+        estimates, positions = {}, {}
+        for name, criterion in watching.items():
+            sums = {key.removeprefix(f"{name}."): a for key, a in together.items() if key.startswith(f"{name}.")}
+            if criterion.shares is None:
+                raise RuntimeError(f"criterion {name} watches and says nothing")
+            shares = criterion.shares(sums, loaded)
+            estimates[name] = {level: self._estimate(*share) for level, share in shares.items()}
+            positions[name] = int(sums["count"][:, 0].sum())
+        return estimates, positions
+
+    def sketched(self) -> LossSketch:
+        """The loss sketch of every row."""
+        draws, seed = self.settings.draws, self.settings.seed
+
+        def compute(batch: tasks.Batch) -> list[Arrays]:
+            counts = batch.predicted.sum(1).tolist()
+            scores = score_rows(self.loaded, batch, draws, seed)
+            return [
+                {"scores": rows, "tokens": np.array(count * draws)} for rows, count in zip(scores, counts, strict=True)
+            ]
+
+        rows = self._rowwise(
+            range(len(self.encoded.rows)),
+            compute,
+            sketch_cost(draws),
+            "Sketching the loss",
+            sketch=loss_sketch.VERSION,
+            draws=draws,
+            seed=seed,
+        )
+        scores = np.concatenate([row["scores"] for row in rows])
+        if not np.isfinite(scores).all():
+            raise SlimError("the gradients of the gates are NaN or infinite: try dtype float32.")
+        return LossSketch(
+            scores=scores,
+            sequence=np.repeat(np.arange(len(rows)), [len(row["scores"]) for row in rows]),
+            tokens=np.array([row["tokens"] for row in rows]),
+        )
+
+    def costs(self, sketch: LossSketch) -> tuple[dict[Level, Estimate], int, int]:
+        """`kl_output` at every level, the positions and the rows it comes from.
+
+        Only every other row takes part: the rest stays unseen, to forecast what is chosen by it.
+        """
+        facts, seed = self.loaded.facts, self.settings.seed
+        measured, positions, rows = self._ablated()
+        if self.settings.kl == "exact":
+            self.method = f"{kl_output.CRITERION.method}; measured by leaving it out"
+            return measured, positions, rows
+        self.method = (
+            f"{kl_output.CRITERION.method}; heads and groups by the loss sketch, "
+            f"blocks by leaving them out on {rows} of the rows"
+        )
+        seen = sketch.fold(0)
+        single = seen.single(seed)
+        heads = Estimate(*(part[:, :BLOCK] for part in (single.value, single.low, single.high)))
+        positions = int(seen.tokens.sum()) // self.settings.draws
+        return {"head": heads, "group": seen.groups(facts.group, seed), **measured}, positions, len(seen.tokens)
+
+    def _ablated(self) -> tuple[dict[Level, Estimate], int, int]:
+        facts, levels = self.loaded.facts, levels_ablated(self.settings)
+        variants = kl_output.ablations(facts, levels)
+
+        def compute(batch: tasks.Batch) -> list[Arrays]:
+            costs = np.stack(
+                list(kl_output.ablate(self.loaded, batch, [variants] * facts.layers)), axis=1
+            )  # (B, L, variants)
+            counts = batch.predicted.sum(1).tolist()
+            return [
+                {"tokens": np.array(counts[place])}
+                | {f"cost.{level}": row[:, [v.level == level for v in variants]] for level in levels}
+                for place, row in enumerate(costs)
+            ]
+
+        rows = self._rowwise(
+            rows_ablated(self.encoded, self.settings),
+            compute,
+            ablation_cost(facts.layers, len(variants)),
+            "Leaving out each in turn",
+            ablate=kl_output.CRITERION.version,
+            levels=levels,
+        )
+        sums = stacked(rows)
+        found = kl_output.shares(sums, facts)
+        return {k: self._estimate(*share) for k, share in found.items()}, int(sums["tokens"].sum()), len(rows)
+
+    def _estimate(self, parts: Any, weights: Any) -> Estimate:
+        """A metric's figure is never negative; rounding may be."""
+        found = ratio_of_sums(parts, weights, self.settings.seed)
+        return Estimate(*(np.maximum(part, 0) for part in (found.value, found.low, found.high)))
 
 
-def _sketch(loaded: Loaded, batched: list[tasks.Batch], settings: Settings, work: "_Work") -> LossSketch:
-    scores, lengths, sequences = [], [], []
-    for batch in batched:
-        score, length = score_rows(loaded, batch, settings.draws, settings.seed)  # (draws, B, L·H), (B,)
-        scores.append(score)
-        lengths.append(length)
-        sequences.append(np.array(batch.rows))
-        work.advance(_sketch_cost(settings) * batch.ids.numel(), "Sketching the loss")
-    rows = np.concatenate(scores, axis=1)  # (draws, rows, L·H)
-    order = np.argsort(np.concatenate(sequences))
-    rows = rows[:, order]
-    if not np.isfinite(rows).all():
-        raise SlimError("the gradients of the gates are NaN or infinite: try dtype float32.")
-    return LossSketch(
-        scores=rows.reshape(-1, rows.shape[-1]),
-        tokens=np.tile(np.concatenate(lengths)[order], settings.draws),
-        sequence=np.tile(np.concatenate(sequences)[order], settings.draws),
-    )
+class _Finite:
+    """Notices the first block that adds, or the first residual that holds, what is no number."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, Tensor]] = []
+
+    def update(self, view: LayerView) -> None:
+        sums = (view.residual.sum(-1) + view.delta.sum(-1)).where(view.valid, 0).sum(-1)  # (B,)
+        self.found.append((view.layer, sums.isfinite()))
+
+    def check(self, batch: tasks.Batch) -> None:
+        """Raises SlimError naming the layer and the row, and forgets what it saw."""
+        found, self.found = self.found, []
+        for layer, fine in found:
+            if not bool(fine.all()):
+                row = int((~fine).nonzero()[0, 0])
+                text = batch.ids[row][batch.valid[row]].tolist()
+                raise SlimError(
+                    f"the model gives NaN or infinite activations in layer {layer}, on the row of {len(text)} tokens "
+                    f"that starts with {text[:8]}: try dtype float32, or leave that row out."
+                )
 
 
-def _kl_output(sketch: LossSketch, loaded: Loaded, block_batches: list[tasks.Batch], work: "_Work") -> Scores:
-    facts = loaded.facts
-    sketch = sketch.fold(0)  # the other fold stays unseen, to forecast what is chosen here
-    heads = sketch.single().reshape(facts.layers, facts.heads)
-    joined = sketch.scores.reshape(-1, facts.layers * facts.kv_heads, facts.group).sum(-1)
-    groups = LossSketch(joined, sketch.tokens, sketch.sequence).single().reshape(facts.layers, facts.kv_heads)
-    blocks, count = np.zeros(facts.layers), 0
-    for batch in block_batches:
-        count += int(batch.predicted.sum())
-        for layer, nats in block_costs(loaded, batch):
-            blocks[layer] += nats
-            work.advance(_block_cost(facts.layers, layer) * batch.ids.numel(), "Taking out each block")
-    return {"head": heads, "group": groups, "block": blocks / count}
+def _workload(loaded: Loaded, encoded: tasks.Encoded, settings: Settings) -> Workload:
+    return workload(loaded.facts, encoded, settings, loaded.model.device, loaded.model.dtype)
 
 
-class _Work:
-    """Turns token-forwards done into progress."""
-
-    def __init__(self, progress: Progress, total: float) -> None:
-        self.progress, self.total, self.done = progress, total, 0.0
-        progress(0, total, "Starting")
-
-    def advance(self, amount: float, message: str) -> None:
-        self.done += amount
-        self.progress(min(self.done, self.total), self.total, message)
-
-
-def _sketch_cost(settings: Settings) -> float:
-    return 1.2 + 1.9 * settings.draws
-
-
-def _block_cost(layers: int, start: int) -> float:
-    return 0.3 + 0.8 * (layers - start) / layers
-
-
-def _estimate(batched: list[tasks.Batch], block_batches: list[tasks.Batch], settings: Settings, layers: int) -> float:
-    """The whole work in token-forwards, with the costs measured on the bundled model."""
-    tokens = sum(batch.ids.numel() for batch in batched)
-    if settings.kl == "none":
-        return 1.4 * tokens
-    blocks = sum(_block_cost(layers, start) for start in range(layers)) * sum(b.ids.numel() for b in block_batches)
-    return (1.4 + _sketch_cost(settings)) * tokens + blocks
+def device_name(loaded: Loaded) -> str:
+    """The device, and which card it is."""
+    device = loaded.model.device
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def versions() -> dict[str, str]:
@@ -228,53 +357,3 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-
-
-def save(calibration: Calibration, output: Path) -> Calibration:
-    """Writes the record to the new folder `output` and makes it known to the workspace."""
-    arrays = {
-        f"{name}.{level}": values for name, scores in calibration.metrics.items() for level, values in scores.items()
-    }
-    if calibration.sketch is not None:
-        sketch = calibration.sketch
-        arrays |= {"sketch.scores": sketch.scores, "sketch.tokens": sketch.tokens, "sketch.sequence": sketch.sequence}
-    with workspace.new_folder(output, sum(array.nbytes for array in arrays.values())) as folder:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "tensors.safetensors")
-        (folder / "record.json").write_text(calibration.facts.model_dump_json(indent=1), encoding="utf-8")
-    workspace.remember(output, "calibration")
-    return Calibration(calibration.facts, calibration.metrics, calibration.sketch, output)
-
-
-def load(folder: Path) -> Calibration:
-    """A saved calibration. Raises InputError when `folder` does not hold one."""
-    record = folder / "record.json"
-    if not record.is_file():
-        raise InputError(f"calibration {str(folder)!r} was not found: run `slim calibrate --output {folder}` first.")
-    try:
-        facts = CalibrationFacts.model_validate_json(record.read_text(encoding="utf-8"))
-        arrays = load_file(folder / "tensors.safetensors")
-        metrics: dict[str, Scores] = {name: {} for name in facts.metrics}
-        for key, values in arrays.items():
-            name, level = key.split(".")
-            if name != "sketch":
-                metrics[name][level] = values  # type: ignore[index]
-        sketch = None
-        if "sketch.scores" in arrays:
-            sketch = LossSketch(*(arrays[f"sketch.{part}"] for part in ("scores", "tokens", "sequence")))
-        _check_shapes(facts, metrics, sketch)
-    except (ValidationError, SafetensorError, KeyError, ValueError, OSError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"calibration {str(folder)!r} cannot be read ({str(error).splitlines()[0]}): run `slim calibrate` again."
-        ) from error
-    return Calibration(facts, metrics, sketch, folder)
-
-
-def _check_shapes(facts: CalibrationFacts, metrics: dict[str, Scores], sketch: LossSketch | None) -> None:
-    model = facts.model
-    expected = {"head": (model.layers, model.heads), "group": (model.layers, model.kv_heads), "block": (model.layers,)}
-    for name, scores in metrics.items():
-        for level, values in scores.items():
-            if values.shape != expected[level]:
-                raise ValueError(f"{name}.{level} has shape {values.shape}, expected {expected[level]}")
-    if sketch is not None and sketch.scores.shape != (len(sketch.tokens), model.layers * model.heads):
-        raise ValueError(f"sketch.scores has shape {sketch.scores.shape}")

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 import slim
 from slim import modeling, workspace
+from slim.architectures import Architecture, architecture_of
 from slim.cuts import shape_of
 from slim.models import Loaded, pruned_class
 from slim.records import Plan
@@ -22,18 +23,23 @@ MODELING_FILE = "modeling_slim.py"
 def is_stock(plan: Plan) -> bool:
     """Whether every layer keeps the same shape, and one that transformers' own class accepts.
 
-    Some families' configs refuse a number of heads that does not divide the model's width.
+    Some families' configs refuse a number of heads that does not divide the model's width, or know no other.
     """
+    if not plan.removed_heads:
+        return True
+    architecture = architecture_of(plan.model.model_type)
     shapes = {shape_of(heads, plan.model.group) for heads in plan.keep}
-    width = next(shape[-1] for name, shape in plan.model.shapes.items() if "embed" in name)
-    return len(shapes) == 1 and width % len(plan.keep[0]) == 0
+    width = plan.model.shapes[f"{architecture.layers}.0.{architecture.output}.weight"][0]  # (E, H·D)
+    return architecture.sets_head_size and len(shapes) == 1 and width % len(plan.keep[0]) == 0
 
 
 def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     """The config of the pruned model: per layer where shapes differ, plain where they do not."""
     pruned = copy.deepcopy(config)
-    pruned.head_dim = plan.model.head_dim
+    if not plan.removed_heads:
+        return pruned
     if is_stock(plan):
+        pruned.head_dim = plan.model.head_dim
         pruned.num_attention_heads, pruned.num_key_value_heads = shape_of(plan.keep[0], plan.model.group)
         return pruned
     overrides: dict[int | str, dict[str, Any]] = {}
@@ -42,7 +48,9 @@ def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
             overrides[layer] = {"skip": ["attention"]}
         elif len(heads) < plan.model.heads:
             queries, keys = shape_of(heads, plan.model.group)
-            overrides[layer] = {"num_attention_heads": queries, "num_key_value_heads": keys}
+            overrides[layer] = {"num_attention_heads": queries}
+            if hasattr(config, "num_key_value_heads"):
+                overrides[layer]["num_key_value_heads"] = keys
     pruned.allow_global_per_layer_attribute_access = True
     pruned.per_layer_config = overrides
     return pruned
@@ -66,19 +74,21 @@ def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan) ->
         model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         if stock is None:
-            _name_the_class(folder, type(loaded.model).__name__)
+            _name_the_class(folder, type(loaded.model).__name__, loaded.architecture)
         (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan), encoding="utf-8")
     workspace.remember(output, "checkpoint")
 
 
-def _name_the_class(folder: Path, stock: str) -> None:
+def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> None:
     """Ships the class that reads `per_layer_config` and points `auto_map` at it."""
     source = Path(modeling.__file__).read_text(encoding="utf-8")
+    family = json.dumps(architecture.for_modeling(), indent=4).replace("\n", "\n    ")
     subclass = (
         f"\n\nfrom transformers import {stock}  # noqa: E402\n\n\n"
         f"class Slim{stock}(PerLayerAttentionMixin, {stock}):\n"
-        f'    """{stock} with an attention of its own shape in each layer."""\n'
+        f'    """{stock} with an attention of its own shape in each layer."""\n\n'
+        f"    slim_family = {family}\n"
     )
     (folder / MODELING_FILE).write_text(source + subclass, encoding="utf-8")
     path = folder / "config.json"
@@ -103,7 +113,7 @@ def model_card(plan: Plan) -> str:
     if plan.forecast:
         f = plan.forecast
         loss = (
-            f"\nForecast loss when it was planned: {f.nats_per_token:.3f} nats/token [{f.low:.3f}, {f.high:.3f}] "
+            f"\nForecast loss when it was planned: {f} "
             f"(KL to the original, on {f.sequences} rows that did not choose the plan).\n"
         )
     weights = ", ".join(f"{name} × {weight:g}" for name, weight in plan.weights.items())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slim.architectures import Architecture
+from slim.errors import InputError
 from slim.records import Keep, ModelFacts
 
 
@@ -26,7 +27,10 @@ def shape_of(heads: tuple[int, ...], group: int) -> tuple[int, int]:
 
 
 def cut_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep) -> Cut | Literal["all", "none"]:
-    """What stays of the parameter `name`: everything, nothing, or some entries of one dimension."""
+    """What stays of the parameter `name`: everything, nothing, or some entries of one dimension.
+
+    Raises InputError when single heads go in a family where only whole blocks can.
+    """
     prefix = f"{architecture.layers}."
     if not name.startswith(prefix):
         return "all"
@@ -38,13 +42,17 @@ def cut_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep)
         return "none" if gone else "all"
     if len(heads) == facts.heads:
         return "all"
+    if architecture.whole_blocks:
+        raise InputError(
+            f"model type {facts.model_type!r}: single heads cannot be removed, as {architecture.whole_blocks}: "
+            "plan whole blocks, with unit `block`."
+        )
     cut: Cut | Literal["all"] = "all"
-    if module in architecture.queries:
-        cut = Cut(0, _entries(heads, facts.head_dim))
-    elif module in architecture.keys_values:
-        cut = Cut(0, _entries(kv_groups(heads, facts.group), facts.head_dim))
+    across = architecture.transposed and kind == "weight"
+    if module in architecture.projections:
+        cut = Cut(int(across), _outputs(architecture.projections[module], facts, heads))
     elif module == architecture.output and kind == "weight":
-        cut = Cut(1, _entries(heads, facts.head_dim))
+        cut = Cut(int(not across), tuple(_entries(heads, facts.head_dim)))
     return cut
 
 
@@ -61,5 +69,18 @@ def pruned_shapes(architecture: Architecture, facts: ModelFacts, keep: Keep) -> 
     return shapes
 
 
-def _entries(blocks: tuple[int, ...], width: int) -> tuple[int, ...]:
-    return tuple(block * width + offset for block in blocks for offset in range(width))
+def _outputs(parts: tuple[str, ...], facts: ModelFacts, heads: tuple[int, ...]) -> tuple[int, ...]:
+    """The outputs that stay of a projection whose parts stand one after the other."""
+    entries: list[int] = []
+    start = 0
+    for part in parts:
+        by_query = part.startswith("q")
+        width = len(part) * facts.head_dim
+        blocks = heads if by_query else kv_groups(heads, facts.group)
+        entries += [start + entry for entry in _entries(blocks, width)]
+        start += (facts.heads if by_query else facts.kv_heads) * width
+    return tuple(entries)
+
+
+def _entries(blocks: tuple[int, ...], width: int) -> list[int]:
+    return [block * width + offset for block in blocks for offset in range(width)]

@@ -18,8 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import slim.probe  # noqa: F401  registers the attention that some families are loaded with
 from slim import bundled
-from slim.architectures import Architecture, architecture_of
+from slim.architectures import Architecture, architecture_of, check_config
 from slim.errors import InputError
 from slim.modeling import PerLayerAttentionMixin
 from slim.progress import Progress, silent
@@ -93,14 +94,18 @@ def load(
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_unreadable(source, place, error)) from error
-    architecture_of(config.model_type)
+    architecture = check_config(config)
     stored = config.dtype
     try:
         model_class: Any = AutoModelForCausalLM
         if config.is_heterogeneous:
             model_class = pruned_class(config)
         model = model_class.from_pretrained(
-            place, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, attn_implementation="sdpa"
+            place,
+            config=config,
+            dtype=resolve_dtype(dtype),
+            use_safetensors=True,
+            attn_implementation=architecture.implementation,
         )
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -114,7 +119,8 @@ def load(
 def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The stock class of `config`'s family, with an attention of its own shape in each layer."""
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return type(f"Slim{stock.__name__}", (PerLayerAttentionMixin, stock), {})
+    family = architecture_of(config.model_type).for_modeling()
+    return type(f"Slim{stock.__name__}", (PerLayerAttentionMixin, stock), {"slim_family": family})
 
 
 def facts_of(

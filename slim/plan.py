@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from scipy.stats import rankdata
 
 from slim import workspace
-from slim.calibrate import Calibration
+from slim.calibration import Calibration
 from slim.errors import InputError
+from slim.estimate import ratio_of_sums
 from slim.metrics import CRITERIA
 from slim.project import everything, project
 from slim.records import Change, Forecast, Keep, Plan, Unit
@@ -99,12 +100,38 @@ def removed_mask(keep: Keep, heads: int) -> NDArray[np.bool_]:
     return mask
 
 
+def removed_columns(removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Removed heads (L, H) as columns of the sketch (L, H+2): a layer without any head loses the whole block."""
+    blocks = removed.all(1, keepdims=True)
+    return np.concatenate((removed & ~blocks, blocks, np.zeros_like(blocks)), 1)
+
+
 def forecast(calibration: Calibration, keep: Keep) -> Forecast | None:
-    """Forecast loss of a plan on the sequences that did not choose it; None without a sketch."""
+    """Forecast loss of a plan on the sequences that did not choose it; None without a sketch.
+
+    Where the calibration was checked, the correction fitted on measured removals is in it, and the interval is wider by
+    how far the measured ones lay from the fit.
+    """
     if calibration.sketch is None:
         return None
-    mask = removed_mask(keep, calibration.facts.model.heads)
-    return calibration.sketch.fold(1).forecast(mask, calibration.facts.settings.seed)
+    unseen = calibration.sketch.fold(1)
+    removed = removed_columns(removed_mask(keep, calibration.facts.model.heads))
+    found = ratio_of_sums(unseen.costs(removed), unseen.tokens, calibration.facts.settings.seed)
+    value, ends = float(found.value), (float(found.low), float(found.high))
+    correction = calibration.check.correction if calibration.check else None
+    factor = correction.factor(value) if correction else 1.0
+    if len(unseen.tokens) < 2:
+        return Forecast(nats_per_token=factor * value, sequences=len(unseen.tokens), factor=factor)
+    low, high = (factor * _wider(end, value, correction.spread if correction else 0.0) for end in ends)
+    return Forecast(nats_per_token=factor * value, low=low, high=high, sequences=len(unseen.tokens), factor=factor)
+
+
+def _wider(end: float, middle: float, spread: float) -> float:
+    """An end of an interval moved away from its middle by an error of its own, both relative."""
+    if not 0 < end != middle:
+        return end
+    away = math.log(end / middle)
+    return middle * math.exp(math.copysign(math.hypot(away, 1.96 * spread), away))
 
 
 def make_plan(

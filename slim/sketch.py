@@ -1,86 +1,161 @@
-"""The loss sketch: what removing ANY set of heads will cost, forecast from one gradient per row and draw.
+"""The loss sketch: what removing ANY heads, blocks or MLPs will cost, forecast from one gradient per row and draw.
 
-Give every head a gate g = 1 on its output. To second order KL(p ‖ p without the heads in d) is ½ dᵀF d, with F the
-Fisher information of the gates. F is sampled: for every predicted position a random vector v on the logits with
-covariance diag(p) − ppᵀ (signs √p ε, projected off p) is drawn, and one backward pass gives the row's score vector
-s = Σ_t J_tᵀ v_t, whose outer product has expectation F. Drawing v with signs instead of sampling a token has the same
-covariance without the heavy tails of rare tokens. Fisher pruning: Theis et al. 2018 (arXiv:1801.05787).
+Give every head, attention block and MLP a gate g = 1 on what it adds. To second order KL(p ‖ p without what is in d) is
+½ dᵀF d, with F the Fisher information of the gates (Fisher pruning, Theis et al. 2018, arXiv:1801.05787). F is sampled:
+at every predicted position draw a vector v on the logits with covariance diag(p) − ppᵀ; one backward pass then gives a
+score vector s = Σ_t J_tᵀ v_t whose outer product has expectation F.
+
+Two things make few draws enough. v is the signed mean of many sampled tokens, Σ ±(e_y − p)/√m: the same covariance as
+one token's without its heavy tails, and sparse, so that the way back through the output head is a few rows of its
+weight. And a row's tokens are cut into segments with gates of their own: s falls apart into one score vector per
+segment, and summing their squares keeps what a head does within a stretch of text while leaving out cross terms that
+are almost all noise.
 """
 
+import math
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
+from slim.estimate import Estimate, ratio_of_sums
 from slim.models import Loaded
 from slim.probe import Probe
-from slim.records import Forecast
 from slim.tasks import Batch
 
-BOOTSTRAP = 400
+VERSION = 1
+"""Goes up when the code gives other scores than before: kept results of older code are not used then."""
+SEGMENT = 16
+"""Tokens whose gates are one."""
+SAMPLED = 16
+"""Tokens drawn per position and draw."""
+BLOCK, MLP = -2, -1
+"""The columns after a layer's heads: all that its attention block adds, and all that its MLP adds."""
 
 
 @dataclass(frozen=True)
 class LossSketch:
-    """R score rows over the L·H heads, each with the sequence it comes from and its number of predicted positions."""
+    """Score rows, each of one segment of one draw of one of N sequences, over every layer's H heads, block and MLP."""
 
-    scores: NDArray[np.float32]  # (R, L·H)
-    tokens: NDArray[np.int64]  # (R,)
-    sequence: NDArray[np.int64]  # (R,)
+    scores: NDArray[np.float32]  # (R, L, H+2)
+    sequence: NDArray[np.int64]  # (R,) 0..N-1
+    tokens: NDArray[np.int64]  # (N,) predicted positions times draws
 
-    def single(self) -> NDArray[np.float64]:
-        """Forecast KL in nats/token of removing each head alone.  # (L·H,)"""
-        return 0.5 * np.square(self.scores, dtype=np.float64).sum(0) / self.tokens.sum()
+    def single(self, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of leaving out each column alone.  # (L, H+2)"""
+        return ratio_of_sums(self.energies(np.square(self.scores, dtype=np.float64)), self.tokens, seed)
 
-    def forecast(self, removed: NDArray[np.bool_], seed: int = 0) -> Forecast:
-        """Forecast KL(original ‖ without the heads `removed` (L, H)), 95% interval by bootstrap over sequences."""
-        energy = 0.5 * np.square(self.scores @ removed.reshape(-1).astype(np.float32), dtype=np.float64)  # (R,)
-        names, place = np.unique(self.sequence, return_inverse=True)
-        cost, length = np.bincount(place, energy), np.bincount(place, self.tokens)
-        picks = np.random.default_rng(seed).integers(len(names), size=(BOOTSTRAP, len(names)))
-        low, high = np.quantile(cost[picks].sum(1) / length[picks].sum(1), (0.025, 0.975))
-        return Forecast(
-            nats_per_token=cost.sum() / length.sum(), low=float(low), high=float(high), sequences=len(names)
-        )
+    def groups(self, size: int, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of leaving out `size` neighbouring heads together.  # (L, H / size)"""
+        joined = self.scores[:, :, :BLOCK].reshape(*self.scores.shape[:2], -1, size).sum(-1, dtype=np.float64)
+        return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
+
+    def costs(self, removed: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Σ over positions of the forecast KL of each sequence without `removed` (…, L, H+2), times draws.  # (N, …)"""
+        chosen = removed.reshape(-1, self.scores[0].size).astype(np.float32)
+        energy = np.square(self.scores.reshape(len(self.scores), -1) @ chosen.T, dtype=np.float64)  # (R, sets)
+        return self.energies(energy).reshape(-1, *removed.shape[:-2])
+
+    def energies(self, squares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Half the sum of `squares` (R, …) over the rows of each sequence.  # (N, …)"""
+        total = np.zeros((len(self.tokens), *squares.shape[1:]))
+        np.add.at(total, self.sequence, squares)
+        return 0.5 * total
 
     def fold(self, which: int) -> "LossSketch":
         """Every other sequence: choose on one fold, forecast on the other, or the forecast flatters the choice."""
-        names = np.unique(self.sequence)
-        if len(names) < 2:
+        if len(self.tokens) < 2:
             return self
-        rows = np.isin(self.sequence, names[which::2])
-        return LossSketch(self.scores[rows], self.tokens[rows], self.sequence[rows])
+        rows = self.sequence % 2 == which
+        return LossSketch(self.scores[rows], self.sequence[rows] // 2, self.tokens[which::2])
 
 
-def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The score vectors (draws, B, L·H) of a batch and the predicted positions (B,) of its rows."""
-    facts, device = loaded.facts, loaded.model.device
-    predicted = batch.predicted.to(device)
-    gates = torch.ones(len(batch.rows), facts.layers, facts.heads, device=device, requires_grad=True)
+def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> list[NDArray[np.float32]]:
+    """The score vectors of each row of a batch, draw after draw.  # B of (draws · segments, L, H+2)"""
+    facts, device, dtype = loaded.facts, loaded.model.device, loaded.model.dtype
+    rows, length = batch.ids.shape
+    segments = -(-length // SEGMENT)
+    gates = torch.ones(rows, segments, facts.layers, facts.heads + 2, device=device, requires_grad=True)
     with Probe(loaded.model, loaded.architecture) as probe, torch.enable_grad():
-        probe.gates = gates
-        logits = loaded.model(**batch.inputs(device), use_cache=False).logits[:, :-1]  # (B, T-1, V)
-        root = logits.detach().float().softmax(-1).sqrt_()
-        scores = []
+        places = (batch.valid.cumsum(1) - 1).clamp_min(0).to(device) // SEGMENT  # (B, T), by the row's own tokens
+        per_token = gates.to(dtype)[torch.arange(rows, device=device)[:, None], places]  # (B, T, L, H+2)
+        probe.gates, probe.deltas = per_token[..., :BLOCK], per_token[..., BLOCK:]
+        with _HeadInput(loaded.model) as head:
+            logits = loaded.model(**batch.inputs(device), use_cache=False).logits
+        directions = _Directions(head, logits, batch, draws, seed)
+        del logits
+        found: list[list[Tensor]] = [[] for _ in range(rows)]
         for draw in range(draws):
-            direction = _direction(root, predicted, batch.rows, draw, seed)
-            (score,) = torch.autograd.grad(logits, gates, direction.to(logits.dtype), retain_graph=draw < draws - 1)
-            scores.append(score.flatten(1))
-    return torch.stack(scores).float().cpu().numpy(), predicted.sum(1).cpu().numpy()
+            (score,) = torch.autograd.grad(
+                head.hidden, gates, directions.of(draw), retain_graph=draw < draws - 1
+            )  # (B, S, L, H+2)
+            for row, tokens in enumerate(batch.valid.sum(1).tolist()):
+                found[row].append(score[row, : -(-tokens // SEGMENT)])
+    return [torch.cat(parts).float().cpu().numpy() for parts in found]
 
 
-def _direction(root: Tensor, predicted: Tensor, rows: Iterable[int], draw: int, seed: int) -> Tensor:
-    """√p ε − p (√p·ε) at each predicted position, from a seed of its own per row and draw.  # (B, T-1, V)"""
-    direction = torch.zeros_like(root)
-    for place, row in enumerate(rows):
-        chosen = root[place][predicted[place]]  # (n, V)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{row}/{draw}".encode()))
-        signs = torch.randint(0, 2, chosen.shape, generator=generator, dtype=torch.int8).to(root.device)
-        drawn = torch.where(signs.bool(), chosen, -chosen)
-        drawn -= chosen * chosen * drawn.sum(-1, keepdim=True)
-        direction[place, predicted[place]] = drawn
-    return direction
+class _HeadInput:
+    """Keeps what goes into the output head and what comes out of it, before anything is done to the logits."""
+
+    hidden: Tensor  # (B, T, E)
+    raw: Tensor  # (B, T, V)
+
+    def __init__(self, model: Any) -> None:
+        self.head = model.get_output_embeddings()
+
+    def __enter__(self) -> "_HeadInput":
+        self._handle = self.head.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, head: Any, args: tuple[Tensor], output: Tensor) -> None:
+        self.hidden, self.raw = args[0], output
+
+
+class _Directions:
+    """Cotangents of the output head's input: v pulled back through the head, one draw after the other."""
+
+    def __init__(self, head: _HeadInput, logits: Tensor, batch: Batch, draws: int, seed: int) -> None:
+        self.weight, self.hidden = head.head.weight, head.hidden  # (V, E), (B, T, E)
+        self.rows: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        slope = None if logits is head.raw else torch.autograd.grad(logits.sum(), head.raw, retain_graph=True)[0]
+        with torch.no_grad():
+            for row, chosen in enumerate(batch.predicted.to(logits.device)):
+                places = chosen.nonzero()[:, 0]
+                p = logits[row, places].to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)  # (n, V)
+                generator = torch.Generator(p.device).manual_seed(_seed(batch.ids[row][batch.valid[row]], seed))
+                count = SAMPLED * draws
+                tokens = (
+                    torch.multinomial(p, count, replacement=True, generator=generator) if len(p) else places[:, None]
+                )
+                signs = torch.randint(0, 2, tokens.shape, generator=generator, device=p.device) * 2.0 - 1
+                factors = signs.to(self.weight.dtype)
+                if slope is not None:
+                    p = p * slope[row, places]
+                    factors = factors * slope[row, places].gather(1, tokens).to(factors.dtype)
+                mean = p.to(self.weight.dtype) @ self.weight  # (n, E)
+                self.rows[row] = (places, tokens, torch.stack((factors, signs.to(factors.dtype))), mean)
+
+    def of(self, draw: int) -> Tensor:
+        """Σ ±(c_y W_y − Σ_v p_v c_v W_v)/√m at the predicted positions, with c the slope of the logits.  # (B, T, E)"""
+        drawn = slice(draw * SAMPLED, (draw + 1) * SAMPLED)
+        direction = torch.zeros_like(self.hidden)
+        for row, (places, tokens, (factors, signs), mean) in self.rows.items():
+            picked = embedding_bag(
+                tokens[:, drawn], self.weight, per_sample_weights=factors[:, drawn].contiguous(), mode="sum"
+            )  # (n, E)
+            pulled = picked - signs[:, drawn].sum(1, keepdim=True) * mean
+            direction[row, places] = pulled / math.sqrt(SAMPLED)
+        return direction
+
+
+def _seed(ids: Tensor, seed: int) -> int:
+    """A seed of a row's own, so that its draws do not depend on the rows beside it."""
+    return zlib.crc32(ids.numpy().tobytes(), seed)

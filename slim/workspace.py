@@ -87,13 +87,29 @@ def new_folder(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Writes `text` so that `path` holds all of it or what it held before."""
+def keep_upload(name: str, content: bytes | memoryview) -> Path:
+    """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content."""
+    stem, suffix = os.path.splitext(os.path.basename(name))
+    stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "rows"
+    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{suffix.lower()}"
+    if not path.exists():
+        write_file(path, content)
+    return path
+
+
+def uploads() -> list[Path]:
+    """The uploaded files, newest first."""
+    files = [path for path in subfolder("uploads").iterdir() if not path.name.startswith(".")]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def write_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes `content` so that `path` holds all of it or what it held before."""
     path = path.absolute()
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
         raise _as_slim_error(error, path) from error

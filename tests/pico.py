@@ -8,12 +8,57 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from slim.architectures import architecture_of
 from slim.models import Loaded, facts_of, load
 from slim.plan import everything
 from slim.project import project
 from slim.records import Keep, ModelFacts, Plan, Unit
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NO_HEAD_SIZE = {"head_dim": None, "num_key_value_heads": None, "hidden_size": 48}
+"""For configs that know neither a head size nor KV heads; None leaves a setting out."""
+FEATURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {},
+    "smollm3": {
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "starcoder2": {"sliding_window": 5},
+    "granite": {
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.6,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.5,
+        "attention_bias": True,
+    },
+    "gemma2": {
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 4.0,
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 4,
+        "attention_bias": True,
+    },
+    "gemma3_text": {
+        "final_logit_softcapping": 4.0,
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 4,
+        "sliding_window_pattern": 2,
+    },
+    "olmo2": {"attention_bias": True},
+    "phi3": {"partial_rotary_factor": 0.5, "sliding_window": 6},
+    "gpt2": {**NO_HEAD_SIZE, "n_inner": 48, "scale_attn_by_inverse_layer_idx": True},
+    "gpt_neox": {**NO_HEAD_SIZE, "rotary_pct": 0.5},
+    "opt": {**NO_HEAD_SIZE, "ffn_dim": 40, "word_embed_proj_dim": 20},
+}
+"""What is switched on in each supported family so that it matters: windows shorter than rows, caps that bite."""
+FAMILIES = tuple(FEATURES)
+GROUPED = tuple(family for family in FAMILIES if "num_key_value_heads" not in FEATURES[family])
+"""Families in which query heads can share KV heads."""
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 BYTES = 264
 """Special tokens, 256 bytes, and a few ids that no text uses."""
@@ -60,12 +105,14 @@ def make_pico(
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    config = AutoConfig.for_model(model_type, **(settings | extra))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    settings = {name: value for name, value in (settings | FEATURES[model_type] | extra).items() if value is not None}
+    config = AutoConfig.for_model(model_type, **settings)
+    implementation = architecture_of(model_type).implementation
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = 1.0 if "norm" in name else 0.0
+            centre = 1.0 if "norm" in name or "ln_" in name else 0.0
             parameter.copy_(centre + 0.25 * torch.randn(parameter.shape, generator=generator))
     model.tie_weights()
     model.to(dtype).eval().requires_grad_(False)

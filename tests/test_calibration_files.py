@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slim import calibrate
-from slim.calibrate import Calibration
+from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.plan import make_plan

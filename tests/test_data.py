@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from slim.tasks import BUNDLED, DATA, LABELS, SPLITS, load_task
+from slim.tasks import BUNDLED, DATA, SPLITS, load_task
 
 Row = dict[str, Any]
+LABELS = ("access", "billing", "cancellation", "delivery", "fault", "question")
 COUNTS = {"briefs": (160, 40, 60), "triage": (234, 54, 108)}
 KEYS = {"briefs": {"id", "subject", "register", "passage", "summary"}, "triage": {"id", "message", "label", "hard"}}
 

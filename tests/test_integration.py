@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slim import bundled, models
-from slim.calibrate import Calibration, calibrate
+from slim.calibrate import calibrate
+from slim.calibration import Calibration
 from slim.checkpoint import is_stock
 from slim.plan import make_plan
 from slim.probe import Probe

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from slim import plan
-from slim.calibrate import Calibration
+from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.plan import composite, keep_by_threshold, legal_heads, make_plan, prunability

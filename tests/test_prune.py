@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from slim.checkpoint import MODELING_FILE, PLAN_FILE
+from slim.errors import InputError
 from slim.models import Loaded, load
 from slim.plan import everything
 from slim.plan import load as load_plan
@@ -21,10 +22,12 @@ from slim.probe import Probe
 from slim.prune import gates_of, prune
 from slim.records import Keep, Plan
 from tests import reference
-from tests.pico import plan_of, random_rows, save_pico
+from tests.pico import FAMILIES, plan_of, random_rows, save_pico
 
 GROUPED: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
 FREE: Keep = ((), (0, 2, 5), (4,), (0, 1, 2, 3, 4))
+WHOLE: Keep = ((), (0, 1, 2, 3, 4, 5), (), (0, 1, 2, 3, 4, 5))
+FULL: Keep = ((0, 1, 2, 3, 4, 5),) * 4
 CASES = {
     "llama": ("llama", 2, {}, GROUPED),
     "llama-mha": ("llama", 6, {}, FREE),
@@ -36,7 +39,29 @@ CASES = {
     "qwen2-mha": ("qwen2", 6, {}, FREE),
     "qwen3": ("qwen3", 2, {}, GROUPED),
     "qwen3-mha": ("qwen3", 6, {}, FREE),
+    "smollm3": ("smollm3", 2, {}, GROUPED),
+    "starcoder2": ("starcoder2", 2, {}, GROUPED),
+    "granite": ("granite", 2, {}, GROUPED),
+    "gemma2": ("gemma2", 2, {}, GROUPED),
+    "gemma2-full": ("gemma2", 2, {}, (FULL[0], (), (3, 4, 5), ())),
+    "gemma3_text": ("gemma3_text", 2, {}, GROUPED),
+    "gemma3_text-full": ("gemma3_text", 2, {}, ((), (0, 2, 3, 5), (), FULL[0])),
+    "olmo2": ("olmo2", 2, {}, WHOLE),
+    "phi3": ("phi3", 2, {}, GROUPED),
+    "phi3-mha": ("phi3", 6, {}, FREE),
+    "gpt2": ("gpt2", 6, {}, FREE),
+    "gpt_neox": ("gpt_neox", 6, {}, FREE),
+    "gpt_neox-serial": ("gpt_neox", 6, {"use_parallel_residual": False, "attention_bias": False}, FREE),
+    "opt": ("opt", 6, {}, FREE),
 }
+NORMS = {
+    "gemma2": ("input_layernorm", "post_attention_layernorm"),
+    "gemma3_text": ("input_layernorm", "post_attention_layernorm"),
+    "olmo2": ("post_attention_layernorm",),
+    "gpt2": ("ln_1",),
+    "opt": ("self_attn_layer_norm",),
+}
+"""The norms of a layer that only its attention needs; the others have input_layernorm."""
 IDS = torch.stack(random_rows((14, 14)))
 
 
@@ -107,15 +132,29 @@ def test_sizes_are_the_projected_ones(case: Pruned) -> None:
     assert after.parameters < case.plan.before.parameters
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     assert file.stat().st_size - header == after.bytes
-    gone = ("model.layers.0.self_attn", "model.layers.0.input_layernorm")
-    assert sum(tensor.numel() for name, tensor in stored.items() if name.startswith(gone)) == 0
+    model = case.original.model
+    gone = (reference.places_of(model).attention, *NORMS.get(model.config.model_type, ("input_layernorm",)))
+    shrunk = {
+        name for name, p in case.original.model.named_parameters() if name not in stored or not stored[name].numel()
+    }
+    for layer, heads in enumerate(case.plan.keep):
+        owner = next(name for name, module in model.named_modules() if module is reference.layers_of(model)[layer])
+        expected = {
+            name for name, _ in model.named_parameters() if name.startswith(tuple(f"{owner}.{part}." for part in gone))
+        }
+        assert {name for name in shrunk if name.startswith(f"{owner}.")} == (set() if heads else expected)
     cache = DynamicCache()
     case.loaded.model(IDS[:, :4], cache=cache, use_cache=True)
     layers: list[Any] = cache.layers
     kept = [layer for layer in layers if layer.keys is not None]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept)
     assert held == after.kv_bytes_per_token * 4 * len(IDS)
-    assert len(kept) == 3
+    assert len(kept) == 4 - len(case.plan.removed_blocks)
+
+
+def rounding(case: Pruned) -> float:
+    """How far transformers' own attention is off: where scores are soft-capped it is eager, with a float32 softmax."""
+    return 1e-4 if case.original.model.config.model_type == "gemma2" else 0
 
 
 def test_the_folder_loads_with_its_own_class(case: Pruned) -> None:
@@ -123,7 +162,8 @@ def test_the_folder_loads_with_its_own_class(case: Pruned) -> None:
     remote = AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=True, dtype=torch.float64).eval()
     assert type(remote).__module__.startswith("transformers_modules")
     with torch.no_grad():
-        assert torch.equal(remote(IDS, use_cache=False).logits, logits(case.loaded))
+        found = remote(IDS, use_cache=False).logits
+    torch.testing.assert_close(found, logits(case.loaded), rtol=0, atol=rounding(case))
     assert case.folder.joinpath(MODELING_FILE).is_file()
     assert load_plan(case.folder / PLAN_FILE) == case.plan
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -186,8 +226,8 @@ def test_the_attention_kind_can_be_changed_later(case: Pruned) -> None:
     model = AutoModelForCausalLM.from_pretrained(case.folder, **options).eval()
     expected = logits(case.loaded)
     with torch.no_grad():
-        torch.testing.assert_close(model(IDS, use_cache=False).logits, expected, rtol=0, atol=1e-5)
-        model.set_attn_implementation("sdpa")
+        torch.testing.assert_close(model(IDS, use_cache=False).logits, expected, rtol=0, atol=1e-4)
+        model.set_attn_implementation(case.original.architecture.implementation)
         assert torch.equal(model(IDS, use_cache=False).logits, expected)
 
 
@@ -195,14 +235,16 @@ def test_the_config_tells_the_shapes(case: Pruned) -> None:
     """transformers' own key, the stock class by name, and the folder's class in auto_map."""
     config = json.loads((case.folder / "config.json").read_text())
     per_layer = config["per_layer_config"]
-    assert per_layer["0"] == {"skip": ["attention"]}
-    for layer, heads in enumerate(case.plan.keep[1:], start=1):
-        if len(heads) == case.original.facts.heads:
+    for layer, heads in enumerate(case.plan.keep):
+        if not heads:
+            assert per_layer[str(layer)] == {"skip": ["attention"]}
+        elif len(heads) == case.original.facts.heads:
             assert str(layer) not in per_layer
         else:
             assert per_layer[str(layer)]["num_attention_heads"] == len(heads)
             groups = len({head // case.original.facts.group for head in heads})
-            assert per_layer[str(layer)].get("num_key_value_heads", config["num_key_value_heads"]) == groups
+            if shared := config.get("num_key_value_heads"):
+                assert per_layer[str(layer)].get("num_key_value_heads", shared) == groups
     assert config["architectures"] == [type(case.original.model).__name__]
     assert set(config["auto_map"]) == {"AutoModelForCausalLM"}
     assert not any(os.path.islink(file) for file in case.folder.iterdir())
@@ -221,8 +263,15 @@ def test_a_removed_block_takes_its_bias_along(pico: Callable[..., Loaded], tmp_p
         assert (logits(original) - logits(case.loaded)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("keep", [((0, 1, 2, 3, 4, 5),) * 4, ((0, 3), (2, 5), (1, 4), (0, 5)), ((3, 4, 5),) * 4])
+UNIFORM = [FULL, ((0, 3), (2, 5), (1, 4), (0, 5)), ((3, 4, 5),) * 4]
+OWN_SIZE = ("phi3", "gpt2", "gpt_neox", "opt")
+"""Families whose config cannot say that there are fewer heads of the same size."""
+
+
+@pytest.mark.parametrize(
+    ("family", "keep"),
+    [(family, keep) for family in FAMILIES for keep in UNIFORM if keep == FULL or family not in (*OWN_SIZE, "olmo2")],
+)
 def test_a_uniform_plan_gives_a_stock_checkpoint(
     pico: Callable[..., Loaded], tmp_path: Path, family: str, keep: Keep
 ) -> None:
@@ -237,7 +286,8 @@ def test_a_uniform_plan_gives_a_stock_checkpoint(
     assert type(stock) is type(original.model)
     assert type(case.loaded.model) is type(original.model)
     with torch.no_grad():
-        assert torch.equal(stock(IDS, use_cache=False).logits, logits(case.loaded))
+        found = stock(IDS, use_cache=False).logits
+    torch.testing.assert_close(found, logits(case.loaded), rtol=0, atol=rounding(case))
     if case.plan.removed_heads == 0:
         assert torch.equal(logits(case.loaded), logits(original))
         assert case.plan.after == case.plan.before
@@ -245,6 +295,32 @@ def test_a_uniform_plan_gives_a_stock_checkpoint(
         torch.testing.assert_close(logits(case.loaded), logits(original), rtol=0, atol=1e-6)
     stored = load_file(case.folder / "model.safetensors")
     assert sum(tensor.numel() for tensor in stored.values()) == case.plan.after.parameters
+
+
+@pytest.mark.parametrize("family", OWN_SIZE)
+def test_a_uniform_plan_carries_its_class_where_the_config_cannot_say_it(
+    pico: Callable[..., Loaded], tmp_path: Path, family: str
+) -> None:
+    """Every layer alike, and still the folder's own class gives the gated original's logits."""
+    original = save_pico(pico(family), tmp_path / "original")
+    case = Pruned(original, ((3, 4, 5),) * 4, tmp_path / "pruned")
+    remote = AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=True, dtype=torch.float64).eval()
+    with torch.no_grad(), case.gated_original():
+        torch.testing.assert_close(remote(IDS, use_cache=False).logits, logits(original), rtol=0, atol=1e-6)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(case.folder)
+
+
+def test_heads_that_norms_span_are_not_cut(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+    """olmo2 is refused by name with the reason when single heads would go, by the projection and by the surgery."""
+    original = save_pico(pico("olmo2"), tmp_path / "original")
+    keep = ((0, 1, 3, 4), *everything(original.facts)[1:])
+    whole = plan_of(original.facts, everything(original.facts))
+    with pytest.raises(InputError, match=r"'olmo2'.*norms span all heads.*`block`"):
+        plan_of(original.facts, keep)
+    with pytest.raises(InputError, match=r"'olmo2'.*norms span all heads.*`block`"):
+        prune(whole.model_copy(update={"keep": keep}), tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
 
 
 def test_every_head_of_a_layer_lands_where_it_was(pico: Callable[..., Loaded], tmp_path: Path) -> None:
@@ -269,9 +345,12 @@ def test_every_head_of_a_layer_lands_where_it_was(pico: Callable[..., Loaded], t
     assert all(key.startswith(("model.layers.1.self_attn", "model.layers.2.self_attn")) for key in changed)
 
 
-def test_the_stock_class_refuses_a_checkpoint_with_removed_blocks(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stock_class_refuses_a_checkpoint_with_removed_blocks(
+    pico: Callable[..., Loaded], tmp_path: Path, family: str
+) -> None:
     """It would fill the gap with random attention, so it must not load without the folder's own class."""
-    loaded = save_pico(pico("llama"), tmp_path / "model")
+    loaded = save_pico(pico(family), tmp_path / "model")
     keep = ((), *everything(loaded.facts)[1:])
     folder = prune(plan_of(loaded.facts, keep), tmp_path / "pruned")
     assert AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) is not None

@@ -158,8 +158,8 @@ def test_a_calibration_that_cannot_be_written_leaves_nothing(
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read|can be read|not a valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
         (
-            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2", "architectures": ["G"]}'),
-            "'gpt2' is not supported.*llama",
+            lambda folder: (folder / "config.json").write_text('{"model_type": "bloom", "architectures": ["B"]}'),
+            "'bloom' is not supported.*llama",
         ),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "nonsense"}'), "nonsense"),
     ],

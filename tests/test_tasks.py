@@ -1,135 +1,107 @@
-"""From rows to tokens: files of every kind, what is refused, templates, truncation and batches."""
+"""Tasks: rows of any source as examples, which are drawn, and sources too large for memory."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast
 
+from slim import tasks
 from slim.errors import InputError
-from slim.tasks import Encoded, Example, batches, choose, encode, load_task, messages_of, text_of
-from tests.pico import pico_tokenizer, random_rows
+from slim.tasks import Example, choose, columns_of, load_task
+from tests.test_sources import ROWS, write_jsonl
 
-ROWS = [{"question": "2 + 2?", "answer": "4"}, {"question": "Größe?", "answer": "30 €\n(ca.)"}]
-CHAT = "{% for m in messages %}<bos>{{ m['role'] }}: {{ m['content'] }}<eos>\n{% endfor %}"
+PEAK = """
+import json, resource, sys
+from slim import tasks
 
+def megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
-    """One row a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def as_csv(path: Path) -> None:
-    """Through pandas."""
-    pd.DataFrame(ROWS).to_csv(path, index=False)
-
-
-def as_parquet(path: Path) -> None:
-    """Through pandas."""
-    pd.DataFrame(ROWS).to_parquet(path)
+tasks.KEPT_BYTES = 2**22
+tasks.choose(tasks.load_task(sys.argv[1]), 8, 0)
+before = megabytes()
+task = tasks.load_task(sys.argv[2])
+drawn = tasks.choose(task, 8, 0)
+print(json.dumps({"grown": megabytes() - before, "rows": task.rows, "drawn": [example.answer for example in drawn]}))
+"""
 
 
-def as_jsonl(path: Path) -> None:
-    """One row a line."""
-    write_jsonl(path, ROWS)
+def test_a_file_becomes_a_task(tmp_path: Path) -> None:
+    """With the layout that was guessed."""
+    task = load_task(write_jsonl(tmp_path / "a.jsonl", ROWS))
+    assert (task.kind, task.split, task.config, task.revision, task.rows, task.left_out) == (
+        *("questions", "train", None, None),
+        *(2, 0),
+    )
+    assert task.examples == tuple(Example(row["question"], row["answer"].strip()) for row in ROWS)
+    assert task.layout is not None
+    assert dict(task.layout.columns) == {"question": "question", "answer": "answer"}
+    assert task.stream is None
 
 
-@pytest.mark.parametrize(("name", "write"), [("a.jsonl", as_jsonl), ("a.csv", as_csv), ("a.parquet", as_parquet)])
-def test_files_load(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
-    """Every kind of file gives the same task."""
-    write(tmp_path / name)
-    task = load_task(str(tmp_path / name))
-    assert task.kind == "questions"
-    assert task.split == "train"
-    assert task.examples == tuple(Example(row["question"], row["answer"]) for row in ROWS)
+def test_bundled_tasks_have_their_own_wording() -> None:
+    """As long as no other is chosen; the labels of triage are those of its rows."""
+    assert load_task().examples[0].prompt.startswith("Summarise this passage in one or two sentences.\n\n")
+    triage = load_task("bundled:triage").examples[0].prompt
+    assert "one word: access, billing, cancellation, delivery, fault or question.\n\n" in triage
+    assert load_task(prompt="{subject}").examples[0].prompt == "economics"
+    assert load_task(template="text", columns={"text": "subject"}).examples[0] == Example("", "economics")
 
 
-def test_text_files_load_line_by_line(tmp_path: Path) -> None:
-    """A line is a row without a question; empty lines are none."""
-    (tmp_path / "a.txt").write_text("First line.\n\n  \nSecond line.\n", encoding="utf-8")
-    task = load_task(str(tmp_path / "a.txt"))
-    assert task.kind == "text"
-    assert task.examples == (Example("", "First line."), Example("", "Second line."))
+def test_everything_about_the_data_can_be_chosen(tmp_path: Path) -> None:
+    """Template, columns and wording together."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"q": "1 + 1?", "a": "2", "h": "add"}])
+    assert columns_of(path) == ("q", "a", "h")
+    task = load_task(path, template="maths", columns={"problem": "q", "solution": "a"}, prompt="{problem} Hint: {h}")
+    assert task.kind == "maths"
+    assert task.examples == (Example("1 + 1? Hint: add", "2"),)
 
 
-@pytest.mark.parametrize(
-    ("row", "kind", "prompt", "answer"),
-    [
-        ({"article": "A.", "highlights": "B."}, "summarisation", "A.", "B."),
-        ({"passage": "A.", "summary": "B."}, "summarisation", "A.", "B."),
-        ({"message": "Late!", "label": "delivery"}, "classification", "Late!", "delivery"),
-        ({"query": "Which?", "choices": ["x", "y"], "gold": 1}, "choices", "Which?\nA. x\nB. y", "y"),
-        ({"prompt": "Do.", "response": "Done."}, "instructions", "Do.", "Done."),
-        ({"instruction": "Do.", "output": "Done.", "id": 3}, "instructions", "Do.", "Done."),
-    ],
-)
-def test_columns_choose_the_template(
-    tmp_path: Path, row: dict[str, object], kind: str, prompt: str, answer: str
-) -> None:
-    """The names of the columns say what the task is."""
-    task = load_task(write_jsonl(tmp_path / "a.jsonl", [row]))
-    assert task.kind == kind
-    assert task.examples[0].prompt.endswith(prompt)
-    assert task.examples[0].answer == answer
+def test_rows_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Null, blank, or not there at all."""
+    rows = [{"question": "a", "answer": None}, {"question": "b", "answer": "  "}, {"question": "c"}, *ROWS]
+    task = load_task(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert (task.rows, task.left_out) == (2, 3)
 
 
-def test_rows_without_an_answer_are_left_out(tmp_path: Path) -> None:
-    """Null or blank."""
-    rows: list[Mapping[str, object]] = [{"question": "a", "answer": None}, {"question": "b", "answer": "  "}, *ROWS]
-    assert len(load_task(write_jsonl(tmp_path / "a.jsonl", rows)).examples) == 2
+def test_a_column_that_the_first_rows_lack_is_found(tmp_path: Path) -> None:
+    """Columns are those of many rows, not of the first one."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "a"}] * 50 + ROWS)
+    assert load_task(path).rows == 2
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "words"),
+    ("name", "content", "words"),
     [
-        ("bundled:poems", None, "'bundled:poems'"),
-        ("bundled:briefs", "dev", "'dev'"),
-        ("nowhere/nothing.jsonl", None, "'nowhere/nothing.jsonl'"),
-        ("not a name", None, "'not a name'"),
-        ("nobody/nothing", None, "'nobody/nothing'"),
-        ("nobody/nothing", "dev", "'dev'"),
+        ("a.jsonl", '{"foo": 1, "bar": 2}\n', r"\['bar', 'foo'\]"),
+        ("a.csv", "question,reply\nx,y\n", r"\['question', 'reply'\]"),
+        ("a.csv", "question,answer\n", "a.csv' has no rows"),
+        ("a.jsonl", "\n\n", "a.jsonl' has no rows"),
+        ("a.jsonl", "{}\n", "a.jsonl' has no rows"),
+        ("a.txt", "\n\n  \n", "a.txt'.*empty in text"),
+        ("a.jsonl", '{"question": "x", "answer": ""}\n' * 3, "a.jsonl'.*empty in question . answer"),
+        ("a.jsonl", '{"question": "x", "answer": null}\n' * 3, "a.jsonl'.*empty in question . answer"),
+        ("a.csv", "question,answer\nx\ny\n", "a.csv'.*empty in question . answer"),
     ],
 )
-def test_sources_that_are_not_there(source: str, split: str | None, words: str) -> None:
-    """The message repeats the value."""
+def test_files_without_a_usable_row(tmp_path: Path, name: str, content: str, words: str) -> None:
+    """The message names the file and what is missing."""
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=words):
-        load_task(source, split=split)
+        load_task(str(tmp_path / name))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "split", "words"),
-    [
-        ("a.jsonl", b'{"foo": 1, "bar": 2}\n', None, r"\['bar', 'foo'\]"),
-        ("a.csv", b"question,reply\nx,y\n", None, r"\['question', 'reply'\]"),
-        ("a.jsonl", b"", None, "a.jsonl' is an empty file"),
-        ("a.txt", b"\n\n  \n", None, "a.txt'.*empty"),
-        ("a.csv", b"question,answer\n", None, "a.csv' could not be read as csv.*no data"),
-        ("a.txt", b"caf\xe9 \xff\xfe", None, "a.txt' could not be read as text"),
-        ("a.jsonl", b'{"question": "x", "answer": ""}\n' * 3, None, "a.jsonl'.*empty in question . answer"),
-        ("a.jsonl", b'{"question": "x", "answer": null}\n' * 3, None, "a.jsonl'.*empty in question . answer"),
-        ("a.jsonl", b'{"question": "x", "ans', None, "a.jsonl' could not be read as json"),
-        ("a.jsonl", b"\xff\xfe\x00\x01", None, "a.jsonl' could not be read as json"),
-        ("a.parquet", b"no parquet at all", None, "a.parquet' could not be read as parquet"),
-        ("a.csv", b"question,answer\nx,y\n", "test", "split 'test'.*a.csv"),
-        ("a.xlsx", b"PK", None, "'.xlsx'"),
-        ("a", b"question", None, "ending ''"),
-    ],
-)
-def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, split: str | None, words: str) -> None:
-    """The message names the file and what is wrong with it."""
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=words):
-        load_task(str(tmp_path / name), split=split)
+def test_one_row_is_a_dataset(tmp_path: Path) -> None:
+    """However many are asked for."""
+    task = load_task(write_jsonl(tmp_path / "a.jsonl", ROWS[:1]))
+    assert choose(task, 16, 0) == [Example("2 + 2?", "4")]
 
 
-def test_a_folder_is_no_dataset(tmp_path: Path) -> None:
-    """The message repeats the value."""
-    with pytest.raises(InputError, match=str(tmp_path)):
-        load_task(str(tmp_path))
+def test_equal_rows_stay(tmp_path: Path) -> None:
+    """A dataset may say a thing twice."""
+    assert load_task(write_jsonl(tmp_path / "a.jsonl", ROWS[:1] * 5)).rows == 5
 
 
 @pytest.mark.parametrize("samples", [0, -3])
@@ -148,66 +120,66 @@ def test_rows_are_drawn_without_replacement_by_the_seed() -> None:
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte a token."""
-    return pico_tokenizer()
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of 5,000 rows, every tenth without an answer, of which only a part is kept in memory."""
+    monkeypatch.setattr(tasks, "KEPT_BYTES", 2**19)
+    rows = [
+        {"question": f"{row}?", "answer": "" if row % 10 == 0 else str(row), "rest": "x" * 50} for row in range(5000)
+    ]
+    return write_jsonl(tmp_path / "large.jsonl", rows)
 
 
-def test_rows_are_cut_at_the_limit_and_counted(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Longer than the limit counts, as long as it does not; rows of one token are left out."""
-    examples = [Example("", text) for text in ("abcdefgh", "abcdefg", "abcdef", "abc", "a")]
-    encoded = encode(examples, tokenizer, 6)
-    assert [len(row) for row in encoded.rows] == [6, 6, 6, 3]
-    assert encoded.truncated_rows == 2
-    assert encoded.tokens == 21
-    assert tokenizer.decode(encoded.rows[0]) == "abcdef"
-    with pytest.raises(InputError, match="shorter than two tokens"):
-        encode(examples[-1:], tokenizer, 6)
+def test_a_large_source_is_estimated_and_drawn_from_as_a_whole(large: str) -> None:
+    """Without replacement, by the seed, from its start to its end, rows without an answer never."""
+    task = load_task(large)
+    assert task.stream is not None
+    assert len(task.examples) == tasks.PEEK
+    assert abs(task.rows - 4500) < 100
+    shares: list[float] = []
+    drawn = [
+        int(example.answer) for example in choose(task, 300, 0, lambda done, total, _: shares.append(done / total))
+    ]
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.8
+    assert len(set(drawn)) == 300
+    assert all(row % 10 for row in drawn)
+    assert 2200 < sum(drawn) / 300 < 2800
+    assert max(drawn) > 4800
+    assert drawn == [int(example.answer) for example in choose(task, 300, 0)]
+    assert drawn != [int(example.answer) for example in choose(task, 300, 1)]
+    assert len(choose(task, 9999, 0)) == 4500
 
 
-def test_without_a_chat_template_the_answer_follows_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
-    """On the next line; a row that asks nothing is its text."""
-    example = Example("Why?", "So.")
-    assert text_of(example, tokenizer) == "Why?\nSo."
-    (row,) = encode([example], tokenizer, 99).rows
-    assert row.tolist() == tokenizer("Why?\nSo.")["input_ids"]
-    assert text_of(Example("", "So."), tokenizer) == "So."
+def test_every_row_of_a_large_source_is_as_likely(large: str) -> None:
+    """Of 40 draws of a quarter, each tenth of the file gets its tenth."""
+    task = load_task(large)
+    counts = [0] * 10
+    for seed in range(40):
+        for example in choose(task, 1125, seed):
+            counts[int(example.answer) // 500] += 1
+    assert all(abs(count - 4500) < 250 for count in counts)  # more than six standard deviations
 
 
-def test_the_chat_template_is_applied_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Special tokens once and as such, the model's own text between them, the last line break not learned."""
-    tokenizer.chat_template = CHAT
-    example = Example("Why?", "So.")
-    expected = "<bos>user: Why?<eos>\n<bos>assistant: So.<eos>"
-    assert text_of(example, tokenizer) == expected
-    (row,) = encode([example], tokenizer, 99).rows
-    ids = row.tolist()
-    whole = tokenizer.apply_chat_template(messages_of(example), tokenize=True, return_dict=False)
-    assert [*ids, whole[-1]] == whole
-    assert [ids.count(special) for special in (1, 2)] == [2, 2]
-    assert ids[0] == 1
-    assert tokenizer.decode(row) == expected
-    assert text_of(Example("", "So."), tokenizer) == "So."
+def test_damage_late_in_a_large_source_is_named(large: str) -> None:
+    """When it is drawn from."""
+    with Path(large).open("a", encoding="utf-8") as file:
+        file.write("oops\n")
+    task = load_task(large)
+    with pytest.raises(InputError, match="line 5001 is no JSON"):
+        choose(task, 3, 0)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("size", [1, 2, 3, 9])
-def test_batches_hold_every_row_once(size: int, side: str) -> None:
-    """Sorted by length, padded to the longest, and told which positions are real and predicted."""
-    rows = random_rows((4, 9, 2, 5, 5))
-    found = list(batches(Encoded(rows, 0), size, side))
-    assert [row for batch in found for row in batch.rows] == [2, 0, 3, 4, 1]
-    for batch in found:
-        assert len(batch.rows) <= size
-        assert batch.ids.shape == batch.valid.shape == (len(batch.rows), max(len(rows[row]) for row in batch.rows))
-        assert batch.predicted.sum(1).tolist() == [len(rows[row]) - 1 for row in batch.rows]
-        inputs = batch.inputs()
-        for place, row in enumerate(batch.rows):
-            assert torch.equal(batch.ids[place][batch.valid[place]], rows[row])
-            if side == "left":
-                assert bool(batch.valid[place, -1])
-                positions = inputs["position_ids"][place][batch.valid[place]]
-                assert positions.tolist() == list(range(len(rows[row])))
-                assert inputs["attention_mask"][place].bool().equal(batch.valid[place])
-            else:
-                assert bool(batch.valid[place, 0])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """A CSV of 120 MB: no more than what is kept of it, drawn from end to end."""
+    line = f"{'question ' * 40},{'answer ' * 20}"
+    small, big = tmp_path / "small.csv", tmp_path / "big.csv"
+    for path, count in ((small, 20_000), (big, 240_000)):
+        with path.open("w", encoding="utf-8") as file:
+            file.write("question,answer\n")
+            file.writelines(f"{line}{row}\n" for row in range(count))
+    assert big.stat().st_size > 120e6
+    run = subprocess.run([sys.executable, "-c", PEAK, small, big], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
+    assert found["grown"] < 8
+    assert abs(found["rows"] - 240_000) < 5000
+    assert max(int(answer.split()[-1]) for answer in found["drawn"]) > 120_000

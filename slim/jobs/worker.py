@@ -26,13 +26,24 @@ def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
     return str(calibrate.calibrate(**arguments, settings=settings, progress=progress).path)
 
 
+def _check(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import calibration, check
+
+    done = check.check(calibration.load(Path(arguments.pop("calibration"))), **arguments, progress=progress)
+    return str(done.path)
+
+
 def _prune(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import plan, prune
 
     return str(prune.prune(plan.load(Path(arguments["plan"])), progress=progress))
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {"calibrate": _calibrate, "prune": _prune}
+KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {
+    "calibrate": _calibrate,
+    "check": _check,
+    "prune": _prune,
+}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """The criteria: one small file each, one row in CRITERIA. Adding a criterion is adding a file and a row."""
 
-from slim.metrics import block_influence, entropy, kl_output, kl_uniform, variance
+from slim.metrics import block_influence, entropy, kl_output, kl_uniform, magnitude, variance
 from slim.metrics.base import Criterion
 
 CRITERIA: dict[str, Criterion] = {
@@ -12,5 +12,6 @@ CRITERIA: dict[str, Criterion] = {
         kl_uniform.CRITERION,
         variance.CRITERION,
         block_influence.CRITERION,
+        magnitude.CRITERION,
     )
 }

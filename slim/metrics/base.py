@@ -1,10 +1,10 @@
-"""What a criterion is, and the running mean that most of them share."""
+"""What a criterion is, and the sums per row that all of them are made of."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,28 +14,28 @@ from slim.probe import LayerView
 Level = Literal["head", "group", "block"]
 Scores = dict[Level, NDArray[np.float64]]
 """Per level the figures: head (L, H), group (L, K), block (L,)."""
+Sums = Mapping[str, NDArray]
+"""What rows add to a metric, by name; every array has the rows first. They depend on a row alone, so they are kept."""
+Shares = dict[Level, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Per level `parts` (R, L, units) or (R, L) and `weights` (R, L): the figure is Σ parts / Σ weights over the rows."""
 
 
 class Meter(Protocol):
-    """Watches the forwards of a calibration and gives the figures at the end."""
-
-    @property
-    def positions(self) -> int:
-        """Token positions the figures are means over."""
-        ...
+    """Watches the blocks of a forward, in order."""
 
     def update(self, view: LayerView) -> None: ...
 
-    def scores(self) -> Scores: ...
-
-
-class MakeMeter(Protocol):
-    def __call__(self, loaded: Loaded) -> Meter: ...
+    def take(self) -> Sums:
+        """What the rows of the forward since the last call add up to."""
+        ...
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A metric by name. `meter` is None where it does not come from watching plain forwards."""
+    """A metric by name: watched in plain forwards (`meter`, `shares`), of the weights alone (`of_weights`), or neither.
+
+    `version` goes up when the code gives other figures than before: kept results of older code are not used then.
+    """
 
     name: str
     title: str
@@ -43,27 +43,37 @@ class Criterion:
     high_is_prunable: bool
     levels: tuple[Level, ...]
     method: str
-    meter: MakeMeter | None
+    meter: Callable[[Loaded], Meter] | None = None
+    shares: Callable[[Sums, Loaded], Shares] | None = None
+    of_weights: Callable[[Loaded], Scores] | None = None
+    version: int = 1
 
 
-class HeadMean:
-    """Mean over valid positions of one number per head; a group or a block is the mean of its heads."""
+class PerLayer:
+    """Collects one array per layer and name; `take` stacks them as (B, L, …) and starts anew."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.facts = loaded.facts
-        self.total = torch.zeros(self.facts.layers, self.facts.heads, dtype=torch.float64)
-        self.count = torch.zeros(self.facts.layers, dtype=torch.float64)
+    def __init__(self) -> None:
+        self._found: dict[str, list[NDArray]] = {}
 
-    def add(self, layer: int, values: Tensor, where: Tensor) -> None:
-        """`values` (B, T, H) count at the positions `where` (B, T)."""
-        self.total[layer] += values[where].double().sum(0).cpu()
-        self.count[layer] += int(where.sum())
+    def keep(self, **sums: Tensor) -> None:
+        """The next layer's sums, rows first."""
+        for name, tensor in sums.items():
+            self._found.setdefault(name, []).append(tensor.detach().cpu().numpy())
 
-    @property
-    def positions(self) -> int:
-        return max(1, int(self.count[0]))
+    def take(self) -> Sums:
+        taken = {name: np.stack(arrays, axis=1) for name, arrays in self._found.items()}
+        self._found = {}
+        return taken
 
-    def scores(self) -> Scores:
-        heads = (self.total / self.count.clamp_min(1)[:, None]).numpy()
-        grouped = heads.reshape(self.facts.layers, self.facts.kv_heads, self.facts.group)
-        return {"head": heads, "group": grouped.mean(-1), "block": heads.mean(-1)}
+
+def row_sums(values: Tensor, where: Tensor) -> Tensor:
+    """Σ over the tokens `where` (B, T) of `values` (B, T, …), rows kept apart.  # (B, …)"""
+    where = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
+    return values.where(where, 0).double().sum(1)
+
+
+def head_shares(sums: Sums, loaded: Loaded) -> Shares:
+    """The mean of one number per head, `total` (R, L, H) over `count` (R, L); a group or block averages its heads."""
+    total, count = sums["total"], sums["count"]
+    grouped = total.reshape(*total.shape[:2], loaded.facts.kv_heads, -1)
+    return {"head": (total, count), "group": (grouped.mean(-1), count), "block": (total.mean(-1), count)}

@@ -2,31 +2,25 @@
 
 import torch
 
-from slim.metrics.base import Criterion, Scores
+from slim.metrics.base import Criterion, PerLayer, Shares, Sums, row_sums
 from slim.models import Loaded
 from slim.probe import LayerView
 
 
-class BlockInfluence:
+class BlockInfluence(PerLayer):
     """Mean over positions of 1 − cos(x, x + Δ) (ShortGPT, Men et al. 2024; for attention blocks, He et al. 2024)."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self.total = torch.zeros(loaded.facts.layers, dtype=torch.float64)
-        self.count = torch.zeros(loaded.facts.layers, dtype=torch.float64)
+        super().__init__()
 
     def update(self, view: LayerView) -> None:
-        before = view.residual[view.valid].float()
-        after = before + view.delta[view.valid].float()
-        influence = 1 - torch.cosine_similarity(before, after, dim=-1)
-        self.total[view.layer] += influence.double().sum().cpu()
-        self.count[view.layer] += len(influence)
+        before, delta = view.residual.float(), view.delta.float()
+        influence = (1 - torch.cosine_similarity(before, before + delta, dim=-1)).clamp_min(0)  # (B, T)
+        self.keep(total=row_sums(influence, view.valid), count=view.valid.sum(1))
 
-    @property
-    def positions(self) -> int:
-        return max(1, int(self.count[0]))
 
-    def scores(self) -> Scores:
-        return {"block": (self.total / self.count.clamp_min(1)).clamp_min(0).numpy()}
+def shares(sums: Sums, loaded: Loaded) -> Shares:
+    return {"block": (sums["total"], sums["count"])}
 
 
 CRITERION = Criterion(
@@ -37,4 +31,5 @@ CRITERION = Criterion(
     levels=("block",),
     method="mean over positions of 1 − cos(residual, residual + block); low = removable",
     meter=BlockInfluence,
+    shares=shares,
 )

@@ -2,23 +2,28 @@
 
 import torch
 
-from slim.metrics.base import Criterion, HeadMean
+from slim.metrics.base import Criterion, PerLayer, head_shares, row_sums
+from slim.models import Loaded
 from slim.probe import LayerView
 
 
-class Entropy(HeadMean):
-    """Mean over positions of −Σ_j a_ij ln a_ij."""
+class Entropy(PerLayer):
+    """Mean over query positions of −Σ_j a_ij ln a_ij."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__()
 
     def update(self, view: LayerView) -> None:
-        self.add(view.layer, view.entropy, view.valid)
+        self.keep(total=row_sums(view.entropy, view.valid), count=view.valid.sum(1))
 
 
-class NormalisedEntropy(HeadMean):
+class NormalisedEntropy(Entropy):
     """Mean over positions with at least two visible keys of H_i / ln n_i, so that lengths compare."""
 
     def update(self, view: LayerView) -> None:
         most = torch.log(view.visible.clamp_min(2).float())[..., None]  # (B, T, 1)
-        self.add(view.layer, view.entropy / most, view.valid & (view.visible >= 2))
+        counted = view.valid & (view.visible >= 2)
+        self.keep(total=row_sums(view.entropy / most, counted), count=counted.sum(1))
 
 
 ENTROPY = Criterion(
@@ -29,6 +34,7 @@ ENTROPY = Criterion(
     levels=("head", "group", "block"),
     method="mean over positions of the attention's entropy; high = diffuse",
     meter=Entropy,
+    shares=head_shares,
 )
 ENTROPY_NORM = Criterion(
     name="entropy_norm",
@@ -38,4 +44,5 @@ ENTROPY_NORM = Criterion(
     levels=("head", "group", "block"),
     method="mean of entropy / ln(visible keys) over positions with two keys or more",
     meter=NormalisedEntropy,
+    shares=head_shares,
 )

@@ -1,17 +1,22 @@
-"""What the model's predictions lose without a head (from the loss sketch) or without a block (measured)."""
+"""What the model's predictions lose without a head, a KV group or a block: measured by really leaving it out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from slim.architectures import decoder_layers
-from slim.metrics.base import Criterion
+from slim.metrics.base import Criterion, Level, Shares, Sums
 from slim.models import Loaded
 from slim.probe import Probe
+from slim.records import ModelFacts
 from slim.tasks import Batch
 
 CRITERION = Criterion(
@@ -20,20 +25,29 @@ CRITERION = Criterion(
     unit="nats/token",
     high_is_prunable=False,
     levels=("head", "group", "block"),
-    method="KL(full ‖ without it), heads and groups by the sketch of every other row, blocks measured; low = removable",
-    meter=None,
+    method="KL(full ‖ without it), mean over predicted positions; low = removable",
 )
+TOKENS_AT_ONCE = 1536
+"""Tokens of ablated variants in one forward: enough to keep the processor busy, few enough for their logits."""
 
 
 def kl_divergence(full: Tensor, other: Tensor) -> Tensor:
     """KL(full ‖ other) in nats at each position, from logits (…, V)."""
-    log_p = full.float().log_softmax(-1)
-    return _kl_from(log_p, log_p.exp(), other)
+    return _Baseline(full).kl(other)
 
 
-def _kl_from(log_p: Tensor, p: Tensor, other: Tensor) -> Tensor:
-    other = other.float()
-    return (p * (log_p - other)).sum(-1) + other.logsumexp(-1)
+class _Baseline:
+    """The full model's predictions, to hold many others against."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.float()
+        self.normaliser = self.logits.logsumexp(-1)
+        self.p = (self.logits - self.normaliser[..., None]).exp_()
+
+    def kl(self, other: Tensor) -> Tensor:
+        """Σ_v p (ln p − ln q), from the difference of the logits: small costs keep their digits."""
+        other = other.float()
+        return other.logsumexp(-1) - self.normaliser - ((other - self.logits).mul_(self.p)).sum(-1)
 
 
 class _Given(nn.Module):
@@ -60,31 +74,125 @@ def started_at(layers: nn.ModuleList, start: int, hidden: Tensor) -> Iterator[No
             layers[index] = layer
 
 
-@torch.no_grad()
-def block_costs(loaded: Loaded, batch: Batch) -> Iterator[tuple[int, float]]:
-    """Per layer the summed KL in nats of this batch without the layer's attention block, everything else in place.
+@dataclass(frozen=True)
+class Ablation:
+    """One thing left out of a layer. Its columns are query heads, or −2 for all that attention adds, −1 for the MLP."""
 
-    A layer's input does not depend on what follows, so each ablation starts at its own layer.
+    level: Level
+    columns: tuple[int, ...]
+
+
+def ablations(facts: ModelFacts, levels: Sequence[Level]) -> tuple[Ablation, ...]:
+    """Everything that is left out of each layer in turn, one after another."""
+    group = facts.group
+    found = []
+    if "head" in levels:
+        found += [Ablation("head", (head,)) for head in range(facts.heads)]
+    if "group" in levels:
+        found += [Ablation("group", tuple(range(start, start + group))) for start in range(0, facts.heads, group)]
+    if "block" in levels:
+        found.append(Ablation("block", (-2,)))
+    return tuple(found)
+
+
+@torch.no_grad()
+def ablate(loaded: Loaded, batch: Batch, chosen: Sequence[Sequence[Ablation]]) -> Iterator[NDArray[np.float64]]:
+    """Per layer the summed KL in nats of each row without each of its `chosen`, one at a time.  # (B, variants)
+
+    A layer's input does not depend on what is left out of it or after it: it is computed once, each ablation starts at
+    its own layer, and variants of a layer share forwards. The output head is never shared, which bounds the gain.
     """
-    model, layers = loaded.model, decoder_layers(loaded.model, loaded.architecture)
-    inputs = batch.inputs(model.device)
-    predicted = batch.predicted.to(model.device)
-    reached: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(partial(_keep, reached), with_kwargs=True) for layer in layers]
-    try:
-        full = model(**inputs, use_cache=False).logits[:, :-1][predicted]
-    finally:
-        for handle in handles:
-            handle.remove()
-    log_p = full.float().log_softmax(-1)
-    p = log_p.exp()
-    with Probe(model, loaded.architecture) as probe:
-        for layer in range(len(reached)):
-            probe.removed = frozenset({layer})
-            with started_at(layers, layer, reached[layer]):
-                ablated = model(**inputs, use_cache=False).logits[:, :-1][predicted]
-            yield layer, float(_kl_from(log_p, p, ablated).double().sum().clamp_min(0))
+    facts, layers = loaded.facts, decoder_layers(loaded.model, loaded.architecture)
+    with _Full(loaded, batch, keep_inputs=True) as full:
+        for layer, ablations_here in enumerate(chosen):
+            removed = np.zeros((len(ablations_here), facts.layers, facts.heads + 2), dtype=bool)
+            for index, ablation in enumerate(ablations_here):
+                removed[index, layer, list(ablation.columns)] = True
+            costs = np.zeros((len(batch.rows), len(removed)))
+            for part in full.parts(removed):
+                hidden = full.reached[layer].repeat(len(removed[part]), 1, 1)
+                with started_at(layers, layer, hidden):
+                    costs[:, part], _ = full.compare(removed[part])
+            yield costs
+
+
+@torch.no_grad()
+def without(
+    loaded: Loaded, batch: Batch, removed: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """What joint removals cost each row, summed over its predicted positions, in nats.
+
+    `removed` (S, L, H+2) says which heads, attention block and MLP of each layer are left out. Gives the KL to the full
+    model (B, S), the negative log likelihood of the row's own tokens (B, S), and that of the full model (B,).
+    """
+    costs, surprise = np.zeros((2, len(batch.rows), len(removed)))
+    with _Full(loaded, batch) as full:
+        for part in full.parts(removed):
+            costs[:, part], surprise[:, part] = full.compare(removed[part])
+        return costs, surprise, full.surprise()
+
+
+class _Full:
+    """A batch's predictions by the full model, and those of variants of it, all in one open probe."""
+
+    def __init__(self, loaded: Loaded, batch: Batch, keep_inputs: bool = False) -> None:
+        self.loaded, self.batch, self.model = loaded, batch, loaded.model
+        self.inputs = batch.inputs(self.model.device)
+        self.places = [row.nonzero()[:, 0] for row in batch.predicted.to(self.model.device)]
+        self.reached: list[Tensor] = []
+        layers = decoder_layers(self.model, loaded.architecture) if keep_inputs else []
+        handles = [layer.register_forward_pre_hook(partial(_keep, self.reached), with_kwargs=True) for layer in layers]
+        try:
+            logits = self.model(**self.inputs, use_cache=False).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        ids = batch.ids.to(self.model.device)
+        self.targets = [ids[row, place + 1] for row, place in enumerate(self.places)]
+        self.baselines = [_Baseline(logits[row, place]) for row, place in enumerate(self.places)]
+
+    def __enter__(self) -> "_Full":
+        self._probe = Probe(self.model, self.loaded.architecture).__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._probe.__exit__(*exception)
+
+    def parts(self, removed: NDArray[np.bool_]) -> Iterator[slice]:
+        """The variants that go through the model together."""
+        step = max(1, TOKENS_AT_ONCE // self.batch.ids.numel())
+        return (slice(start, min(start + step, len(removed))) for start in range(0, len(removed), step))
+
+    def compare(self, removed: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """KL and negative log likelihood of each row and variant.  # (B, S) twice"""
+        rows, variants = len(self.places), len(removed)
+        kept = torch.from_numpy(~removed).to(self.model.device, self.model.dtype).repeat_interleave(rows, 0)
+        self._probe.gates, self._probe.deltas = kept[..., :-2], kept[..., -2:]
+        repeated = {name: tensor.repeat(variants, 1) for name, tensor in self.inputs.items()}
+        logits = self.model(**repeated, use_cache=False).logits.unflatten(0, (variants, rows))  # (S, B, T, V)
+        found = np.zeros((2, rows, variants))
+        for row, place in enumerate(self.places):
+            for variant in range(variants):
+                other = logits[variant, row, place]  # (n, V)
+                found[0, row, variant] = float(self.baselines[row].kl(other).double().sum().clamp_min(0))
+                found[1, row, variant] = float(cross_entropy(other.float(), self.targets[row], reduction="sum"))
+        return found[0], found[1]
+
+    def surprise(self) -> NDArray[np.float64]:
+        """Negative log likelihood of each row under the full model.  # (B,)"""
+        pairs = zip(self.baselines, self.targets, strict=True)
+        return np.array([float(cross_entropy(base.logits, target, reduction="sum")) for base, target in pairs])
 
 
 def _keep(reached: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     reached.append(args[0] if args else kwargs["hidden_states"])
+
+
+def shares(sums: Sums, facts: ModelFacts) -> Shares:
+    """Figures from `cost.LEVEL` (R, L, units) and `tokens` (R,), the predicted positions of each row."""
+    weights = np.repeat(sums["tokens"][:, None], facts.layers, 1)
+    found: Shares = {}
+    for level in CRITERION.levels:
+        if (costs := sums.get(f"cost.{level}")) is not None:
+            found[level] = (costs[..., 0] if level == "block" else costs, weights)
+    return found

@@ -2,16 +2,17 @@
 
 import torch
 
-from slim.metrics.base import Criterion, HeadMean
+from slim.metrics.base import Criterion, head_shares, row_sums
+from slim.metrics.entropy import Entropy
 from slim.probe import LayerView
 
 
-class KlToUniform(HeadMean):
+class KlToUniform(Entropy):
     """Mean over positions of ln n_i − H_i = KL(attention ‖ uniform over the n_i visible keys)."""
 
     def update(self, view: LayerView) -> None:
         most = torch.log(view.visible.clamp_min(1).float())[..., None]  # (B, T, 1)
-        self.add(view.layer, most - view.entropy, view.valid)
+        self.keep(total=row_sums(most - view.entropy, view.valid), count=view.valid.sum(1))
 
 
 CRITERION = Criterion(
@@ -22,4 +23,5 @@ CRITERION = Criterion(
     levels=("head", "group", "block"),
     method="mean over positions of ln(visible keys) − entropy; low = uninformative",
     meter=KlToUniform,
+    shares=head_shares,
 )

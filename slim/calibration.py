@@ -1,0 +1,113 @@
+"""The calibration record with its arrays: what a calibration gives, how it is kept and read again."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from slim import workspace
+from slim.errors import InputError
+from slim.estimate import Estimate
+from slim.faithfulness import Faithfulness
+from slim.metrics.base import Level, Scores
+from slim.records import CalibrationFacts, ModelFacts
+from slim.sketch import LossSketch
+
+PARTS = ("value", "low", "high")
+CHECK_FILE = "faithfulness.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration record with its arrays, and what was measured to check it, where it was."""
+
+    facts: CalibrationFacts
+    estimates: dict[str, dict[Level, Estimate]]
+    sketch: LossSketch | None
+    path: Path | None = None
+    check: Faithfulness | None = field(default=None, compare=False)
+
+    @property
+    def metrics(self) -> dict[str, Scores]:
+        """The figures without their intervals."""
+        return {
+            name: {level: estimate.value for level, estimate in levels.items()}
+            for name, levels in self.estimates.items()
+        }
+
+    def level(self, level: Level) -> dict[str, NDArray[np.float64]]:
+        """The metrics that exist at a level, by name."""
+        return {name: levels[level].value for name, levels in self.estimates.items() if level in levels}
+
+
+def save(calibration: Calibration, output: Path) -> Calibration:
+    """Writes the record to the new folder `output` and makes it known to the workspace."""
+    arrays = {
+        f"{name}.{level}.{part}": getattr(estimate, part)
+        for name, levels in calibration.estimates.items()
+        for level, estimate in levels.items()
+        for part in PARTS
+    }
+    if calibration.sketch is not None:
+        sketch = calibration.sketch
+        arrays |= {"sketch.scores": sketch.scores, "sketch.sequence": sketch.sequence, "sketch.tokens": sketch.tokens}
+    with workspace.new_folder(output, sum(array.nbytes for array in arrays.values())) as folder:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "tensors.safetensors")
+        (folder / "record.json").write_text(calibration.facts.model_dump_json(indent=1), encoding="utf-8")
+    workspace.remember(output, "calibration")
+    return replace(calibration, path=output)
+
+
+def save_check(calibration: Calibration, check: Faithfulness) -> Calibration:
+    """Puts what was measured beside the record it checks."""
+    if calibration.path is None:
+        raise ValueError("the calibration was never saved")
+    workspace.write_file(calibration.path / CHECK_FILE, check.model_dump_json(indent=1))
+    return replace(calibration, check=check)
+
+
+def load(folder: Path) -> Calibration:
+    """A saved calibration. Raises InputError when `folder` does not hold one."""
+    record, check = folder / "record.json", folder / CHECK_FILE
+    if not record.is_file():
+        raise InputError(f"calibration {str(folder)!r} was not found: run `slim calibrate --output {folder}` first.")
+    try:
+        facts = CalibrationFacts.model_validate_json(record.read_text(encoding="utf-8"))
+        arrays = load_file(folder / "tensors.safetensors")
+        estimates: dict[str, dict[Level, Estimate]] = {
+            name: {level: Estimate(*(arrays[f"{name}.{level}.{part}"] for part in PARTS)) for level in metric.levels}
+            for name, metric in facts.metrics.items()
+        }
+        sketch = None
+        if "sketch.scores" in arrays:
+            sketch = LossSketch(*(arrays[f"sketch.{part}"] for part in ("scores", "sequence", "tokens")))
+        _check_shapes(facts.model, estimates, sketch)
+        faithful = None
+        if check.is_file():
+            faithful = Faithfulness.model_validate_json(check.read_text(encoding="utf-8"))
+    except (ValidationError, SafetensorError, KeyError, ValueError, OSError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"calibration {str(folder)!r} cannot be read ({str(error).splitlines()[0]}): run `slim calibrate` again."
+        ) from error
+    return Calibration(facts, estimates, sketch, folder, faithful)
+
+
+def _check_shapes(model: ModelFacts, estimates: dict[str, dict[Level, Estimate]], sketch: LossSketch | None) -> None:
+    expected = {"head": (model.layers, model.heads), "group": (model.layers, model.kv_heads), "block": (model.layers,)}
+    for name, levels in estimates.items():
+        for level, estimate in levels.items():
+            for part in PARTS:
+                shape = getattr(estimate, part).shape
+                if shape != expected[level]:
+                    raise ValueError(f"{name}.{level}.{part} has shape {shape}, expected {expected[level]}")
+    if sketch is None:
+        return
+    if sketch.scores.shape != (len(sketch.sequence), model.layers, model.heads + 2):
+        raise ValueError(f"sketch.scores has shape {sketch.scores.shape}")
+    if sketch.sequence.size and not 0 <= sketch.sequence.min() <= sketch.sequence.max() < len(sketch.tokens):
+        raise ValueError("sketch.sequence names a sequence that sketch.tokens does not have")

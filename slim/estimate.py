@@ -1,0 +1,45 @@
+"""Figures with their uncertainty: a ratio of sums over rows, and what resampling the rows makes of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 400
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure per unit and its 95% interval; both ends are NaN where a single row leaves it unknown."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def unsure(cls, value: NDArray[np.float64]) -> "Estimate":
+        """A figure of which nothing says how sure it is."""
+        return cls(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
+
+
+def ratio_of_sums(parts: NDArray[np.float64], weights: NDArray[Any], seed: int = 0) -> Estimate:
+    """Σ_rows parts / Σ_rows weights with its percentile bootstrap over rows (Efron 1979).
+
+    `parts` (R, …) are what each row adds to a figure, `weights` (R,) or (R, L) what it weighs, usually in tokens.
+    Tokens of one row are alike, so rows are resampled, not tokens. A unit that no row has weight for gives 0.
+    """
+    rows = len(parts)
+    weights = weights.reshape(*weights.shape, *[1] * (parts.ndim - weights.ndim))
+    value = _ratio(parts.sum(0), weights.sum(0))
+    if rows < 2:
+        return Estimate.unsure(value)
+    picks = np.random.default_rng(seed).multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
+    above, below = (np.tensordot(picks, sums, (1, 0)) for sums in (parts, weights))
+    low, high = np.quantile(_ratio(above, below), ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    return Estimate(value, low, high)
+
+
+def _ratio(above: NDArray[np.float64], below: NDArray[Any]) -> NDArray[np.float64]:
+    return np.divide(above, below, out=np.zeros_like(above), where=np.broadcast_to(below > 0, above.shape))

@@ -1,0 +1,54 @@
+"""The tokenizer of a model without its weights, to show what it will read before anything long starts."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from slim import bundled, workspace
+from slim.errors import InputError
+from slim.hub import reach
+from slim.models import locate
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that `source` names as for `slim.models.load`.
+
+    Raises InputError for an unknown source or one without a tokenizer.
+    """
+    gguf = _not_unpacked(source)
+    try:
+        if gguf is not None:
+            return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        place = locate(source)
+        if not at_hand(source):
+            return _of_hub(place)
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"model {source!r} has no tokenizer that can be read: {reason}") from error
+
+
+def at_hand(source: str) -> bool:
+    """Whether it is on this machine: bundled, a file or a folder."""
+    return source == bundled.NAME or Path(source).expanduser().exists()
+
+
+def _not_unpacked(source: str) -> Path | None:
+    """The GGUF file of a model that a calibration would unpack first, which takes longer than to read its tokenizer."""
+    if source == bundled.NAME and not (workspace.home() / "models" / "smollm2-135m" / "config.json").exists():
+        return bundled.bundled_gguf()
+    path = Path(source).expanduser()
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def _of_hub(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        _, unreached = reach("model", source)
+        if unreached is not None:
+            raise InputError(
+                f"model {source!r} is not here, and the Hub was not reached ({unreached}): "
+                "check the name and the connection."
+            ) from None
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -1,0 +1,119 @@
+"""What a calibration takes, told before it starts: tokens, time, memory and disk."""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+
+from slim import tasks
+from slim.metrics.base import Level
+from slim.records import ModelFacts, Settings
+
+BLOCK_ROWS = 4
+"""Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
+WATCH = 1.1
+"""A watched forward, in forwards. This and the next ones were measured on the bundled model."""
+EFFICIENCY = 0.6
+"""Share of a matrix product's speed that a whole forward reaches."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`forwards` counts a token through the model once; seconds and bytes are estimates, good to a factor of two."""
+
+    rows: int
+    tokens: int
+    forwards: float
+    seconds: float
+    memory: int
+    disk: int
+
+    def sentence(self) -> str:
+        """The estimate as a person would say it."""
+        minutes = f"{self.seconds / 60:,.0f} min" if self.seconds >= 90 else f"{max(1, self.seconds):.0f} s"
+        return (
+            f"{self.rows} rows, {self.tokens:,} tokens: about {minutes}, {self.memory / 1e9:,.1f} GB of memory, "
+            f"{self.disk / 1e6:,.0f} MB on disk."
+        )
+
+
+def sketch_cost(draws: int) -> float:
+    """Forwards that a token takes in the loss sketch."""
+    return 1.4 + 1.0 * draws
+
+
+def ablation_cost(layers: int, variants: int) -> float:
+    """Forwards that a token takes when `variants` of every layer are left out, each starting at its own layer."""
+    return 1 + variants * sum(0.25 + 0.75 * (layers - layer) / layers for layer in range(layers))
+
+
+def levels_ablated(settings: Settings) -> tuple[Level, ...]:
+    """What is really left out, one by one."""
+    return {"exact": ("head", "group", "block"), "fisher": ("block",), "none": ()}[settings.kl]
+
+
+def rows_ablated(encoded: tasks.Encoded, settings: Settings) -> list[int]:
+    """The rows on which: every other one, or a few of these spread over the lengths where only blocks are left out.
+
+    They are chosen before batching, so that its size changes nothing.
+    """
+    choosing = list(range(0, len(encoded.rows), 2))
+    if settings.kl == "exact" or len(choosing) <= BLOCK_ROWS:
+        return choosing if settings.kl != "none" else []
+    by_length = sorted(choosing, key=lambda index: len(encoded.rows[index]))
+    places = np.linspace(0, len(by_length) - 1, BLOCK_ROWS).round().astype(int)
+    return [by_length[place] for place in places] if settings.kl != "none" else []
+
+
+def workload(
+    facts: ModelFacts, encoded: tasks.Encoded, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> Workload:
+    """What calibrating a model of these `facts` on these rows takes on `device`."""
+    forwards = WATCH * encoded.tokens
+    if settings.kl != "none":
+        units = {"head": facts.heads, "group": facts.kv_heads, "block": 1}
+        variants = sum(units[level] for level in levels_ablated(settings))
+        tokens = sum(len(encoded.rows[index]) for index in rows_ablated(encoded, settings))
+        forwards += sketch_cost(settings.draws) * encoded.tokens + ablation_cost(facts.layers, variants) * tokens
+    parameters = sum(map(prod, facts.shapes.values()))
+    longest = max(map(len, encoded.rows)) * min(settings.batch_size, len(encoded.rows))
+    floats = _matrix_sizes(facts.shapes.values())
+    saved = longest * facts.layers * floats[1] if settings.kl != "none" else 0
+    memory = parameters * dtype.itemsize + longest * floats[0] * 4 * 3 + saved * dtype.itemsize
+    disk = encoded.tokens * facts.layers * 4 + len(encoded.rows) * facts.layers * facts.heads * facts.head_dim * 8
+    seconds = 2 * parameters * forwards / (EFFICIENCY * matrix_speed(device, dtype))
+    return Workload(len(encoded.rows), encoded.tokens, forwards, seconds, memory, disk)
+
+
+def _matrix_sizes(shapes: Iterable[tuple[int, ...]]) -> tuple[int, int]:
+    """The vocabulary's size, and the numbers a layer keeps of a token for the way back."""
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    vocabulary = max(max(shape) for shape in matrices)
+    width = min(min(shape) for shape in matrices if max(shape) == vocabulary)
+    return vocabulary, 30 * width
+
+
+def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-adds, counted as two operations each, that `device` does in a second, from one short trial."""
+    size = 1024 if device.type == "cpu" else 4096
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        product = matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+        del product
+    return 2 * size**3 / best
+
+
+def memory_there(device: torch.device) -> int:
+    """Bytes of memory that `device` has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
