@@ -1,102 +1,186 @@
-"""What plans of several sizes are forecast to cost, and what they cost when measured on rows of another split.
+"""What joint removals are forecast to cost, and what they cost when measured on rows of another split.
 
-`python -m benchmarks.forecast` calibrates the bundled model on `briefs` with the default settings (unless
-`--calibration DIR` names a calibration), silences each plan's heads, and prints a Markdown table: by the default score,
-by attention entropy alone, and at random. Measured on `--rows` rows of the validation split.
+`python -m benchmarks.forecast` calibrates the bundled model on `briefs` with the default settings and checks it (unless
+`--calibration DIR` names a calibration), then leaves out many sets together: by the default score in legal shapes, by
+every criterion, at random, whole attention blocks and whole layers, 1 to 40% of the heads. Prints Markdown tables, the
+last one of what several weights of the composite would cost. The forecasts come from rows that chose nothing, the costs
+from `--rows` rows of the validation split.
 """
 
 import argparse
-import os
-import platform
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from torch.nn.functional import cross_entropy
 
+from benchmarks.measure import machine
 from slim import bundled, calibrate, models, plan, tasks
-from slim.metrics.kl_output import kl_divergence
-from slim.probe import Probe
-from slim.prune import gates_of
-from slim.records import Keep
+from slim import calibration as calibrations
+from slim import check as checking
+from slim.calibration import Calibration
+from slim.faithfulness import first_heads
+from slim.metrics.kl_output import without
 
-THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
-
-
-def logits_of(loaded: models.Loaded, batch: tasks.Batch, keep: Keep | None = None) -> torch.Tensor:
-    """Logits at the predicted positions (N, V), with the heads that `keep` leaves out silenced."""
-    with torch.no_grad(), Probe(loaded.model, loaded.architecture) as probe:
-        probe.gates = None if keep is None else gates_of(keep, loaded, len(batch.rows))
-        return loaded.model(**batch.inputs(), use_cache=False).logits[:, :-1][batch.predicted]
-
-
-def loss_and_perplexity(
-    full: list[torch.Tensor], cut: list[torch.Tensor], targets: list[torch.Tensor]
-) -> tuple[float, float]:
-    """KL in nats/token of `cut` to `full`, and the perplexity of `cut` on the rows' own tokens."""
-    count = sum(map(len, targets))
-    kl = sum(float(kl_divergence(f, c).double().sum()) for f, c in zip(full, cut, strict=True))
-    nll = sum(float(cross_entropy(c, t, reduction="sum")) for c, t in zip(cut, targets, strict=True))
-    return kl / count, float(np.exp(nll / count))
+THRESHOLDS = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6)
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+MIXES: tuple[dict[str, float], ...] = (
+    {"kl_output": 1},
+    {"kl_output": 1, "variance": 0.25},
+    {"kl_output": 1, "variance": 0.5},
+    {"kl_output": 1, "variance": 1},
+    {"kl_output": 1, "kl_uniform": 0.25},
+    {"kl_output": 1, "entropy_norm": 0.25},
+    {"variance": 1},
+)
+"""Weights that are tried for the composite."""
+SMALL = 0.151
+"""Up to 15% of the heads, whichever way a share is rounded."""
 
 
-def plans(calibration: calibrate.Calibration) -> list[tuple[str, plan.Plan]]:
-    """The plans to measure, by what chose them."""
-    chosen = [("default score", plan.make_plan(calibration, t)) for t in THRESHOLDS]
-    chosen += [("entropy alone", plan.make_plan(calibration, t, weights={"entropy": 1.0})) for t in (0.95, 0.9, 0.8)]
-    chosen += [("variance alone", plan.make_plan(calibration, t, weights={"variance": 1.0})) for t in (0.95, 0.9, 0.8)]
-    chosen += [("default score, blocks", plan.make_plan(calibration, t, "block")) for t in (0.97, 0.9, 0.8)]
-    rng = np.random.default_rng(0)
-    for share in (0.95, 0.9, 0.8):
-        scores = rng.permutation(calibration.facts.model.layers * calibration.facts.model.heads)
-        ranks = plan.prunability(scores.reshape(calibration.level("head")["entropy"].shape).astype(float), True)
-        keep = tuple(plan.legal_heads(row, share, calibration.facts.model.kv_heads) for row in ranks)
-        base = plan.make_plan(calibration, share)
-        changed = base.model_copy(update={"keep": keep, "forecast": plan.forecast(calibration, keep)})
-        chosen.append(("random", changed))
-    return chosen
+@dataclass(frozen=True)
+class Removal:
+    by: str
+    removed: NDArray[np.bool_]  # (L, H+2)
+
+    @property
+    def share(self) -> float:
+        """Of all heads, those of removed blocks included."""
+        heads = self.removed[:, :-2] | self.removed[:, -2:-1]
+        return float(heads.mean())
+
+
+def removals(calibration: Calibration) -> Iterator[Removal]:
+    """The sets to leave out, by what chose them."""
+    facts = calibration.facts.model
+    for threshold in THRESHOLDS:
+        keep = plan.make_plan(calibration, threshold).keep
+        yield Removal("default score, legal", plan.removed_columns(plan.removed_mask(keep, facts.heads)))
+    for name, order in checking.criteria(calibration, plan.default_weights(calibration)).items():
+        if name in ("random", "composite"):
+            continue
+        for share in SHARES[1::2] if name != "kl_output" else SHARES:
+            yield Removal(name, plan.removed_columns(first_heads(order, share)))
+    chance = np.random.default_rng(0)
+    for share in SHARES:
+        for _ in range(2):
+            order = chance.random((facts.layers, facts.heads))
+            yield Removal("random heads", plan.removed_columns(first_heads(order, share)))
+    blocks = np.argsort(calibration.level("block")["kl_output"])
+    for count in (1, 2, 3, 4, 6, 9):
+        yield Removal("cheapest blocks", whole(facts.layers, facts.heads, blocks[:count], (-2,)))
+    for count in (1, 2, 3, 5):
+        picked = chance.choice(facts.layers, count, replace=False)
+        yield Removal("random blocks", whole(facts.layers, facts.heads, picked, (-2,)))
+    for count in (1, 1, 2, 3):
+        picked = chance.choice(facts.layers, count, replace=False)
+        yield Removal("random layers", whole(facts.layers, facts.heads, picked, (-2, -1)))
+    if calibration.sketch is not None:
+        single = calibration.sketch.fold(0).scores[..., -2:].sum(-1, dtype=np.float64)  # attention and MLP together
+        layers = np.argsort(np.square(single).sum(0))
+        for count in (1, 2, 3, 5):
+            yield Removal("cheapest layers", whole(facts.layers, facts.heads, layers[:count], (-2, -1)))
+
+
+def whole(layers: int, heads: int, picked: NDArray[np.int64], columns: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Whole attention blocks (−2) or MLPs (−1) of some layers.  # (L, H+2)"""
+    removed = np.zeros((layers, heads + 2), dtype=bool)
+    for column in columns:
+        removed[picked, column] = True
+    return removed
+
+
+def measured(
+    loaded: models.Loaded, encoded: tasks.Encoded, masks: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float, int]:
+    """KL in nats/token and perplexity of each of `masks` (S, L, H+2), the whole model's perplexity, the positions."""
+    costs, surprise, base, count = np.zeros(len(masks)), np.zeros(len(masks)), 0.0, 0
+    for batch in tasks.batches(encoded, 4):
+        nats, negative, full = without(loaded, batch, masks)
+        costs, surprise, base = costs + nats.sum(0), surprise + negative.sum(0), base + full.sum()
+        count += int(batch.predicted.sum())
+    return costs / count, np.exp(surprise / count), float(np.exp(base / count)), count
+
+
+def mixes(calibration: Calibration, loaded: models.Loaded, encoded: tasks.Encoded) -> None:
+    """Prints what following the composite costs at several weights."""
+    shares = (0.05, 0.1, 0.2, 0.3)
+    orders = [plan.composite(calibration, weights, "head") for weights in MIXES]
+    sets = [plan.removed_columns(first_heads(order, share)) for order in orders for share in shares]
+    costs = measured(loaded, encoded, np.stack(sets))[0].reshape(len(MIXES), len(shares))
+    print("\n| weights of the composite | " + " | ".join(f"KL without {share:.0%}" for share in shares) + " |")
+    print("|---|" + "---|" * len(shares))
+    for weights, row in zip(MIXES, costs, strict=True):
+        name = ", ".join(f"{metric} × {weight:g}" for metric, weight in weights.items())
+        print(f"| {name} | " + " | ".join(f"{cost:.3f}" for cost in row) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=8)
     options = parser.parse_args()
-    if options.calibration:
-        calibration = calibrate.load(options.calibration)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        if options.calibration:
+            calibration = calibrations.load(options.calibration)
+        else:
             calibration = calibrate.calibrate(output=Path(folder) / "calibration")
+        if calibration.check is None:
+            calibration = checking.check(calibration)
+    report(calibration, options.rows)
+
+
+def report(calibration: Calibration, rows: int) -> None:
     loaded = models.load(bundled.NAME)
     task = tasks.load_task("bundled:briefs", split="validation")
-    encoded = tasks.encode(tasks.choose(task, options.rows, 0), loaded.tokenizer, 320)
-    batched = list(tasks.batches(encoded, 4))
-    targets = [batch.ids[:, 1:][batch.predicted] for batch in batched]
-    full = [logits_of(loaded, batch) for batch in batched]
-    _, base = loss_and_perplexity(full, full, targets)
-
-    print(f"\nCalibrated on {calibration.facts.dataset.rows} rows of briefs/train,")
-    print(f"measured on {len(encoded.rows)} rows of briefs/validation ({encoded.tokens:,} tokens).")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {platform.python_version()}.\n")
-    print("| chosen by | heads removed | forecast KL [95%] | measured KL | measured / forecast | perplexity |")
-    print("|---|---|---|---|---|---|")
-    forecasts, truths = [], []
-    for name, made in plans(calibration):
-        kl, perplexity = loss_and_perplexity(full, [logits_of(loaded, b, made.keep) for b in batched], targets)
-        f = made.forecast
-        if f is None:
-            raise SystemExit("the calibration has no loss sketch: make it with --kl fisher")
-        forecasts.append(f.nats_per_token)
-        truths.append(kl)
-        share = made.removed_heads / (made.model.layers * made.model.heads)
+    encoded = tasks.encode(tasks.choose(task, rows, 0), loaded.tokenizer, calibration.facts.settings.max_length)
+    found = list(removals(calibration))
+    masks = np.stack([removal.removed for removal in found])
+    costs, perplexity, base, count = measured(loaded, encoded, masks)
+    if calibration.sketch is None or calibration.check is None:
+        raise SystemExit("the calibration has no loss sketch or was not checked: make it with --kl fisher --check")
+    unseen, correction = calibration.sketch.fold(1), calibration.check.correction
+    raw = unseen.costs(masks).sum(0) / unseen.tokens.sum()
+    corrected = np.array([value * (correction.factor(value) if correction else 1) for value in raw])
+    facts, data = calibration.facts.settings, calibration.facts.dataset
+    print(f"\nCalibrated on {data.rows} rows of briefs/train ({facts.draws} draw a row), checked on")
+    print(f"{calibration.check.rows} others, measured on {len(encoded.rows)} rows of briefs/validation")
+    print(f"({count:,} tokens). {machine()}\n")
+    print("| chosen by | heads removed | forecast KL | corrected | measured KL | measured / corrected | perplexity |")
+    print("|---|---|---|---|---|---|---|")
+    order = sorted(range(len(found)), key=lambda index: (found[index].by, found[index].share))
+    for i in order:
         print(
-            f"| {name} | {made.removed_heads} ({share:.0%}) | {f.nats_per_token:.3f} [{f.low:.3f}, {f.high:.3f}] "
-            f"| {kl:.3f} | {kl / f.nats_per_token:.2f} | {base:.1f} → {perplexity:.1f} |",
-            flush=True,
+            f"| {found[i].by} | {found[i].share:.0%} | {raw[i]:.3f} | {corrected[i]:.3f} | {costs[i]:.3f} "
+            f"| {costs[i] / corrected[i]:.2f} | {base:.1f} → {perplexity[i]:,.1f} |"
         )
-    print(f"\nSpearman of forecast and measured KL over {len(truths)} plans: {spearmanr(forecasts, truths)[0]:.3f}")
+    shares = np.array([removal.share for removal in found])
+    chosen = np.array([removal.by in ("default score, legal", "kl_output") for removal in found])
+    print(f"\nSpearman of forecast and measured KL over all {len(found)}: {spearmanr(raw, costs)[0]:.3f}\n")
+    print("| removals | how many | measured / forecast: median [5%, 95%] | within 25% | corrected | within 25% |")
+    print("|---|---|---|---|---|---|")
+    for name, which in (
+        ("up to 15% of the heads", shares <= SMALL),
+        ("… chosen by the sketch", (shares <= SMALL) & chosen),
+        ("more than 15%", shares > SMALL),
+        ("… chosen by the sketch", (shares > SMALL) & chosen),
+    ):
+        cells = []
+        for forecast in (raw, corrected):
+            ratio = costs[which] / forecast[which]
+            low, middle, high = np.quantile(ratio, (0.05, 0.5, 0.95))
+            cells += [f"{middle:.2f} [{low:.2f}, {high:.2f}]", f"{np.mean(np.abs(ratio - 1) <= 0.25):.0%}"]
+        print(f"| {name} | {which.sum()} | {' | '.join(cells)} |")
+    if correction:
+        print(
+            f"\nThe correction, fitted on {correction.removals} removals of the check: measured ≈ forecast × "
+            f"exp({correction.intercept:.3f} + {correction.slope:.3f} ln forecast) from {correction.smallest:.3f} to "
+            f"{correction.largest:.2f} nats/token, ± {correction.spread:.0%}."
+        )
+    mixes(calibration, loaded, encoded)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from slim.calibrate import checked_settings
 from slim.tasks import Positions
 from slim.tokenizer import at_hand
 
+KL = {"fisher": "Forecast", "exact": "Measured, much slower", "none": "Leave out"}
 POSITIONS: dict[Positions, str] = {"all": "Every token", "answer": "The answer only"}
 
 page_title("Calibrate")
@@ -43,12 +44,13 @@ data = choose_data(source, "cal-data")
 with st.expander("Settings", icon=":material/tune:"):
     one, two, three, four = st.columns(4)
     samples = one.number_input(
-        "Rows", 1, 10_000, 16, key="cal-samples", persist_state="session", help="More rows, surer figures, more time."
+        "Rows", 1, 10_000, 32, key="cal-samples", persist_state="session", help="More rows, surer figures, more time."
     )
     length = two.number_input("Longest row, tokens", 2, 32_768, 320, key="cal-length", persist_state="session")
     batch = three.number_input("Rows per forward", 1, 256, 4, key="cal-batch", persist_state="session")
     seed = four.number_input("Seed", 0, 2**31 - 1, 0, key="cal-seed", persist_state="session")
-    positions = st.radio(
+    left, right = st.columns(2)
+    positions = left.radio(
         "Loss and KL count",
         list(POSITIONS),
         format_func=POSITIONS.__getitem__,
@@ -58,6 +60,20 @@ with st.expander("Settings", icon=":material/tune:"):
         help="What the model says is what a task is judged by; every token gives more to measure on.",
     )
 
+    kl = right.radio(
+        "What each head costs",
+        list(KL),
+        format_func=KL.__getitem__,
+        horizontal=True,
+        key="cal-kl",
+        persist_state="session",
+        help="Forecast: one gradient per row. Measured: every head, group and block is left out, one by one.",
+    )
+
+with plain_errors():
+    settings = checked_settings(
+        samples=samples, max_length=length, batch_size=batch, seed=seed, positions=positions, kl=kl
+    )
 task = open_task(data)
 reading = Reading(model, samples, length, seed, positions)
 preview = st.expander("What the model will read", icon=":material/visibility:", key="cal-preview", on_change="rerun")
@@ -68,9 +84,6 @@ figures = st.container()  # filled last: a tokenizer takes a moment to read, and
 
 if st.button("Calibrate", type="primary", icon=":material/play_arrow:", disabled=busy):
     with plain_errors():
-        settings = checked_settings(
-            samples=samples, max_length=length, batch_size=batch, seed=seed, positions=positions
-        )
         rest = {name: value for name, value in data.items() if name != "source"}
         jobs.start("calibrate", model=model, dataset=data["source"], **rest, settings=settings.model_dump())
     st.rerun()
@@ -84,4 +97,4 @@ if (folder := result_of(job)) is not None:
 
 if not busy and (at_hand(model) or preview.open):
     with figures:
-        show_counts(task, data, reading)
+        show_counts(task, data, reading, settings)

@@ -1,45 +1,199 @@
-"""Explore: the maps of a calibration, block by block and head by head."""
+"""Explore: what a calibration says of every head, in maps, distributions and against measured damage."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.frame import PLOT, chosen_calibration, facts_line, page_title, show_maps
-from slim import charts, plan
+from pages.criteria import show_faithfulness
+from pages.frame import PLOT, chosen_calibration, facts_line, page_title, plain_errors, sentence
+from pages.head_detail import Shown, chosen_head, clickable, head_table, show_head
+from pages.task_vs_general import show_difference
+from slim import charts, detail, plan, workspace
+from slim.calibration import Calibration
+from slim.detail import Measure
+from slim.errors import SlimError
+from slim.faithfulness import rank_correlation
 from slim.metrics import CRITERIA
 
-page_title("Explore")
-_, calibration = chosen_calibration("explore-calibration")
-st.caption(facts_line(calibration))
-show_maps(calibration, "explore")
+CALIBRATION = "explore-calibration"
 
-st.subheader("Attention blocks")
-blocks = calibration.level("block")
-left, right = st.columns(2)
-for column, name in ((left, "kl_output"), (right, "block_influence")):
-    if name in blocks:
-        title = {"kl_output": "Loss without the block, measured"}.get(name, CRITERIA[name].title)
-        figure = charts.block_bars(blocks[name], title, CRITERIA[name].unit)
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _measures(
+    path: str, started: str, checked: float, weights: tuple[tuple[str, float], ...], _calibration: Calibration
+) -> dict[str, Measure]:
+    return detail.measures(_calibration, dict(weights))
+
+
+def follow_link() -> None:
+    """The calibration that the link names, where it is there."""
+    name = st.query_params.get("calibration")
+    if name and CALIBRATION not in st.session_state:
+        with plain_errors():
+            found = [path for path in workspace.runs("calibration") if path.name == name]
+        if found:
+            st.session_state[CALIBRATION] = found[0]
+
+
+def choose_weights(calibration: Calibration) -> dict[str, float]:
+    """The composite's weights, the same as on the Prune page."""
+    first = plan.default_weights(calibration)
+    st.caption("Each metric is ranked over the whole model; the composite score is their weighted mean.")
+    there = sorted(calibration.level("head"), key=list(CRITERIA).index)
+    chosen = {
+        name: st.slider(
+            CRITERIA[name].title,
+            0.0,
+            1.0,
+            float(first.get(name, 0.0)),
+            0.1,
+            key=f"weight-head-{name}",
+            persist_state="session",
+        )
+        for name in there
+    }
+    if chosen.get("entropy") and chosen.get("kl_uniform"):
+        st.caption("KL to uniform is mean ln(visible keys) minus entropy: weighting both counts one thing twice.")
+    used = {name: weight for name, weight in chosen.items() if weight > 0}
+    if not used:
+        st.caption("Every weight is 0, so the first ones are used.")
+    return used or dict(first)
+
+
+def show_maps(shown: Shown) -> None:
+    """A map of every figure, and the blocks."""
+    st.caption("Click a head in any figure to see it in detail. The ring marks it.")
+    measures = [measure for measure in shown.measures.values() if measure.name != "damage"]
+    for start in range(0, len(measures), 2):
+        columns = st.container(key=f"wide-maps-{start}").columns(2)
+        for column, measure in zip(columns, measures[start : start + 2], strict=False):
+            figure = charts.heatmap(
+                measure.values, measure.title, measure.unit, log=measure.log, clickable=True, chosen=shown.head
+            )
+            clickable(figure, f"map-{measure.name}", column)
+    st.subheader("Attention blocks", anchor=False)
+    there = shown.calibration.estimates
+    blocks = {name: there[name]["block"] for name in ("kl_output", "block_influence", "variance") if name in there}
+    columns = st.container(key="wide-blocks").columns(2)
+    for column, (name, estimate) in zip(columns, blocks.items(), strict=False):
+        title = "Loss without the block, measured" if name == "kl_output" else CRITERIA[name].title
+        figure = charts.block_bars(estimate.value, title, CRITERIA[name].unit, sure=estimate)
         column.plotly_chart(figure, key=f"blocks-{name}", config=PLOT)
 
-st.subheader("Every head")
-heads = calibration.level("head")
-facts = calibration.facts.model
-table = pd.DataFrame(
-    {
-        "layer": [layer for layer in range(facts.layers) for _ in range(facts.heads)],
-        "head": list(range(facts.heads)) * facts.layers,
-        "score": plan.composite(calibration, plan.default_weights(calibration), "head").ravel(),
-        **{name: values.ravel() for name, values in heads.items()},
-    }
-).sort_values("score", ascending=False)
-st.dataframe(table, hide_index=True, height=360)
-st.download_button("Download as CSV", table.to_csv(index=False), "heads.csv", "text/csv", icon=":material/download:")
 
-with st.expander("What the figures mean"):
-    for name, measured in calibration.facts.metrics.items():
-        title = f"**{CRITERIA[name].title}** (`{name}`, {measured.unit})"
-        st.markdown(f"{title}: {measured.method}. {measured.positions:,} positions.")
-    st.markdown(
-        "KL to uniform is mean(ln n) minus entropy, so using both adds nothing. Attention entropy says little about "
-        "what a head is worth: on the bundled model, removing the most diffuse ones costs more than removing any."
+def choose_measure(shown: Shown, label: str, key: str, first: str) -> Measure:
+    names = list(shown.measures)
+    name = st.selectbox(
+        label,
+        names,
+        index=names.index(first) if first in names else 0,
+        format_func=lambda name: shown.measures[name].title,
+        key=key,
+        bind="query-params",
     )
+    return shown.measures[name]
+
+
+def show_distributions(shown: Shown) -> None:
+    """One figure of every head, layer by layer, and its histogram."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        measure = choose_measure(shown, "Figure", "figure", "kl_output")
+        known = bool(np.isfinite(measure.estimate.low).any())
+        intervals = st.toggle("Intervals", key="intervals", bind="query-params", disabled=not known)
+    figure = charts.distribution(measure, intervals=intervals and known, chosen=shown.head)
+    clickable(figure, "distribution")
+    values = measure.values[np.isfinite(measure.values)]
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+    words = f"Median {middle:.3g}; nine in ten heads lie between {low:.3g} and {high:.3g} {measure.unit}."
+    if not known:
+        words += " Nothing says how sure this figure is, so it has no interval."
+    elif measure.log:
+        total = np.sort(values)[::-1]
+        share = total[: max(1, round(0.1 * len(total)))].sum() / total.sum() if total.sum() else 0
+        words += f" The largest tenth of the heads holds {share:.0%} of the sum."
+    st.caption(f"{words} The line is each layer's median.")
+
+
+def show_scatter(shown: Shown) -> None:
+    """Any figure against any other."""
+    left, right = st.columns(2)
+    with left:
+        x = choose_measure(shown, "Horizontal axis", "x", "entropy")
+    with right:
+        y = choose_measure(shown, "Vertical axis", "y", "sketch" if "sketch" in shown.measures else "variance")
+    both = np.isfinite(x.values) & np.isfinite(y.values)
+    if both.sum() < 3:
+        st.info("Fewer than three heads have both figures.", icon=":material/info:")
+        return
+    clickable(charts.scatter(x, y, chosen=shown.head), "scatter")
+    value, low, high = rank_correlation(-x.values[both], y.values[both])
+    words = f"Spearman's rank correlation {value:+.2f}" if np.isfinite(value) else "One of them does not vary"
+    if np.isfinite(low):
+        words += f" [{low:+.2f}, {high:+.2f}], 95% interval over resampled heads"
+    st.caption(f"{words}; {int(both.sum())} heads.")
+
+
+def show_table(shown: Shown) -> None:
+    """Every head and every figure."""
+    facts = shown.calibration.facts.model
+    columns = {
+        "layer": np.repeat(np.arange(facts.layers), facts.heads),
+        "head": np.tile(np.arange(facts.heads), facts.layers),
+    }
+    for name, measure in shown.measures.items():
+        columns[name] = measure.values.ravel()
+        if np.isfinite(measure.estimate.low).any():
+            columns |= {f"{name} low": measure.estimate.low.ravel(), f"{name} high": measure.estimate.high.ravel()}
+    table = pd.DataFrame(columns).sort_values("composite", ascending=False, kind="stable")
+    titles = {
+        name: st.column_config.NumberColumn(f"{measure.title}, {measure.unit}", format="%.4g")
+        for name, measure in shown.measures.items()
+    }
+    order = ["layer", "head", *shown.measures]
+    head_table(table, "heads-table", height=520, column_order=order, column_config=titles)
+    st.download_button(
+        "Download as CSV", table.to_csv(index=False), "heads.csv", "text/csv", icon=":material/download:"
+    )
+    st.caption("First to go on top. Tick a row to see the head in detail. The file holds the intervals too.")
+
+
+VIEWS: dict[str, Callable[[Shown], None]] = {
+    "Maps": show_maps,
+    "Distributions": show_distributions,
+    "Scatter": show_scatter,
+    "Faithfulness": show_faithfulness,
+    "Task vs general": show_difference,
+    "Table": show_table,
+}
+
+page_title("Explore")
+st.html(Path(__file__).parent / "assets" / "explore.css")
+follow_link()
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    path, calibration = chosen_calibration(CALIBRATION)
+    with st.popover("Weights of the score", icon=":material/tune:"):
+        weights = choose_weights(calibration)
+st.query_params["calibration"] = path.name
+st.caption(facts_line(calibration))
+
+view = st.segmented_control(
+    "View", list(VIEWS), default="Maps", required=True, key="view", bind="query-params", label_visibility="collapsed"
+)
+checked = calibration.check.seconds if calibration.check else -1.0
+measures = _measures(str(path), calibration.facts.started, checked, tuple(sorted(weights.items())), calibration)
+shown = Shown(path, calibration, weights, measures, chosen_head(calibration))
+left, right = st.columns([5, 3], gap="medium")
+with left:
+    try:
+        VIEWS[view or "Maps"](shown)
+    except SlimError as error:
+        st.error(sentence(str(error)), icon=":material/error:")
+    with st.expander("What the figures mean"):
+        for name, measured in calibration.facts.metrics.items():
+            title = f"**{CRITERIA[name].title}** (`{name}`, {measured.unit})"
+            st.markdown(f"{title}: {measured.method}. {measured.rows} rows, {measured.positions:,} positions.")
+with right.container(border=True, key="head-detail"):
+    show_head(shown)

@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from slim import calibration, charts, jobs, plan, workspace
-from slim.calibration import Calibration
+from slim.calibration import CHECK_FILE, Calibration
 from slim.errors import SlimError
 from slim.jobs import Job
 from slim.metrics import CRITERIA
@@ -92,7 +92,10 @@ def show_job(job: Job | None) -> None:
     elif job.state == "failed":
         st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
     elif job.state == "cancelled":
-        st.info("Cancelled. Nothing was kept of it.", icon=":material/cancel:")
+        goes_on = "The rows that are done are kept, and the same request goes on from there."
+        st.info(
+            f"Cancelled. {goes_on if job.kind == 'calibrate' else 'Nothing was kept of it.'}", icon=":material/cancel:"
+        )
 
 
 @st.fragment(run_every=1.0)
@@ -143,11 +146,16 @@ def _calibration(path: str, written: int) -> Calibration:
     return calibration.load(Path(path))
 
 
+def read_calibration(path: Path) -> Calibration:
+    """A calibration, kept in memory while few others are. Raises InputError as `calibration.load` does."""
+    files = [path / "record.json", path / CHECK_FILE]
+    return _calibration(str(path), max(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
+
+
 def open_calibration(path: Path) -> Calibration:
-    """A calibration, kept in memory while few others are."""
+    """The same; the page ends with one sentence where it cannot be read."""
     with plain_errors():
-        record = path / "record.json"
-        return _calibration(str(path), record.stat().st_mtime_ns if record.exists() else 0)
+        return read_calibration(path)
 
 
 def chosen_calibration(key: str) -> tuple[Path, Calibration]:
@@ -158,9 +166,11 @@ def chosen_calibration(key: str) -> tuple[Path, Calibration]:
 
 def facts_line(calibration: Calibration) -> str:
     facts = calibration.facts
+    known = f", {facts.reused:.0%} of it from the cache" if facts.reused else ""
+    notes = "".join(f"; {note}" for note in facts.notes)
     return (
         f"{facts.model.source} on {facts.dataset.source}, {facts.dataset.rows} rows of {facts.dataset.split}, "
-        f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}"
+        f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}{known}{notes}"
     )
 
 

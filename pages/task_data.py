@@ -13,9 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from pages.frame import plain_errors, sentence
 from slim import layouts, tasks, workspace
 from slim.errors import InputError, SlimError
+from slim.models import resolve_device, resolve_dtype
+from slim.records import ModelFacts, Settings
 from slim.sources import FORMATS, is_hub_id
 from slim.tasks import TEMPLATES, Example, Positions, Task
-from slim.tokenizer import load_tokenizer
+from slim.tokenizer import facts_at_hand, load_tokenizer
+from slim.workload import workload
 
 SHOWN = 3
 """Rows whose text is shown."""
@@ -32,7 +35,7 @@ def choose_source(place: Any, key: str) -> str:
     kept = [str(path) for path in workspace.uploads()]
     return place.selectbox(
         "Task data",
-        [*(f"bundled:{name}" for name in tasks.BUNDLED), *kept],
+        [*(f"bundled:{name}" for name in (*tasks.BUNDLED, tasks.GENERAL)), *kept],
         format_func=lambda source: Path(source).name if source in kept else source,
         accept_new_options=True,
         help="A bundled dataset, a .jsonl, .csv, .parquet or .txt file, or a Hub id. The box below takes an upload.",
@@ -185,21 +188,35 @@ class Reading:
     positions: Positions
 
 
-def show_counts(task: Task, data: dict[str, Any], reading: Reading) -> None:
-    """One line: how many rows and tokens, and what is cut."""
+def show_counts(task: Task, data: dict[str, Any], reading: Reading, settings: Settings) -> None:
+    """One line: how many rows and tokens, what is cut, and what the calibration will take."""
     with plain_errors():
         counts = _counts(task, _key(data), reading)
     of = f"about {task.rows:,}" if task.stream else f"{task.rows:,}"
     words = [f"{min(reading.samples, task.rows):,} of {of} rows"]
     if task.stream or counts.looked_at < min(reading.samples, task.rows):
         words.append(f"by the first {counts.looked_at:,}")
-    words.append(f"{counts.tokens:,} tokens")
+    words.append(f"{sum(counts.lengths):,} tokens")
     words.append(
         f"{counts.truncated:,} rows are cut, {counts.lost:,} tokens lost" if counts.truncated else "none is cut"
     )
     if counts.left_out:
         words.append(f"{counts.left_out:,} predict nothing and are left out")
+    with plain_errors():
+        facts = _facts(reading.model)
+    if facts is None:
+        words.append("what it takes is known once the model is unpacked")
+    else:
+        repeated = -(-min(reading.samples, task.rows) // max(1, len(counts.lengths)))
+        device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+        work = workload(facts, counts.lengths * repeated, settings, device, dtype)
+        words.append(f"about {work.time()}, {work.memory / 1e9:.1f} GB of memory")
     st.caption(" · ".join(words))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _facts(model: str) -> ModelFacts | None:
+    return facts_at_hand(model)
 
 
 @dataclass(frozen=True)
@@ -207,7 +224,7 @@ class Counts:
     """The drawn rows as tokens."""
 
     looked_at: int
-    tokens: int
+    lengths: tuple[int, ...]
     truncated: int
     lost: int
     left_out: int
@@ -217,7 +234,7 @@ class Counts:
 def _counts(_task: Task, data: str, reading: Reading) -> Counts:
     drawn = _drawn(_task, reading)
     encoded = tasks.encode(drawn, _tokenizer(reading.model), reading.max_length, reading.positions)
-    return Counts(len(drawn), encoded.tokens, encoded.truncated_rows, encoded.lost_tokens, encoded.left_out)
+    return Counts(len(drawn), encoded.lengths, encoded.truncated_rows, encoded.lost_tokens, encoded.left_out)
 
 
 def _drawn(task: Task, reading: Reading) -> list[Example]:
@@ -234,7 +251,7 @@ def show_text(task: Task, reading: Reading) -> None:
         whole = tasks.encode(_drawn(task, reading)[:SHOWN], tokenizer, WHOLE, reading.positions)
     st.caption(
         f"The first rows {'of the file' if task.stream else 'drawn'}, special tokens included. "
-        "Loss and KL count what is dark; what is struck out lies beyond the longest row."
+        "Pale tokens do not count for loss and KL; what is struck out lies beyond the longest row."
     )
     for index, row in enumerate(whole.rows):
         start, end = whole.start(index), min(reading.max_length, len(row))

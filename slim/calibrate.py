@@ -27,12 +27,13 @@ from slim.probe import LayerView, Probe
 from slim.progress import Progress, silent
 from slim.records import CalibrationFacts, DatasetFacts, MetricFacts, Settings
 from slim.results import Arrays, Results
-from slim.rowwise import Work, rowwise, stacked
+from slim.rowwise import Work, no_numbers, rowwise, stacked
 from slim.sketch import BLOCK, LossSketch, score_rows
 from slim.workload import (
     WATCH,
     Workload,
     ablation_cost,
+    forwards,
     levels_ablated,
     rows_ablated,
     sketch_cost,
@@ -68,8 +69,14 @@ def calibrate(
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
     examples = tasks.choose(task, settings.samples, settings.seed, progress)
     encoded = tasks.encode(examples, loaded.tokenizer, settings.max_length, settings.positions)
+    longest, limit = max(encoded.lengths), getattr(loaded.model.config, "max_position_embeddings", None)
+    if limit and longest > limit:
+        raise InputError(
+            f"max_length={settings.max_length}: {model!r} reads at most {limit:,} tokens and a row has {longest:,}: "
+            f"choose {limit} or less."
+        )
     if tell is not None:
-        tell(_workload(loaded, encoded, settings))
+        tell(workload(loaded.facts, encoded.lengths, settings, loaded.model.device, loaded.model.dtype))
     with results.kept() as cache:
         calibration = measure(loaded, encoded, task, settings, progress, cache=cache)
     return save(calibration, output)
@@ -95,7 +102,7 @@ def measure(
 ) -> Calibration:
     """Every metric of `loaded` on the rows `encoded`; changes nothing in the model."""
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    work = Work(progress, _workload(loaded, encoded, settings).forwards)
+    work = Work(progress, forwards(loaded.facts, encoded.lengths, settings))
     run = _Run(loaded, encoded, settings, padding_side, cache, work)
     estimates, positions = run.watched()
     rows = dict.fromkeys(estimates, len(encoded.rows))
@@ -299,7 +306,7 @@ class _Run:
             ]
 
         rows = self._rowwise(
-            rows_ablated(self.encoded, self.settings),
+            rows_ablated(self.encoded.lengths, self.settings),
             compute,
             ablation_cost(facts.layers, len(variants)),
             "Leaving out each in turn",
@@ -320,27 +327,20 @@ class _Finite:
     """Notices the first block that adds, or the first residual that holds, what is no number."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[int, Tensor]] = []
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, view: LayerView) -> None:
-        sums = (view.residual.sum(-1) + view.delta.sum(-1)).where(view.valid, 0).sum(-1)  # (B,)
-        self.found.append((view.layer, sums.isfinite()))
+        residual, delta = (part.sum(-1).where(view.valid, 0).sum(-1) for part in (view.residual, view.delta))
+        self.found[view.layer] = residual.isfinite(), delta.isfinite()  # (B,) twice
 
     def check(self, batch: tasks.Batch) -> None:
-        """Raises SlimError naming the layer and the row, and forgets what it saw."""
-        found, self.found = self.found, []
-        for layer, fine in found:
-            if not bool(fine.all()):
-                row = int((~fine).nonzero()[0, 0])
-                text = batch.ids[row][batch.valid[row]].tolist()
-                raise SlimError(
-                    f"the model gives NaN or infinite activations in layer {layer}, on the row of {len(text)} tokens "
-                    f"that starts with {text[:8]}: try dtype float32, or leave that row out."
-                )
-
-
-def _workload(loaded: Loaded, encoded: tasks.Encoded, settings: Settings) -> Workload:
-    return workload(loaded.facts, encoded, settings, loaded.model.device, loaded.model.dtype)
+        """Raises SlimError naming the place and the row, and forgets what it saw."""
+        found, self.found = self.found, {}
+        for layer, (residual, delta) in found.items():
+            if not bool(residual.all()):
+                raise no_numbers(f"the MLP of layer {layer - 1}" if layer else "the embeddings", batch, residual)
+            if not bool(delta.all()):
+                raise no_numbers(f"the attention of layer {layer}", batch, delta)
 
 
 def device_name(loaded: Loaded) -> str:

@@ -1,28 +1,51 @@
-"""Records to figures. Layers run to the right and heads downwards; nothing here knows how figures are shown."""
+"""Records to figures. Layers run to the right and heads downwards; nothing here knows how figures are shown.
+
+What can be clicked carries its head as customdata [layer, head]. A click on a heatmap's cell is not told, so clickable
+maps have a point that cannot be seen on each cell. `chosen` is a head (layer, head) with a ring around it.
+"""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from slim.detail import Measure
+from slim.difference import Difference
+from slim.estimate import Estimate
+
 SCALE = "Viridis"
 ACCENT = "#0d9488"
 QUIET = "#94a3b8"
 ALARM = "#e4572e"
+BETWEEN = [[0, "#c2410c"], [0.25, "#f59e6b"], [0.5, "rgba(148,163,184,0.25)"], [0.75, "#5eb8ae"], [1, "#0f766e"]]
+"""From less to more than nothing; the middle lets the page through, so that it is quiet in light and dark."""
+GRID = "rgba(148,163,184,0.25)"
+WHISKER = {"color": "#64748b", "thickness": 1.5, "width": 3}
+"""Of an interval."""
+Head = tuple[int, int]
 
 
 def heatmap(
-    values: NDArray[np.float64], title: str, unit: str, *, log: bool = False, removed: NDArray[np.bool_] | None = None
+    values: NDArray[np.float64],
+    title: str,
+    unit: str,
+    *,
+    log: bool = False,
+    removed: NDArray[np.bool_] | None = None,
+    clickable: bool = False,
+    chosen: Head | None = None,
 ) -> go.Figure:
-    """Map of a per-head figure (L, H). `log` colours by magnitude; heads in `removed` (L, H) are crossed out."""
+    """Map of a per-head figure (L, H), blank where it is NaN.
+
+    `log` colours by magnitude; heads in `removed` (L, H) are crossed out.
+    """
     shown = np.log10(np.maximum(values, 1e-12)) if log else values
-    layers, heads = values.shape
     bar: dict[str, object] = {"thickness": 10, "outlinewidth": 0}
-    low, high = float(np.quantile(shown, 0.01)) if log else float(shown.min()), float(shown.max())
+    low, high = float(np.nanquantile(shown, 0.01)) if log else float(np.nanmin(shown)), float(np.nanmax(shown))
     if log:
-        ticks = np.arange(np.ceil(low), np.floor(high) + 1)
-        bar |= {"tickvals": list(ticks), "ticktext": [f"{10.0**t:g}" for t in ticks]}
+        bar |= _decades(low, high)
     figure = go.Figure(
         go.Heatmap(
             z=shown.T,
@@ -33,6 +56,7 @@ def heatmap(
             colorbar=bar,
             xgap=1,
             ygap=1,
+            hoverongaps=False,
             hovertemplate=f"layer %{{x}}, head %{{y}}<br>%{{customdata:.4g}} {unit}<extra></extra>",
         )
     )
@@ -45,13 +69,39 @@ def heatmap(
             marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": ALARM}},
             hovertemplate="layer %{x}, head %{y} goes<extra></extra>",
         )
+    return _map(figure, values, f"{title} ({unit})", unit, clickable, chosen)
+
+
+def _map(
+    figure: go.Figure, values: NDArray[np.float64], title: str, unit: str, clickable: bool, chosen: Head | None
+) -> go.Figure:
+    """What every map of layers × heads shares."""
+    layers, heads = values.shape
+    if clickable:
+        figure.data[0].update(hoverinfo="skip", hovertemplate=None)  # type: ignore[attr-defined]
+        places = _places(layers, heads)
+        figure.add_scatter(
+            x=places[:, 0],
+            y=places[:, 1],
+            mode="markers",
+            marker={"symbol": "square", "size": 12, "opacity": 0},
+            selected={"marker": {"opacity": 0}},
+            unselected={"marker": {"opacity": 0}},
+            customdata=places,
+            text=[f"{value:.4g} {unit}" if np.isfinite(value) else "not measured" for value in values.ravel()],
+            hovertemplate="layer %{x}, head %{y}<br>%{text}<extra></extra>",
+        )
+    if chosen is not None:
+        ring(figure, chosen[0], chosen[1], "square-open", 14)
     figure.update_xaxes(title="layer", dtick=_step(layers), range=[-0.5, layers - 0.5], showgrid=False, zeroline=False)
     figure.update_yaxes(title="head", dtick=_step(heads), range=[heads - 0.5, -0.5], showgrid=False, zeroline=False)
-    return _frame(figure, f"{title} ({unit})", 150 + 16 * min(heads, 40))
+    return framed(figure, title, 150 + 16 * min(heads, 40))
 
 
-def block_bars(values: NDArray[np.float64], title: str, unit: str, removed: Sequence[int] = ()) -> go.Figure:
-    """A per-block figure (L,) as bars on a log axis; removed blocks stand out."""
+def block_bars(
+    values: NDArray[np.float64], title: str, unit: str, removed: Sequence[int] = (), sure: Estimate | None = None
+) -> go.Figure:
+    """A per-block figure (L,) as bars on a log axis, with the intervals of `sure`; removed blocks stand out."""
     colours = [ALARM if layer in removed else ACCENT for layer in range(len(values))]
     figure = go.Figure(
         go.Bar(
@@ -61,9 +111,19 @@ def block_bars(values: NDArray[np.float64], title: str, unit: str, removed: Sequ
             hovertemplate=f"layer %{{x}}<br>%{{y:.4g}} {unit}<extra></extra>",
         )
     )
-    figure.update_yaxes(type="log", title=unit, dtick=1, exponentformat="power")
+    if sure is not None and np.isfinite(sure.low).any():
+        figure.update_traces(
+            error_y={
+                "array": np.nan_to_num(sure.high - values),
+                "arrayminus": np.nan_to_num(values - np.maximum(sure.low, 1e-6)),
+                **WHISKER,
+            },
+            customdata=[f"[{low:.3g}, {high:.3g}]" for low, high in zip(sure.low, sure.high, strict=True)],
+            hovertemplate=f"layer %{{x}}<br>%{{y:.4g}} %{{customdata}} {unit}<extra></extra>",
+        )
+    figure.update_yaxes(type="log", title=unit, dtick=1, tickformat="~g", gridcolor=GRID)
     figure.update_xaxes(title="layer", dtick=_step(len(values)), showgrid=False)
-    return _frame(figure, title, 280)
+    return framed(figure, title, 280)
 
 
 def size_against_loss(points: Sequence[tuple[float, float]], current: tuple[float, float]) -> go.Figure:
@@ -86,14 +146,262 @@ def size_against_loss(points: Sequence[tuple[float, float]], current: tuple[floa
     )
     figure.update_xaxes(title="parameters that stay", tickformat=".0%", autorange="reversed")
     figure.update_yaxes(title="forecast loss, nats/token", rangemode="tozero")
-    return _frame(figure, "What each size would cost", 300)
+    return framed(figure, "What each size would cost", 300)
+
+
+def distribution(measure: Measure, *, intervals: bool = False, chosen: Head | None = None) -> go.Figure:
+    """Every head's figure by layer, heads side by side within it, each layer's median, and the histogram of them all.
+
+    `intervals` draws the 95% interval of each head.
+    """
+    values = measure.values
+    layers, heads = values.shape
+    low = lowest(values) if measure.log else 0.0
+
+    def scaled(figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.log10(np.maximum(figures, low)) if measure.log else figures
+
+    places, y = _places(layers, heads), scaled(values)
+    x = places[:, 0] + (places[:, 1] - (heads - 1) / 2) * (0.7 / max(1, heads))
+    figure = go.Figure()
+    if intervals and np.isfinite(measure.estimate.low).any():
+        below, above = (scaled(end).ravel() for end in (measure.estimate.low, measure.estimate.high))
+        gaps = np.full_like(below, np.nan)
+        figure.add_scatter(
+            x=np.stack((x, x, x), 1).ravel(),
+            y=np.stack((below, above, gaps), 1).ravel(),
+            mode="lines",
+            line={"width": 1, "color": QUIET},
+            hoverinfo="skip",
+        )
+    figure.add_scatter(
+        x=x,
+        y=y.ravel(),
+        mode="markers",
+        marker={"size": 7, "color": ACCENT, "opacity": 0.75},
+        **steady(0.75),
+        customdata=places,
+        text=[_said(measure, layer, head) for layer, head in places],
+        hovertemplate="layer %{customdata[0]}, head %{customdata[1]}<br>%{text}<extra></extra>",
+    )
+    measured = np.isfinite(values).any(1)
+    figure.add_scatter(
+        x=[edge for layer in np.nonzero(measured)[0] for edge in (layer - 0.42, layer + 0.42, None)],
+        y=[edge for layer in np.nonzero(measured)[0] for edge in (*[np.nanmedian(y[layer])] * 2, None)],
+        mode="lines",
+        line={"width": 2, "color": ALARM},
+        hoverinfo="skip",
+    )
+    known = y[np.isfinite(y)]
+    counts, edges = np.histogram(known, bins=min(36, max(6, known.size // 5)))
+    figure.add_bar(
+        x=counts,
+        y=(edges[:-1] + edges[1:]) / 2,
+        width=np.diff(edges) * 0.92,
+        orientation="h",
+        xaxis="x2",
+        marker={"color": QUIET, "line": {"width": 0}},
+        customdata=[[_number(edge, measure.log) for edge in pair] for pair in pairwise(edges)],
+        hovertemplate=f"%{{x}} heads between %{{customdata[0]}} and %{{customdata[1]}} {measure.unit}<extra></extra>",
+    )
+    if chosen is not None and np.isfinite(y[chosen]):
+        ring(figure, float(x[chosen[0] * heads + chosen[1]]), float(y[chosen]), "circle-open", 13)
+    figure.update_layout(
+        xaxis={"domain": [0, 0.82], "title": "layer", "dtick": _step(layers), "range": [-0.7, layers - 0.3]},
+        xaxis2={"domain": [0.84, 1], "title": "heads", "anchor": "y", "rangemode": "tozero", "nticks": 3},
+    )
+    figure.update_xaxes(showgrid=False, zeroline=False)
+    figure.update_yaxes(title=measure.unit, gridcolor=GRID, zeroline=False)
+    if measure.log:
+        figure.update_yaxes(_decades(float(known.min()), float(known.max())))
+    return framed(figure, f"{measure.title} ({measure.unit})", 460)
+
+
+def scatter(x: Measure, y: Measure, *, chosen: Head | None = None) -> go.Figure:
+    """One figure of every head against another, coloured by layer; axes of figures that span decades are logarithmic.
+
+    Left out are heads without one of the figures, and on a logarithmic axis those of 0.
+    """
+    places = _places(*x.values.shape)
+    one, other = x.values.ravel(), y.values.ravel()
+    fine = np.isfinite(one) & np.isfinite(other) & ((one > 0) | (not x.log)) & ((other > 0) | (not y.log))
+    figure = go.Figure(
+        go.Scatter(
+            x=one[fine],
+            y=other[fine],
+            mode="markers",
+            marker={
+                "size": 8,
+                "opacity": 0.85,
+                "color": places[fine, 0],
+                "colorscale": SCALE,
+                "cmin": 0,
+                "cmax": max(1, len(x.values) - 1),
+                "colorbar": {"title": {"text": "layer"}, "thickness": 10, "outlinewidth": 0},
+                "line": {"width": 1, "color": QUIET},
+            },
+            **steady(0.85),
+            customdata=places[fine],
+            text=[
+                f"{x.title} {_said(x, layer, head)}<br>{y.title} {_said(y, layer, head)}"
+                for layer, head in places[fine]
+            ],
+            hovertemplate="layer %{customdata[0]}, head %{customdata[1]}<br>%{text}<extra></extra>",
+        )
+    )
+    if chosen is not None and fine[chosen[0] * x.values.shape[1] + chosen[1]]:
+        ring(figure, float(x.values[chosen]), float(y.values[chosen]), "circle-open", 15)
+    for axis, measure in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        axis(title=f"{measure.title} ({measure.unit})", gridcolor=GRID, zeroline=False)
+        if measure.log:
+            axis(type="log", dtick=1, tickformat="~g")
+    return framed(figure, f"{y.title} against {x.title[:1].lower()}{x.title[1:]}", 500)
+
+
+def difference_map(found: Difference, *, chosen: Head | None = None) -> go.Figure:
+    """Map of ln(cost on general text / cost on the task): teal where the task needs a head less, orange where more.
+
+    A dot marks the heads whose interval leaves out 0. The colour ends at the value that 2% of the heads go beyond.
+    """
+    values = found.ratio.value
+    known = np.abs(values[np.isfinite(values)])
+    most = float(np.quantile(known, 0.98)) if known.size else 1.0
+    bar = {"thickness": 10, "outlinewidth": 0} | _factors(most)
+    figure = go.Figure(
+        go.Heatmap(z=values.T, zmin=-most or -1e-9, zmax=most or 1e-9, colorscale=BETWEEN, colorbar=bar, xgap=1, ygap=1)
+    )
+    _map(figure, values, "Cost on general text over cost on this task", "", True, chosen)
+    layer, head = np.nonzero(found.sure)
+    dot = {"size": 6, "color": "#ffffff", "line": {"width": 1.5, "color": "#1e293b"}}
+    figure.add_scatter(x=layer, y=head, mode="markers", marker=dot, hoverinfo="skip")
+    figure.data[1].update(  # type: ignore[attr-defined]
+        text=[_compared(found, *place) for place in _places(*values.shape)]
+    )
+    return figure
+
+
+def attention_map(cells: NDArray[np.float64], side: int, labels: Sequence[str], query: int | None = None) -> go.Figure:
+    """Where a head looks on a row: queries downwards, keys to the right, cells of `side` × `side` tokens (C, C).
+
+    `labels` are the row's tokens as text; the colour is logarithmic, from a thousandth up; `query` is the token whose
+    line is marked.
+    """
+    count = len(cells)
+    floor = 1e-3
+    spans = [
+        f"{place * side}" if side == 1 else f"{place * side} to {min(len(labels), (place + 1) * side) - 1}"
+        for place in range(count)
+    ]
+    words = ["".join(labels[place * side : (place + 1) * side])[:40] for place in range(count)]
+    text = [
+        [f"token {spans[i]} {_visible(words[i])!r}<br>looks at {spans[j]} {_visible(words[j])!r}" for j in range(count)]
+        for i in range(count)
+    ]
+    places = [place * side + (side - 1) / 2 for place in range(count)]
+    figure = go.Figure(
+        go.Heatmap(
+            x=places,
+            y=places,
+            z=np.log10(np.maximum(cells, floor)),
+            zmin=np.log10(floor),
+            zmax=0,
+            colorscale=SCALE,
+            customdata=100 * cells,
+            text=text,
+            hoverongaps=False,
+            hovertemplate="%{text}<br>%{customdata:.2f}% of its attention<extra></extra>",
+            colorbar={
+                "thickness": 10,
+                "outlinewidth": 0,
+                "tickvals": [-3, -2, -1, 0],
+                "ticktext": ["0.1%", "1%", "10%", "100%"],
+            },
+        )
+    )
+    if query is not None:
+        figure.add_hline(y=query, line={"color": ALARM, "width": 1.5})
+    end = count * side - 0.5
+    figure.update_xaxes(title="token looked at", range=[-0.5, end], showgrid=False, zeroline=False, nticks=6)
+    figure.update_yaxes(title="token that looks", range=[end, -0.5], showgrid=False, zeroline=False, nticks=6)
+    return framed(figure, "Attention", 380)
+
+
+def _places(layers: int, heads: int) -> NDArray[np.int64]:
+    """Layer and head of each entry of a ravelled (L, H).  # (L·H, 2)"""
+    return np.stack(np.divmod(np.arange(layers * heads), heads), 1)
+
+
+def ring(figure: go.Figure, x: float, y: float, symbol: str, size: int) -> None:
+    """Marks the chosen head."""
+    marker = {"symbol": symbol, "size": size, "color": ALARM, "line": {"width": 2.5, "color": ALARM}}
+    figure.add_scatter(x=[x], y=[y], mode="markers", marker=marker, hoverinfo="skip", name="chosen")
+
+
+def steady(opacity: float) -> dict[str, object]:
+    """A click must not fade the other points: the ring says which head is chosen."""
+    return {"selected": {"marker": {"opacity": opacity}}, "unselected": {"marker": {"opacity": opacity}}}
+
+
+def _said(measure: Measure, layer: int, head: int) -> str:
+    estimate = measure.estimate
+    value, low, high = (float(part[layer, head]) for part in (estimate.value, estimate.low, estimate.high))
+    if not np.isfinite(value):
+        return "not measured"
+    ends = f" [{low:.3g}, {high:.3g}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{value:.3g}{ends} {measure.unit}"
+
+
+def _compared(found: Difference, layer: int, head: int) -> str:
+    value, low, high = (float(part[layer, head]) for part in (found.ratio.value, found.ratio.low, found.ratio.high))
+    costs = f"general {found.general[layer, head]:.3g}, task {found.task[layer, head]:.3g} nats/token"
+    if not np.isfinite(value):
+        return f"no ratio<br>{costs}"
+    ends = f" [{np.exp(low):.2f}, {np.exp(high):.2f}]" if np.isfinite(low) and np.isfinite(high) else ", no interval"
+    return f"× {np.exp(value):.2f}{ends}<br>{costs}"
+
+
+def lowest(values: NDArray[np.float64]) -> float:
+    """What stands for 0 on a logarithmic axis: the smallest figure above it."""
+    above = values[np.isfinite(values) & (values > 0)]
+    return float(above.min()) if above.size else 1e-12
+
+
+def _decades(low: float, high: float) -> dict[str, object]:
+    """Ticks for log10 values from `low` to `high`: powers of ten, and 2 and 5 between them where they are few."""
+    ticks = np.arange(np.ceil(low), np.floor(high) + 1)
+    if len(ticks) > 7:
+        ticks = ticks[:: -(-len(ticks) // 7)]
+    elif len(ticks) < 2:
+        between = [decade + step for decade in np.arange(np.floor(low), high + 1) for step in np.log10((1, 2, 5))]
+        ticks = np.array([tick for tick in between if low <= tick <= high])
+    return {"tickvals": list(ticks), "ticktext": [f"{10.0**tick:.3g}" for tick in ticks]}
+
+
+def _factors(most: float) -> dict[str, object]:
+    """Ticks of a logarithm as the factors they stand for."""
+    step = next((step for step in (1.5, 2, 3, 5, 10, 100) if np.log(step) >= 0.4 * most), 1000)
+    times = max(1, int(most / np.log(step) + 1e-9))
+    ticks = [power * np.log(step) for power in range(-times, times + 1)]
+    if not most:
+        ticks = [0.0]
+    return {"tickvals": ticks, "ticktext": [f"× {np.exp(tick):.3g}" for tick in ticks]}
+
+
+def _number(edge: float, log: bool) -> str:
+    return f"{10.0**edge if log else edge:.3g}"
+
+
+def _visible(text: str) -> str:
+    """Plotly reads text as HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _step(count: int) -> int:
     return 1 if count <= 12 else 5 if count <= 64 else 10
 
 
-def _frame(figure: go.Figure, title: str, height: int) -> go.Figure:
+def framed(figure: go.Figure, title: str, height: int) -> go.Figure:
+    """What all figures share. The mouse points and clicks; it does not move or zoom."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
         height=height,
@@ -101,4 +409,5 @@ def _frame(figure: go.Figure, title: str, height: int) -> go.Figure:
         showlegend=False,
         dragmode=False,
     )
-    return figure
+    figure.update_xaxes(fixedrange=True)
+    return figure.update_yaxes(fixedrange=True)

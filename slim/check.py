@@ -65,7 +65,7 @@ def rows_to_check(calibration: Calibration, loaded: Loaded, rows: int) -> tuple[
     seen = tasks.choose(task, settings.samples, settings.seed)
     drawn = tasks.choose(task, settings.samples + 4 * rows, settings.seed + 1)
     others = [example for example in drawn if example not in set(seen)][:rows]
-    chosen = others or seen[1::2][:rows]
+    chosen = others or (seen[1::2] or seen)[:rows]
     return tasks.encode(chosen, loaded.tokenizer, settings.max_length, settings.positions), bool(others)
 
 

@@ -31,8 +31,13 @@ class Encoded:
     left_out: int = 0
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        return tuple(map(len, self.rows))
+
+    @property
     def tokens(self) -> int:
-        return sum(len(row) for row in self.rows)
+        return sum(self.lengths)
 
     def start(self, index: int) -> int:
         """The place of the first token of row `index` whose prediction counts."""

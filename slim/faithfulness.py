@@ -77,20 +77,21 @@ def rank_correlation(
     prunability: NDArray[np.float64], damage: NDArray[np.float64], seed: int = 0
 ) -> tuple[float, float, float]:
     """Spearman of "goes late" with the damage, and its 95% bootstrap interval over heads; NaN without variation."""
-
-    def agreement(chosen: NDArray[np.int64] | slice) -> float:
-        one, other = -prunability[chosen], damage[chosen]
-        if not (np.ptp(one) and np.ptp(other)):
-            return np.nan
-        return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
-
-    value = agreement(slice(None))
-    generator = np.random.default_rng(seed)
-    samples = [agreement(generator.integers(len(damage), size=len(damage))) for _ in range(300)]
+    count = len(damage)
+    resampled = np.random.default_rng(seed).integers(count, size=(300, count))
+    chosen = np.concatenate((np.arange(count)[None], resampled))
+    value, *samples = _correlation(rankdata(-prunability[chosen], axis=1), rankdata(damage[chosen], axis=1))
     if not np.isfinite(samples).any():
-        return value, np.nan, np.nan
+        return float(value), np.nan, np.nan
     low, high = np.nanquantile(samples, (0.025, 0.975))
-    return value, float(low), float(high)
+    return float(value), float(low), float(high)
+
+
+def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson's of each row.  # (R,)"""
+    one, other = (ranks - ranks.mean(1, keepdims=True) for ranks in (one, other))
+    below = np.sqrt(np.square(one).sum(1) * np.square(other).sum(1))
+    return np.divide((one * other).sum(1), below, out=np.full(len(below), np.nan), where=below > 0)
 
 
 def fit_correction(forecast: NDArray[np.float64], measured: NDArray[np.float64]) -> Correction | None:

@@ -21,11 +21,15 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Layout:
-    """A template fitted to the columns of a dataset: role to column, and the wording of the prompt."""
+    """A template fitted to the columns of a dataset: role to column, and the wording of the prompt.
+
+    `source` is the dataset's name in messages.
+    """
 
     template: Template
     columns: Mapping[str, str]
     prompt: str
+    source: str = "of rows"
 
     @cached_property
     def placeholders(self) -> tuple[str, ...]:
@@ -67,19 +71,70 @@ class Layout:
         if any(not as_text(row.get(column)).strip() for column in self.needed):
             return None
         if self.template.name == "chat":
-            return _conversation(row[self.columns["messages"]], self.columns["messages"], number)
+            return self._conversation(row, number)
         said = {role: as_text(row.get(column)) for role, column in self.columns.items()}
         said |= {column: as_text(row.get(column)) for column in self._further} | {LABELS: labels}
         if self.template.name == "choices":
-            choices, chosen = _choice(row[self.columns["choices"]], row[self.columns["key"]], self.columns, number)
+            choices, chosen = self._choice(row, number)
             said["choices"] = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False))
             said["key"] = chosen
         prompt = _PLACEHOLDER.sub(lambda match: said[match[1]] if match[1] else match[0][0], self.prompt)
         return Example(prompt, said[self.template.answer].strip())
 
+    def _conversation(self, row: Values, number: int) -> Example | None:
+        """The turns up to the last one of the assistant, which is the answer; None where it says nothing."""
+        column = self.columns["messages"]
+        value = row[column]
+        turns: list[Turn] = []
+        for turn in value if isinstance(value, list) else (value,):
+            speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
+            if not isinstance(speaker, str):
+                raise InputError(
+                    f"dataset {self.source!r}: {column!r} of row {number} is no list of turns with role and content: "
+                    "map another column, or choose another template."
+                )
+            content = as_text(turn.get("content", turn.get("value")))
+            if content.strip():
+                turns.append((_SPEAKERS.get(speaker.lower(), speaker.lower()), content))
+        while turns and turns[-1][0] != "assistant":
+            turns.pop()
+        if not turns:
+            return None
+        said, answer = tuple(turns[:-1]), turns[-1][1].strip()
+        return Example(next((text for who, text in reversed(said) if who == "user"), ""), answer, said)
+
+    def _choice(self, row: Values, number: int) -> tuple[list[str], str]:
+        """The choices as text and the one that the key names, by place, letter or label."""
+        choices, key = row[self.columns["choices"]], row[self.columns["key"]]
+        texts, marks = choices, list(_LETTERS)
+        if isinstance(choices, Mapping):
+            texts, marks = choices.get("text"), [str(mark) for mark in choices.get("label", ())]
+        if not isinstance(texts, list) or not texts:
+            raise InputError(
+                f"dataset {self.source!r}: {self.columns['choices']!r} of row {number} is no list of choices: "
+                "map another column to it."
+            )
+        texts = [str(text) for text in texts]
+        if str(key) in marks[: len(texts)]:
+            return texts, texts[marks.index(str(key))]
+        try:
+            place = int(key)
+            if place != float(key) or place < 0:
+                raise ValueError
+            return texts, texts[place]
+        except (ValueError, TypeError, IndexError):
+            raise InputError(
+                f"dataset {self.source!r}: {self.columns['key']}={key!r} of row {number} is not the place of one of "
+                f"the choices {texts}: correct the row, or map another column."
+            ) from None
+
 
 def suggest(
-    template: Template, names: Collection[str], columns: Mapping[str, str] | None = None, prompt: str | None = None
+    template: Template,
+    names: Collection[str],
+    columns: Mapping[str, str] | None = None,
+    prompt: str | None = None,
+    source: str = Layout.source,
 ) -> Layout:
     """The likeliest columns for the roles of a template, besides those given; roles that none fits have none."""
     columns = columns or {}
@@ -90,7 +145,7 @@ def suggest(
         if column is not None:
             found[role] = column
             taken.add(column)
-    return Layout(template, found, template.prompt if prompt is None else prompt)
+    return Layout(template, found, template.prompt if prompt is None else prompt, source)
 
 
 def fit(
@@ -98,6 +153,7 @@ def fit(
     template: str | None = None,
     columns: Mapping[str, str] | None = None,
     prompt: str | None = None,
+    source: str = Layout.source,
 ) -> Layout:
     """The layout for a dataset with the columns `names`: what is not given is guessed.
 
@@ -108,10 +164,12 @@ def fit(
         raise InputError(f"template {template!r} does not exist: choose {', '.join(TEMPLATES)}.")
     for role, column in columns.items():
         if column not in names:
-            raise InputError(f"columns: {role}={column!r} is no column of the dataset: choose {_listed(names)}.")
+            raise InputError(f"columns: {role}={column!r} is no column of dataset {source!r}: choose {_listed(names)}.")
     if template is not None:
-        return _checked(suggest(TEMPLATES[template], names, columns, prompt), names, columns)
-    layouts = [suggest(one, names, columns, prompt) for one in TEMPLATES.values() if columns.keys() <= one.roles.keys()]
+        return _checked(suggest(TEMPLATES[template], names, columns, prompt, source), names, columns)
+    layouts = [
+        suggest(one, names, columns, prompt, source) for one in TEMPLATES.values() if columns.keys() <= one.roles.keys()
+    ]
     if columns and not layouts:
         raise InputError(f"columns: no template has the roles {_listed(columns)} together: name a template as well.")
     # With a wording of one's own a template may fit although its question is not among the columns.
@@ -122,7 +180,7 @@ def fit(
                 return _checked(layout, names, columns)
     wanted = "; ".join(" + ".join(options[0] for options in one.roles.values()) for one in TEMPLATES.values())
     raise InputError(
-        f"dataset: its columns are {sorted(names)}, and no template fits them (these would: {wanted}): "
+        f"dataset {source!r} has the columns {sorted(names)}, and no template fits them (these would: {wanted}): "
         "name a template and which column is what, or rename the columns."
     )
 
@@ -135,9 +193,10 @@ def _checked(layout: Layout, names: Collection[str], given: Mapping[str, str]) -
             raise InputError(f"columns: template {template.name!r} has no role {role!r}: {_listed(template.roles)}.")
     if template.name == "chat" and layout.prompt:
         raise InputError("prompt: the turns of a chat are used as they are: leave the prompt out.")
-    used = {template.answer, *layout.placeholders} | ({"choices"} if template.name == "choices" else set())
+    required = {template.answer} | ({"choices"} if template.name == "choices" else set())
     for role in template.roles:
-        if role in used and role not in layout.columns and role not in names:
+        asked = role in layout.placeholders and role not in names
+        if role not in layout.columns and (role in required or asked):
             raise InputError(
                 f"columns: template {template.name!r} needs a column for {role!r}: choose one of {_listed(names)}."
             )
@@ -163,52 +222,6 @@ def as_text(value: Any) -> str:
         inner = next((value[key] for key in ("text", "value") if key in value), None)
         return as_text(inner) if inner is not None else str(value)
     return str(value)
-
-
-def _conversation(value: Any, column: str, number: int) -> Example | None:
-    """The turns up to the last one of the assistant, which is the answer; None where it says nothing."""
-    turns: list[Turn] = []
-    for turn in value if isinstance(value, list) else (value,):
-        speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-        if not isinstance(speaker, str):
-            raise InputError(
-                f"dataset: {column!r} of row {number} is no list of turns with role and content: "
-                "map another column, or choose another template."
-            )
-        content = as_text(turn.get("content", turn.get("value")))
-        if content.strip():
-            turns.append((_SPEAKERS.get(speaker.lower(), speaker.lower()), content))
-    while turns and turns[-1][0] != "assistant":
-        turns.pop()
-    if not turns:
-        return None
-    said, answer = tuple(turns[:-1]), turns[-1][1].strip()
-    return Example(next((text for who, text in reversed(said) if who == "user"), ""), answer, said)
-
-
-def _choice(choices: Any, key: Any, columns: Mapping[str, str], number: int) -> tuple[list[str], str]:
-    """The choices as text and the one that `key` names, by place, letter or label."""
-    marks = list(_LETTERS)
-    texts = choices
-    if isinstance(choices, Mapping):
-        texts, marks = choices.get("text"), [str(mark) for mark in choices.get("label", ())]
-    if not isinstance(texts, list) or not texts:
-        raise InputError(
-            f"dataset: {columns['choices']!r} of row {number} is no list of choices: map another column to it."
-        )
-    texts = [str(text) for text in texts]
-    if str(key) in marks[: len(texts)]:
-        return texts, texts[marks.index(str(key))]
-    try:
-        place = int(key)
-        if place != float(key) or place < 0:
-            raise ValueError
-        return texts, texts[place]
-    except (ValueError, TypeError, IndexError):
-        raise InputError(
-            f"dataset: {columns['key']}={key!r} of row {number} is not the place of one of the choices {texts}: "
-            "correct the row, or map another column."
-        ) from None
 
 
 def _listed(names: Iterable[str]) -> str:

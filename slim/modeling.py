@@ -132,9 +132,9 @@ def _shape(config: Any) -> tuple[int, int]:
     return heads, getattr(config, "num_key_value_heads", None) or heads
 
 
-def _sizes(projection: nn.Module) -> tuple[int, int]:
+def _sizes(projection: Any) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
-    first, second = projection.weight.shape  # type: ignore[union-attr]
+    first, second = projection.weight.shape
     return (first, second) if isinstance(projection, Conv1D) else (second, first)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ import slim.probe  # noqa: F401  registers the attention that some families are 
 from slim import bundled
 from slim.architectures import Architecture, architecture_of, check_config
 from slim.errors import InputError
+from slim.hub import reach
 from slim.modeling import PerLayerAttentionMixin
 from slim.progress import Progress, silent
 from slim.records import ModelFacts
 
+ROOM_FOR_WEIGHTS = 0.6
+"""Share of a card's memory that weights may take; the rest is for what a forward keeps."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -90,12 +94,14 @@ def load(
     """
     place = locate(source, progress)
     target = resolve_device(device)
+    offline = not Path(place).is_dir() and reach("model", place)[1] is not None  # then only what is here already
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_unreadable(source, place, error)) from error
     architecture = check_config(config)
     stored = config.dtype
+    placement = placement_of(config, device, resolve_dtype(dtype))
     try:
         model_class: Any = AutoModelForCausalLM
         if config.is_heterogeneous:
@@ -106,14 +112,36 @@ def load(
             dtype=resolve_dtype(dtype),
             use_safetensors=True,
             attn_implementation=architecture.implementation,
+            device_map=placement,
+            local_files_only=offline,
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(_unreadable(source, place, error)) from error
     model.requires_grad_(False)
-    model.eval().to(target)
+    model.eval()
+    if placement is None:
+        model.to(target)
     name = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
     return Loaded(model, tokenizer, facts_of(model, name, _fingerprint(place, model), stored))
+
+
+def glance(source: str, config: PreTrainedConfig) -> ModelFacts:
+    """What a config tells of a model without its weights. The fingerprint is empty."""
+    check_config(config)
+    with torch.device("meta"):
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model = (pruned_class(config) if config.is_heterogeneous else model_class)(config)
+    return facts_of(model, source, "", config.dtype)
+
+
+def placement_of(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> str | None:
+    """transformers' `device_map` for a model: one card after the other where the first cannot hold it, else none."""
+    if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return None
+    size = sum(map(prod, glance("", config).shapes.values())) * dtype.itemsize
+    room = torch.cuda.get_device_properties(0).total_memory * ROOM_FOR_WEIGHTS
+    return "sequential" if size > room else None
 
 
 def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -60,7 +60,6 @@ class Probe:
         self.gates: Tensor | None = None
         self.deltas: Tensor | None = None
         self.valid: Tensor | None = None
-        self.removed: frozenset[int] = frozenset()
         self._multiplier = residual_multiplier(model, architecture)
         self._asked = False
         self._rows = 0
@@ -114,20 +113,18 @@ class Probe:
         if self.observers and "entropy" in self._half:
             if self.valid is None:
                 raise RuntimeError("Probe.valid must be set before a forward that is observed")
-            valid = self.valid & (self._half["visible"] > 0)
+            valid = self.valid.to(added.device) & (self._half["visible"] > 0)
             view = LayerView(layer=index, delta=added * self._multiplier, valid=valid, **self._half)
             self._half = {}
             for observer in self.observers:
                 observer.update(view)
-        if index in self.removed:
-            return _replaced(output, torch.zeros_like(added))
         return self._scaled(index, 0, module, args, output)
 
     def _scaled(self, index: int, part: int, module: nn.Module, args: Any, output: Any) -> Any:
         if self.deltas is None:
             return None
         added = output[0] if isinstance(output, tuple) else output
-        factor = _over_tokens(self.deltas, index)[..., part, None].to(added.dtype)
+        factor = _over_tokens(self.deltas, index)[..., part, None].to(added)
         by_row = added.reshape(self._rows, -1, added.shape[-1])  # some MLPs see all rows as one
         return _replaced(output, (by_row * factor).reshape(added.shape))
 
@@ -143,7 +140,7 @@ class Probe:
         else:
             out = _unseen(module, q, k, v, mask, **options)
         if self.gates is not None:
-            out = out * _over_tokens(self.gates, module.layer_idx)[..., None].to(out.dtype)
+            out = out * _over_tokens(self.gates, module.layer_idx)[..., None].to(out)
         return out
 
 

@@ -7,13 +7,17 @@ run that was stopped goes on where it was, and one with more rows computes the n
 import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 from diskcache import Cache, JSONDisk
+from diskcache.core import MODE_PICKLE
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from slim import workspace
@@ -21,6 +25,18 @@ from slim import workspace
 Arrays = dict[str, NDArray]
 LIMIT = 2**31
 """Bytes; what was used longest ago goes first."""
+
+
+class PlainDisk(JSONDisk):
+    """JSON alone: a value that is damaged, or that somebody put there as a pickle, is as good as none."""
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode == MODE_PICKLE:
+            return None
+        try:
+            return super().fetch(mode, filename, value, read)
+        except (zlib.error, ValueError):
+            return None
 
 
 class Results:
@@ -35,12 +51,17 @@ class Results:
         text = None if self.cache is None else self.cache.get(self._key(row, start))
         if not isinstance(text, str):
             return None
+        try:
+            arrays = safetensors.numpy.load(base64.b64decode(text))
+        except (SafetensorError, ValueError):
+            return None
         self.hits += 1
-        return safetensors.numpy.load(base64.b64decode(text))
+        return arrays
 
     def put(self, row: Tensor, start: int, arrays: Arrays) -> None:
         if self.cache is not None:
-            self.cache.set(self._key(row, start), base64.b64encode(safetensors.numpy.save(arrays)).decode())
+            plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # views lose their order
+            self.cache.set(self._key(row, start), base64.b64encode(safetensors.numpy.save(plain)).decode())
 
     def _key(self, row: Tensor, start: int) -> str:
         return hashlib.sha256(f"{self.basis}/{start}/".encode() + row.numpy().tobytes()).hexdigest()
@@ -49,7 +70,13 @@ class Results:
 @contextmanager
 def kept() -> Iterator[Cache]:
     """The workspace's cache. It holds JSON, never a pickle."""
-    cache = Cache(str(workspace.subfolder("results")), disk=JSONDisk, disk_compress_level=1, size_limit=LIMIT)
+    cache = Cache(
+        str(workspace.subfolder("results")),
+        disk=PlainDisk,
+        disk_compress_level=1,
+        size_limit=LIMIT,
+        eviction_policy="least-recently-used",
+    )
     try:
         yield cache
     finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slim import tasks
 from slim.errors import SlimError
@@ -99,6 +100,16 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
+
+
+def no_numbers(where: str, batch: tasks.Batch, fine: Tensor) -> SlimError:
+    """Names the first row of `batch` that is not `fine` (B,)."""
+    row = int((~fine).nonzero()[0, 0])
+    ids = batch.ids[row][batch.valid[row]].tolist()
+    return SlimError(
+        f"the model gives NaN or infinite numbers in {where}, on the row of {len(ids)} tokens that starts with "
+        f"{ids[:8]}: try dtype float32, or leave that row out."
+    )
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:

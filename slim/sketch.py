@@ -26,6 +26,7 @@ from torch.nn.functional import embedding_bag
 from slim.estimate import Estimate, ratio_of_sums
 from slim.models import Loaded
 from slim.probe import Probe
+from slim.rowwise import no_numbers
 from slim.tasks import Batch
 
 VERSION = 1
@@ -129,12 +130,14 @@ class _Directions:
         with torch.no_grad():
             for row, chosen in enumerate(batch.predicted.to(logits.device)):
                 places = chosen.nonzero()[:, 0]
+                if not len(places):
+                    continue
                 p = logits[row, places].to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)  # (n, V)
+                if not bool(p.sum().isfinite()):
+                    raise no_numbers("its predictions", batch, torch.arange(len(batch.ids)) != row)
                 generator = torch.Generator(p.device).manual_seed(_seed(batch.ids[row][batch.valid[row]], seed))
                 count = SAMPLED * draws
-                tokens = (
-                    torch.multinomial(p, count, replacement=True, generator=generator) if len(p) else places[:, None]
-                )
+                tokens = torch.multinomial(p, count, replacement=True, generator=generator)  # (n, count)
                 signs = torch.randint(0, 2, tokens.shape, generator=generator, device=p.device) * 2.0 - 1
                 factors = signs.to(self.weight.dtype)
                 if slope is not None:

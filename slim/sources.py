@@ -20,6 +20,8 @@ from slim.errors import InputError
 SPLITS = ("train", "validation", "test")
 DATA = Path(__file__).parent / "data"
 BUNDLED = ("briefs", "triage")
+GENERAL = "general"
+"""Plain prose to hold a task against: the passages of `briefs`, without a question."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST = 2**24
 """Characters of a line or field beyond which a file is taken for broken."""
@@ -65,6 +67,8 @@ def open_source(
             raise InputError(f"{field}={value!r}: only a Hub dataset has one, {source!r} is none: leave it out.")
     if source.startswith("bundled:"):
         path, split = _bundled(source, split or "train"), split or "train"
+        if source == f"bundled:{GENERAL}":
+            return Source(source, split, lambda: _passages(path, source))
     elif not path.is_file():
         raise InputError(
             f"dataset {source!r} was not found: name bundled:briefs, bundled:triage, a {', '.join(FORMATS)} file "
@@ -87,11 +91,17 @@ def is_hub_id(source: str) -> bool:
 
 def _bundled(source: str, split: str) -> Path:
     name = source.removeprefix("bundled:")
-    if name not in BUNDLED:
-        raise InputError(f"dataset {source!r} is not bundled: choose bundled:briefs or bundled:triage.")
+    if name not in (*BUNDLED, GENERAL):
+        raise InputError(
+            f"dataset {source!r} is not bundled: choose bundled:briefs, bundled:triage or bundled:general."
+        )
     if split not in SPLITS:
         raise InputError(f"split {split!r} of {source!r} does not exist: choose {', '.join(SPLITS)}.")
-    return DATA / name / f"{split}.jsonl"
+    return DATA / (BUNDLED[0] if name == GENERAL else name) / f"{split}.jsonl"
+
+
+def _passages(path: Path, source: str) -> Iterator[Row]:
+    return (Row({"text": row.values["passage"]}, row.number, row.share) for row in _read(path, source))
 
 
 class _Damaged(Exception):

@@ -9,12 +9,13 @@ from slim.encode import Batch, Encoded, Positions, batches, encode, messages_of,
 from slim.errors import InputError
 from slim.layouts import Layout, fit
 from slim.progress import Progress, silent
-from slim.sources import BUNDLED, DATA, SPLITS, Row, Source, open_source
+from slim.sources import BUNDLED, DATA, GENERAL, SPLITS, Row, Source, open_source
 from slim.templates import TEMPLATES, Example, Template
 
 __all__ = [
     "BUNDLED",
     "DATA",
+    "GENERAL",
     "SPLITS",
     "TEMPLATES",
     "Batch",
@@ -92,7 +93,7 @@ def load_task(
     Raises InputError for a source that is not there or damaged, columns that no template fits, or no rows at all.
     """
     opened = open_source(source, config, split, revision)
-    layout = fit(_columns(opened), template, columns, prompt)
+    layout = fit(_columns(opened), template, columns, prompt, source)
     if prompt is None:
         layout = replace(layout, prompt=wording(source, layout.template))
     kept, share = _keep(opened, layout)

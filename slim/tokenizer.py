@@ -1,13 +1,15 @@
-"""The tokenizer of a model without its weights, to show what it will read before anything long starts."""
+"""The tokenizer and the shape of a model without its weights, to show what will be before anything long starts."""
 
+import struct
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from slim import bundled, workspace
 from slim.errors import InputError
 from slim.hub import reach
-from slim.models import locate
+from slim.models import glance, locate
+from slim.records import ModelFacts
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -23,9 +25,22 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         if not at_hand(source):
             return _of_hub(place)
         return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, struct.error) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {source!r} has no tokenizer that can be read: {reason}") from error
+
+
+def facts_at_hand(source: str) -> ModelFacts | None:
+    """The shape of a model; None where that takes longer than a look: one of the Hub, or a file not unpacked yet.
+
+    Raises InputError for a folder that is no model, or a family that is not supported.
+    """
+    if not at_hand(source) or _not_unpacked(source) is not None:
+        return None
+    try:
+        return glance(source, AutoConfig.from_pretrained(locate(source), local_files_only=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model {source!r} has no config that can be read: {str(error).splitlines()[0]}") from error
 
 
 def at_hand(source: str) -> bool:

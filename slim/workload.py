@@ -2,14 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 
-from slim import tasks
 from slim.metrics.base import Level
 from slim.records import ModelFacts, Settings
 
@@ -32,11 +31,14 @@ class Workload:
     memory: int
     disk: int
 
+    def time(self) -> str:
+        """In seconds or minutes."""
+        return f"{self.seconds / 60:,.0f} min" if self.seconds >= 90 else f"{max(1, self.seconds):.0f} s"
+
     def sentence(self) -> str:
         """The estimate as a person would say it."""
-        minutes = f"{self.seconds / 60:,.0f} min" if self.seconds >= 90 else f"{max(1, self.seconds):.0f} s"
         return (
-            f"{self.rows} rows, {self.tokens:,} tokens: about {minutes}, {self.memory / 1e9:,.1f} GB of memory, "
+            f"{self.rows} rows, {self.tokens:,} tokens: about {self.time()}, {self.memory / 1e9:,.1f} GB of memory, "
             f"{self.disk / 1e6:,.0f} MB on disk."
         )
 
@@ -56,37 +58,45 @@ def levels_ablated(settings: Settings) -> tuple[Level, ...]:
     return {"exact": ("head", "group", "block"), "fisher": ("block",), "none": ()}[settings.kl]
 
 
-def rows_ablated(encoded: tasks.Encoded, settings: Settings) -> list[int]:
+def rows_ablated(lengths: Sequence[int], settings: Settings) -> list[int]:
     """The rows on which: every other one, or a few of these spread over the lengths where only blocks are left out.
 
     They are chosen before batching, so that its size changes nothing.
     """
-    choosing = list(range(0, len(encoded.rows), 2))
+    choosing = list(range(0, len(lengths), 2))
     if settings.kl == "exact" or len(choosing) <= BLOCK_ROWS:
         return choosing if settings.kl != "none" else []
-    by_length = sorted(choosing, key=lambda index: len(encoded.rows[index]))
+    by_length = sorted(choosing, key=lengths.__getitem__)
     places = np.linspace(0, len(by_length) - 1, BLOCK_ROWS).round().astype(int)
     return [by_length[place] for place in places] if settings.kl != "none" else []
 
 
+def forwards(facts: ModelFacts, lengths: Sequence[int], settings: Settings) -> float:
+    """How often a token goes through the model, counting what takes longer than a forward as that many."""
+    count = sum(lengths)
+    found = WATCH * count
+    if settings.kl == "none":
+        return found
+    units = {"head": facts.heads, "group": facts.kv_heads, "block": 1}
+    variants = sum(units[level] for level in levels_ablated(settings))
+    tokens = sum(lengths[index] for index in rows_ablated(lengths, settings))
+    return found + sketch_cost(settings.draws) * count + ablation_cost(facts.layers, variants) * tokens
+
+
 def workload(
-    facts: ModelFacts, encoded: tasks.Encoded, settings: Settings, device: torch.device, dtype: torch.dtype
+    facts: ModelFacts, lengths: Sequence[int], settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> Workload:
-    """What calibrating a model of these `facts` on these rows takes on `device`."""
-    forwards = WATCH * encoded.tokens
-    if settings.kl != "none":
-        units = {"head": facts.heads, "group": facts.kv_heads, "block": 1}
-        variants = sum(units[level] for level in levels_ablated(settings))
-        tokens = sum(len(encoded.rows[index]) for index in rows_ablated(encoded, settings))
-        forwards += sketch_cost(settings.draws) * encoded.tokens + ablation_cost(facts.layers, variants) * tokens
+    """What calibrating a model of these `facts` on rows of these `lengths` in tokens takes on `device`."""
+    count = sum(lengths)
+    work = forwards(facts, lengths, settings)
     parameters = sum(map(prod, facts.shapes.values()))
-    longest = max(map(len, encoded.rows)) * min(settings.batch_size, len(encoded.rows))
+    longest = max(lengths) * min(settings.batch_size, len(lengths))
     floats = _matrix_sizes(facts.shapes.values())
     saved = longest * facts.layers * floats[1] if settings.kl != "none" else 0
     memory = parameters * dtype.itemsize + longest * floats[0] * 4 * 3 + saved * dtype.itemsize
-    disk = encoded.tokens * facts.layers * 4 + len(encoded.rows) * facts.layers * facts.heads * facts.head_dim * 8
-    seconds = 2 * parameters * forwards / (EFFICIENCY * matrix_speed(device, dtype))
-    return Workload(len(encoded.rows), encoded.tokens, forwards, seconds, memory, disk)
+    disk = count * facts.layers * 4 + len(lengths) * facts.layers * facts.heads * facts.head_dim * 8
+    seconds = 2 * parameters * work / (EFFICIENCY * matrix_speed(device, dtype))
+    return Workload(len(lengths), count, work, seconds, memory, disk)
 
 
 def _matrix_sizes(shapes: Iterable[tuple[int, ...]]) -> tuple[int, int]:

@@ -11,6 +11,14 @@ from tests import TEST_CACHE
 from tests.pico import make_pico
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need a GPU run where there is one."""
+    if not torch.cuda.is_available():
+        unable = [item for item in items if item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if item not in unable]
+        config.hook.pytest_deselected(items=unable)
+
+
 @pytest.fixture(autouse=True)
 def own_workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
     """SLIM_HOME of a unit test; tests of the real model use `shared_workspace`.

@@ -57,8 +57,6 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 """What is switched on in each supported family so that it matters: windows shorter than rows, caps that bite."""
 FAMILIES = tuple(FEATURES)
-GROUPED = tuple(family for family in FAMILIES if "num_key_value_heads" not in FEATURES[family])
-"""Families in which query heads can share KV heads."""
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 BYTES = 264
 """Special tokens, 256 bytes, and a few ids that no text uses."""

@@ -116,7 +116,7 @@ def gated(model: PreTrainedModel, gates: Tensor, head_dim: int) -> Iterator[None
 @contextmanager
 def eager(model: PreTrainedModel) -> Iterator[None]:
     """The model with the softmax written out, as transformers does it."""
-    was = model.config._attn_implementation
+    was: Any = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         yield

@@ -131,6 +131,11 @@ def test_a_token_over_the_border_counts_to_the_answer() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     assert counted(Example("Why?", "So."), tokenizer) == "?\nSo."
     assert counted(Example("Why", "So."), tokenizer) == "\nSo."
+    assert encode([Example("?", "So.")], tokenizer, 9, "answer").starts == (1,)  # nothing predicts the first token
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if not add_generation_prompt %}Stop{% endif %}"
+    )
+    assert counted(Example("Why", "S"), tokenizer) == "\nS\nStop"
 
 
 def test_a_template_that_words_an_open_conversation_differently(tokenizer: PreTrainedTokenizerFast) -> None:

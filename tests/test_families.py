@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +153,7 @@ def test_families_that_cannot_be_used_say_why() -> None:
         ("gemma3_text", {"use_bidirectional_attention": True}),
     ],
 )
-def test_variants_that_are_not_what_the_entry_says_are_refused(family: str, setting: dict[str, bool]) -> None:
+def test_variants_that_are_not_what_the_entry_says_are_refused(family: str, setting: dict[str, Any]) -> None:
     """The message names the family, the setting, its value and the one that is needed; the usual model passes."""
     assert check_config(make_pico(family, layers=1).model.config)
     ((name, value),) = setting.items()
@@ -159,7 +161,7 @@ def test_variants_that_are_not_what_the_entry_says_are_refused(family: str, sett
         check_config(make_pico(family, layers=1, **setting).model.config)
 
 
-def test_a_variant_is_refused_before_its_weights_are_read(pico: Callable[..., Loaded], tmp_path) -> None:
+def test_a_variant_is_refused_before_its_weights_are_read(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """`load` asks as well."""
     save_pico(pico("opt", layers=1), tmp_path)
     config = tmp_path / "config.json"

@@ -90,11 +90,11 @@ def test_a_chat_without_an_answer_is_left_out() -> None:
     assert example_of({"messages": []}) is None
 
 
-@pytest.mark.parametrize("turns", ["hello", ["hello"], [{"content": "hello"}], {"role": "user"}.keys()])
+@pytest.mark.parametrize("turns", ["hello", ["hello"], [{"content": "hello"}], [{"role": 1, "content": "hello"}]])
 def test_a_column_that_is_no_chat_is_named(turns: Any) -> None:
     """With the row."""
     with pytest.raises(InputError, match="'messages' of row 1 is no list of turns"):
-        example_of({"messages": list(turns) if not isinstance(turns, str | list) else turns})
+        example_of({"messages": turns})
 
 
 @pytest.mark.parametrize("gold", [5, -1, "b", 1.5, "", None, "C"])
@@ -138,6 +138,16 @@ def test_template_columns_and_prompt_can_be_chosen() -> None:
     assert fit(list(row), columns={"problem": "hint"}).template.name == "maths"
 
 
+def test_a_column_is_not_guessed_twice() -> None:
+    """One that was given a role is not the guess for another."""
+    layout = fit(["text", "review"], "classification", {"label": "text"})
+    assert dict(layout.columns) == {"label": "text", "text": "review"}
+    with pytest.raises(InputError, match="'classification' needs a column for 'label'"):
+        fit(["text", "label"], "classification", {"text": "label"})
+    with pytest.raises(InputError, match="'choices' needs a column for 'key'"):
+        fit(["question", "choices", "key"], "choices")
+
+
 def test_own_columns_need_only_an_answer_and_a_prompt() -> None:
     """Nothing of this is a name that any template knows."""
     row = {"frage": "1 + 1?", "antwort": "2"}
@@ -175,7 +185,10 @@ def test_rows_without_what_is_needed_are_left_out() -> None:
     ("given", "words"),
     [
         ({"template": "poems"}, "template 'poems' does not exist: choose .*summarisation"),
-        ({"columns": {"answer": "reply"}}, "columns: answer='reply' is no column of the dataset: choose answer, ques"),
+        (
+            {"columns": {"answer": "reply"}},
+            "columns: answer='reply' is no column of dataset 'of rows': choose answer, ques",
+        ),
         ({"columns": {"reply": "answer"}}, "columns: no template has the roles reply together"),
         ({"template": "maths", "columns": {"text": "answer"}}, "'maths' has no role 'text': problem, solution"),
         ({"template": "summarisation"}, "'summarisation' needs a column for 'text': choose one of answer, question"),

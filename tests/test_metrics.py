@@ -78,9 +78,9 @@ def test_block_kl_is_that_of_a_whole_forward_without_the_block(pico: Pico, famil
 def test_nothing_depends_on_batching_or_padding(pico: Pico, family: str) -> None:
     """Every metric at every level and the sketch's score of every row."""
     loaded, rows = pico(family, **WINDOW.get(family, {})), ROWS[:4]
-    alone = reference.measured(loaded, rows, batch_size=1, draws=2)
-    for batch_size, side in ((1, "left"), (2, "right"), (3, "left"), (5, "right")):
-        other = reference.measured(loaded, rows, side, batch_size=batch_size, draws=2)
+    alone = reference.measured(loaded, rows, batch_size=1)
+    for batch_size, side in ((1, "left"), (2, "right"), (3, "left")):
+        other = reference.measured(loaded, rows, side, batch_size=batch_size)
         for name, scores in alone.metrics.items():
             for level, expected in scores.items():
                 np.testing.assert_allclose(other.metrics[name][level], expected, rtol=1e-6, atol=1e-8, err_msg=name)

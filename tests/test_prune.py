@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -231,6 +233,15 @@ def test_the_attention_kind_can_be_changed_later(case: Pruned) -> None:
         assert torch.equal(model(IDS, use_cache=False).logits, expected)
 
 
+def test_a_probe_opens_on_a_pruned_model(case: Pruned) -> None:
+    """It changes nothing by itself, and switches off what is left of a layer, removed attention or not."""
+    facts, expected = case.loaded.facts, logits(case.loaded)
+    with torch.no_grad(), Probe(case.loaded.model, case.loaded.architecture) as probe:
+        torch.testing.assert_close(logits(case.loaded), expected, rtol=0, atol=0)
+        probe.deltas = torch.zeros(1, facts.layers, 2)
+        assert (logits(case.loaded) - expected).abs().max() > 0.1
+
+
 def test_the_config_tells_the_shapes(case: Pruned) -> None:
     """transformers' own key, the stock class by name, and the folder's class in auto_map."""
     config = json.loads((case.folder / "config.json").read_text())
@@ -356,3 +367,48 @@ def test_the_stock_class_refuses_a_checkpoint_with_removed_blocks(
     assert AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) is not None
     with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+ALONE = """
+import sys
+sys.modules["slim"] = None  # importing it is an error
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    expected = load_file(folder + "/expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float64).eval()
+    options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
+    with torch.no_grad():
+        found = model(expected["ids"], use_cache=False).logits
+        torch.testing.assert_close(found, expected["logits"], rtol=0, atol=1e-4)
+        cached = model.generate(expected["ids"], **options)
+        assert torch.equal(cached, model.generate(expected["ids"], use_cache=False, **options))
+        model.set_attn_implementation("eager")
+        found = model(expected["ids"], use_cache=False).logits
+        torch.testing.assert_close(found, expected["logits"], rtol=0, atol=1e-4)
+    print(type(model).__name__)
+"""
+
+
+def test_every_family_loads_in_a_process_without_slim(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+    """Nothing but the folder: the logits, with and without a cache, and another attention set later."""
+    folders, names = [], []
+    for family in FAMILIES:
+        original = save_pico(pico(family, kv_heads=2), tmp_path / family)
+        mha = original.facts.group == 1
+        case = Pruned(original, WHOLE if family == "olmo2" else FREE if mha else GROUPED, tmp_path / f"{family}-pruned")
+        save_file({"ids": IDS, "logits": logits(case.loaded)}, case.folder / "expected.safetensors")
+        folders.append(str(case.folder))
+        names.append(f"Slim{type(original.model).__name__}")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE, *folders],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == names

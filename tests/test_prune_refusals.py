@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-import slim.calibrate
+import slim.calibration
 from slim import workspace
 from slim.calibrate import calibrate
 from slim.errors import Cancelled, InputError, SlimError
@@ -143,10 +143,10 @@ def test_a_calibration_that_cannot_be_written_leaves_nothing(
         save_file({"part": np.zeros(2)}, file)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(slim.calibrate, "save_file", full)
+    monkeypatch.setattr(slim.calibration, "save_file", full)
     calibration = measured(pico("llama"), random_rows((4, 5)), kl="none")
     with pytest.raises(SlimError, match="no space left"):
-        slim.calibrate.save(calibration, tmp_path / "calibration")
+        slim.calibration.save(calibration, tmp_path / "calibration")
     assert not list(tmp_path.glob("*calibration*"))
     assert workspace.runs("calibration") == []
 

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from slim import tasks
 from slim.errors import InputError
-from slim.tasks import Example, choose, columns_of, load_task
+from slim.tasks import Example, Task, choose, columns_of, load_task
 from tests.test_sources import ROWS, write_jsonl
 
 PEAK = """
@@ -75,11 +76,13 @@ def test_a_column_that_the_first_rows_lack_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", '{"foo": 1, "bar": 2}\n', r"\['bar', 'foo'\]"),
+        ("a.jsonl", '{"foo": 1, "bar": 2}\n', r"a\.jsonl' has the columns \['bar', 'foo'\]"),
         ("a.csv", "question,reply\nx,y\n", r"\['question', 'reply'\]"),
         ("a.csv", "question,answer\n", "a.csv' has no rows"),
         ("a.jsonl", "\n\n", "a.jsonl' has no rows"),
         ("a.jsonl", "{}\n", "a.jsonl' has no rows"),
+        ("a.jsonl", '{"messages": "hello"}\n', r"a\.jsonl': 'messages' of row 1 is no list of turns"),
+        ("a.jsonl", '{"query": "a", "choices": ["b"], "gold": 7}\n', r"a\.jsonl': gold=7 of row 1 is not the place"),
         ("a.txt", "\n\n  \n", "a.txt'.*empty in text"),
         ("a.jsonl", '{"question": "x", "answer": ""}\n' * 3, "a.jsonl'.*empty in question . answer"),
         ("a.jsonl", '{"question": "x", "answer": null}\n' * 3, "a.jsonl'.*empty in question . answer"),
@@ -150,14 +153,13 @@ def test_a_large_source_is_estimated_and_drawn_from_as_a_whole(large: str) -> No
     assert len(choose(task, 9999, 0)) == 4500
 
 
-def test_every_row_of_a_large_source_is_as_likely(large: str) -> None:
-    """Of 40 draws of a quarter, each tenth of the file gets its tenth."""
-    task = load_task(large)
-    counts = [0] * 10
-    for seed in range(40):
-        for example in choose(task, 1125, seed):
-            counts[int(example.answer) // 500] += 1
-    assert all(abs(count - 4500) < 250 for count in counts)  # more than six standard deviations
+def test_every_row_of_a_stream_is_as_likely() -> None:
+    """Whatever its place, and however many are drawn."""
+    rows = [Example(f"{row}?", str(row)) for row in range(4)]
+    task = Task("made here", None, "train", "questions", (), stream=lambda: ((row, 0.5) for row in rows))
+    for samples in (1, 2, 3):
+        drawn = Counter(example for seed in range(4000) for example in choose(task, samples, seed))
+        assert all(abs(drawn[row] - 1000 * samples) < 150 for row in rows)  # more than five standard deviations
 
 
 def test_damage_late_in_a_large_source_is_named(large: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,26 +51,36 @@ class Criterion:
 
 
 class PerLayer:
-    """Collects one array per layer and name; `take` stacks them as (B, L, …) and starts anew."""
+    """Collects one tensor per layer and name; `take` gives them as (B, L, …) and starts anew."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, list[NDArray]] = {}
+    def __init__(self, loaded: Loaded) -> None:
+        self.layers = loaded.facts.layers
+        self._found: dict[str, Tensor] = {}
 
-    def keep(self, **sums: Tensor) -> None:
-        """The next layer's sums, rows first."""
+    def keep(self, layer: int, **sums: Tensor) -> None:
+        """A layer's sums, rows first. The first layer starts anew, should a forward not have come to its end."""
         for name, tensor in sums.items():
-            self._found.setdefault(name, []).append(tensor.detach().cpu().numpy())
+            if layer == 0 or name not in self._found:
+                # room for all layers at once: small tensors that outlive the large ones around them would scatter over
+                # the heap, which then grows to several times what is in use
+                self._found[name] = tensor.new_zeros(len(tensor), self.layers, *tensor.shape[1:])
+            self._found[name][:, layer] = tensor
 
     def take(self) -> Sums:
-        taken = {name: np.stack(arrays, axis=1) for name, arrays in self._found.items()}
+        taken = {name: tensor.cpu().numpy() for name, tensor in self._found.items()}
         self._found = {}
         return taken
 
 
 def row_sums(values: Tensor, where: Tensor) -> Tensor:
-    """Σ over the tokens `where` (B, T) of `values` (B, T, …), rows kept apart.  # (B, …)"""
+    """Σ over the tokens `where` (B, T) of `values` (B, T, …), rows kept apart, in float64.  # (B, …)"""
     where = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
-    return values.where(where, 0).double().sum(1)
+    return values.where(where, 0).sum(1, dtype=torch.float64)
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """In float32 or more, in which statistics are computed whatever the model's dtype."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def head_shares(sums: Sums, loaded: Loaded) -> Shares:

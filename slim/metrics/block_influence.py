@@ -2,21 +2,24 @@
 
 import torch
 
-from slim.metrics.base import Criterion, PerLayer, Shares, Sums, row_sums
+from slim.metrics.base import Criterion, PerLayer, Shares, Sums, exact, row_sums
 from slim.models import Loaded
 from slim.probe import LayerView
+
+TINY = 1e-16
+"""Keeps a residual of nothing from dividing by nothing."""
 
 
 class BlockInfluence(PerLayer):
     """Mean over positions of 1 − cos(x, x + Δ) (ShortGPT, Men et al. 2024; for attention blocks, He et al. 2024)."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        super().__init__()
-
     def update(self, view: LayerView) -> None:
-        before, delta = view.residual.float(), view.delta.float()
-        influence = (1 - torch.cosine_similarity(before, before + delta, dim=-1)).clamp_min(0)  # (B, T)
-        self.keep(total=row_sums(influence, view.valid), count=view.valid.sum(1))
+        before = exact(view.residual)
+        after = before + exact(view.delta)
+        lengths = torch.linalg.vector_norm(before, dim=-1) * torch.linalg.vector_norm(after, dim=-1)  # (B, T)
+        cosine = torch.linalg.vecdot(before, after) / lengths.clamp_min(TINY)
+        influence = (1 - cosine).clamp_min(0)
+        self.keep(view.layer, total=row_sums(influence, view.valid), count=view.valid.sum(1))
 
 
 def shares(sums: Sums, loaded: Loaded) -> Shares:

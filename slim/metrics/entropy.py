@@ -3,27 +3,23 @@
 import torch
 
 from slim.metrics.base import Criterion, PerLayer, head_shares, row_sums
-from slim.models import Loaded
 from slim.probe import LayerView
 
 
 class Entropy(PerLayer):
     """Mean over query positions of −Σ_j a_ij ln a_ij."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        super().__init__()
-
     def update(self, view: LayerView) -> None:
-        self.keep(total=row_sums(view.entropy, view.valid), count=view.valid.sum(1))
+        self.keep(view.layer, total=row_sums(view.entropy, view.valid), count=view.valid.sum(1))
 
 
 class NormalisedEntropy(Entropy):
     """Mean over positions with at least two visible keys of H_i / ln n_i, so that lengths compare."""
 
     def update(self, view: LayerView) -> None:
-        most = torch.log(view.visible.clamp_min(2).float())[..., None]  # (B, T, 1)
+        most = torch.log(view.visible.clamp_min(2).to(view.entropy.dtype))[..., None]  # (B, T, 1)
         counted = view.valid & (view.visible >= 2)
-        self.keep(total=row_sums(view.entropy / most, counted), count=counted.sum(1))
+        self.keep(view.layer, total=row_sums(view.entropy / most, counted), count=counted.sum(1))
 
 
 ENTROPY = Criterion(

@@ -17,6 +17,7 @@ from slim.metrics.base import Criterion, Level, Shares, Sums
 from slim.models import Loaded
 from slim.probe import Probe
 from slim.records import ModelFacts
+from slim.rowwise import out_of_memory
 from slim.tasks import Batch
 
 CRITERION = Criterion(
@@ -62,7 +63,7 @@ class _Given(nn.Module):
 
 
 @contextmanager
-def started_at(layers: nn.ModuleList, start: int, hidden: Tensor) -> Iterator[None]:
+def started_at(layers: nn.ModuleList, start: int, hidden: Tensor | None) -> Iterator[None]:
     """The model runs from layer `start` on with `hidden` (B, T, E) as its input; the layers before it are skipped."""
     original = list(layers)
     try:
@@ -102,17 +103,15 @@ def ablate(loaded: Loaded, batch: Batch, chosen: Sequence[Sequence[Ablation]]) -
     A layer's input does not depend on what is left out of it or after it: it is computed once, each ablation starts at
     its own layer, and variants of a layer share forwards. The output head is never shared, which bounds the gain.
     """
-    facts, layers = loaded.facts, decoder_layers(loaded.model, loaded.architecture)
-    with _Full(loaded, batch, keep_inputs=True) as full:
+    facts = loaded.facts
+    with Full(loaded, batch, keep_inputs=True) as full:
         for layer, ablations_here in enumerate(chosen):
             removed = np.zeros((len(ablations_here), facts.layers, facts.heads + 2), dtype=bool)
             for index, ablation in enumerate(ablations_here):
                 removed[index, layer, list(ablation.columns)] = True
             costs = np.zeros((len(batch.rows), len(removed)))
             for part in full.parts(removed):
-                hidden = full.reached[layer].repeat(len(removed[part]), 1, 1)
-                with started_at(layers, layer, hidden):
-                    costs[:, part], _ = full.compare(removed[part])
+                costs[:, part], _ = full.compare(removed[part], layer)
             yield costs
 
 
@@ -126,32 +125,33 @@ def without(
     model (B, S), the negative log likelihood of the row's own tokens (B, S), and that of the full model (B,).
     """
     costs, surprise = np.zeros((2, len(batch.rows), len(removed)))
-    with _Full(loaded, batch) as full:
+    with Full(loaded, batch) as full:
         for part in full.parts(removed):
             costs[:, part], surprise[:, part] = full.compare(removed[part])
         return costs, surprise, full.surprise()
 
 
-class _Full:
+class Full:
     """A batch's predictions by the full model, and those of variants of it, all in one open probe."""
 
     def __init__(self, loaded: Loaded, batch: Batch, keep_inputs: bool = False) -> None:
         self.loaded, self.batch, self.model = loaded, batch, loaded.model
         self.inputs = batch.inputs(self.model.device)
-        self.places = [row.nonzero()[:, 0] for row in batch.predicted.to(self.model.device)]
         self.reached: list[Tensor] = []
-        layers = decoder_layers(self.model, loaded.architecture) if keep_inputs else []
-        handles = [layer.register_forward_pre_hook(partial(_keep, self.reached), with_kwargs=True) for layer in layers]
+        self.layers = decoder_layers(self.model, loaded.architecture)
+        watched = self.layers if keep_inputs else ()
+        handles = [layer.register_forward_pre_hook(partial(_keep, self.reached), with_kwargs=True) for layer in watched]
         try:
             logits = self.model(**self.inputs, use_cache=False).logits
         finally:
             for handle in handles:
                 handle.remove()
-        ids = batch.ids.to(self.model.device)
+        ids = batch.ids.to(logits.device)  # a model on several cards gives its logits on the last
+        self.places = [row.nonzero()[:, 0] for row in batch.predicted.to(logits.device)]
         self.targets = [ids[row, place + 1] for row, place in enumerate(self.places)]
         self.baselines = [_Baseline(logits[row, place]) for row, place in enumerate(self.places)]
 
-    def __enter__(self) -> "_Full":
+    def __enter__(self) -> "Full":
         self._probe = Probe(self.model, self.loaded.architecture).__enter__()
         return self
 
@@ -163,13 +163,28 @@ class _Full:
         step = max(1, TOKENS_AT_ONCE // self.batch.ids.numel())
         return (slice(start, min(start + step, len(removed))) for start in range(0, len(removed), step))
 
-    def compare(self, removed: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """KL and negative log likelihood of each row and variant.  # (B, S) twice"""
+    def compare(self, removed: NDArray[np.bool_], start: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """KL and negative log likelihood of each row and variant, computed from layer `start` on.  # (B, S) twice
+
+        Variants that do not fit in memory together are halved.
+        """
+        try:
+            return self._compare(removed, start)
+        except (RuntimeError, MemoryError) as error:
+            if len(removed) < 2 or not out_of_memory(error):
+                raise
+        half = len(removed) // 2
+        one, other = (self.compare(part, start) for part in (removed[:half], removed[half:]))
+        return np.concatenate((one[0], other[0]), 1), np.concatenate((one[1], other[1]), 1)
+
+    def _compare(self, removed: NDArray[np.bool_], start: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         rows, variants = len(self.places), len(removed)
         kept = torch.from_numpy(~removed).to(self.model.device, self.model.dtype).repeat_interleave(rows, 0)
         self._probe.gates, self._probe.deltas = kept[..., :-2], kept[..., -2:]
         repeated = {name: tensor.repeat(variants, 1) for name, tensor in self.inputs.items()}
-        logits = self.model(**repeated, use_cache=False).logits.unflatten(0, (variants, rows))  # (S, B, T, V)
+        hidden = self.reached[start].repeat(variants, 1, 1) if start else None
+        with started_at(self.layers, start, hidden):
+            logits = self.model(**repeated, use_cache=False).logits.unflatten(0, (variants, rows))  # (S, B, T, V)
         found = np.zeros((2, rows, variants))
         for row, place in enumerate(self.places):
             for variant in range(variants):

@@ -11,8 +11,8 @@ class KlToUniform(Entropy):
     """Mean over positions of ln n_i − H_i = KL(attention ‖ uniform over the n_i visible keys)."""
 
     def update(self, view: LayerView) -> None:
-        most = torch.log(view.visible.clamp_min(1).float())[..., None]  # (B, T, 1)
-        self.keep(total=row_sums(most - view.entropy, view.valid), count=view.valid.sum(1))
+        most = torch.log(view.visible.clamp_min(1).to(view.entropy.dtype))[..., None]  # (B, T, 1)
+        self.keep(view.layer, total=row_sums(most - view.entropy, view.valid), count=view.valid.sum(1))
 
 
 CRITERION = Criterion(

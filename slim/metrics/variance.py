@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from slim.architectures import write_weights
-from slim.metrics.base import Criterion, Level, PerLayer, Shares, Sums, row_sums
+from slim.metrics.base import Criterion, Level, PerLayer, Shares, Sums, exact
 from slim.models import Loaded
 from slim.probe import LayerView
 
@@ -12,29 +13,45 @@ from slim.probe import LayerView
 class WriteVariance(PerLayer):
     """Trace of the covariance over tokens of the write W_h o_h, over the median squared norm of the residual.
 
-    E‖W o‖² = E[oᵀ(WᵀW)o] needs only the D×D Gram matrix of the head's slice of the output projection. The median
+    Σ‖W o‖² = tr(WᵀW Σ o oᵀ): of a unit's slice of the output projection only the Gram matrix WᵀW is needed (kept from
+    batch to batch), of the outputs only their second moments, and the heads' are blocks of their group's. The median
     stands in the denominator because a mean is inflated many times over by massive activations (Sun et al. 2024).
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        super().__init__()
+        super().__init__(loaded)
         self.facts, self.weights = loaded.facts, write_weights(loaded.model, loaded.architecture)
+        self.joint = self.facts.group if self.facts.kv_heads > 1 else 1
+        """Neighbouring heads whose second moments are taken together; all heads are written out instead."""
+        self.grams = [self._gram(weight) for weight in self.weights]
 
     def update(self, view: LayerView) -> None:
-        outputs = view.heads.float()  # (B, T, H, D)
-        weight = self.weights[view.layer].float()
-        energies = {}
-        for size in {1, self.facts.group, self.facts.heads}:
-            grouped = outputs.unflatten(2, (-1, size)).flatten(3)  # (B, T, units, size·D)
-            if size == self.facts.heads:
-                energy = (outputs.flatten(2) @ weight.T).square().sum(-1, keepdim=True)  # (B, T, 1)
-            else:
-                slices = weight.unflatten(1, (-1, size * self.facts.head_dim)).permute(1, 0, 2)  # (units, E, size·D)
-                gram = slices.transpose(1, 2) @ slices
-                energy = (torch.einsum("btud,ude->btue", grouped, gram) * grouped).sum(-1)  # (B, T, units)
-            energies[f"energy{size}"] = row_sums(energy, view.valid)
-        norms = view.residual.float().square().sum(-1).masked_fill(~view.valid, torch.nan)  # (B, T)
-        self.keep(outputs=row_sums(outputs, view.valid), count=view.valid.sum(1), norms=norms, **energies)
+        heads, joint = exact(view.heads.masked_fill(~view.valid[..., None, None], 0)), self.joint  # (B, T, H, D)
+        outputs = heads.unflatten(2, (-1, joint)).flatten(3)  # (B, T, units, joint·D)
+        moments = outputs.permute(0, 2, 3, 1) @ outputs.transpose(1, 2)  # (B, units, joint·D, joint·D)
+        energies = (moments * self.grams[view.layer]).unflatten(-1, (joint, -1)).unflatten(2, (joint, -1))
+        own = energies.diagonal(dim1=2, dim2=4)  # (B, units, D, D, joint)
+        written = heads.flatten(2) @ exact(self.weights[view.layer]).T  # (B, T, E)
+        found = {
+            "energy1": own.sum((2, 3), dtype=torch.float64).flatten(1),  # (B, H)
+            f"energy{joint}": energies.sum((2, 3, 4, 5), dtype=torch.float64),  # (B, units)
+            f"energy{self.facts.heads}": _square_norms(written).sum(1, keepdim=True, dtype=torch.float64),  # (B, 1)
+        }
+        self.keep(
+            view.layer,
+            outputs=heads.sum(1, dtype=torch.float64),
+            count=view.valid.sum(1),
+            norms=_square_norms(exact(view.residual)).masked_fill(~view.valid, torch.nan),
+            **found,
+        )
+
+    def _gram(self, weight: Tensor) -> Tensor:
+        slices = exact(weight).unflatten(1, (-1, self.joint * self.facts.head_dim)).transpose(0, 1)
+        return slices.mT @ slices  # (units, joint·D, joint·D)
+
+
+def _square_norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1).square()
 
 
 def shares(sums: Sums, loaded: Loaded) -> Shares:

@@ -1,0 +1,110 @@
+"""Task against general text: which heads this task does not need, though general text does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from slim.calibration import Calibration
+from slim.errors import InputError
+from slim.estimate import LEVEL, RESAMPLES, Estimate
+from slim.records import CalibrationFacts, ModelFacts
+from slim.sketch import BLOCK, LossSketch
+
+
+@dataclass(frozen=True)
+class Difference:
+    """ln(cost on general text / cost on the task) per head (L, H) with its interval; high = the task needs it less.
+
+    Where `shared` is not 0 it was taken out: the median over all heads, which all of them have in common.
+    """
+
+    ratio: Estimate
+    task: NDArray[np.float64]  # (L, H) nats/token
+    general: NDArray[np.float64]  # (L, H) nats/token
+    shared: float = 0.0
+
+    @property
+    def sure(self) -> NDArray[np.bool_]:
+        """Where the interval leaves out 0. Of heads that do not differ at all, one in twenty is marked by chance."""
+        return (self.ratio.low > 0) | (self.ratio.high < 0)
+
+    def least_needed(self, count: int) -> list[tuple[int, int]]:
+        """At most `count` heads (layer, head) that the task surely needs less, the most different first."""
+        values = np.where(self.ratio.low > 0, self.ratio.value, -np.inf).ravel()
+        first = np.argsort(-values, kind="stable")[:count]
+        heads = self.task.shape[1]
+        return [(int(place) // heads, int(place) % heads) for place in first if np.isfinite(values[place])]
+
+
+def difference(task: Calibration, general: Calibration, *, centred: bool = False, seed: int = 0) -> Difference:
+    """What leaving out each head alone is forecast to cost on general text, against what it costs on the task.
+
+    The costs are those of the loss sketches over all of their rows; the interval is that of 95% of the pairs of
+    resampled rows, drawn from both. `centred` takes out what all heads share: general text may simply be harder.
+
+    Raises InputError for calibrations of two models, or one without a loss sketch.
+    """
+    if task.facts.model.fingerprint != general.facts.model.fingerprint:
+        raise InputError("general: this calibration is of another model: choose one of the same model.")
+    for name, calibration in (("task", task), ("general", general)):
+        if calibration.sketch is None:
+            raise InputError(
+                f"{name}: the calibration on {calibration.facts.dataset.source!r} was made without KL, "
+                "so nothing is known of what a head costs: calibrate with KL."
+            )
+    generator = np.random.default_rng(seed)
+    one, others = _costs(task.sketch, generator)  # type: ignore[arg-type]
+    two, other_others = _costs(general.sketch, generator)  # type: ignore[arg-type]
+    value, drawn = _log_ratio(two, one), _log_ratio(other_others, others)
+    shared = 0.0
+    if centred and np.isfinite(value).any():
+        shared = float(np.nanmedian(value))
+        value = value - shared
+        drawn = drawn - np.nanmedian(drawn, axis=(1, 2), keepdims=True)
+    if min(len(c.sketch.tokens) for c in (task, general) if c.sketch) < 2:
+        return Difference(Estimate.unsure(value), one, two, shared)
+    # a resample in which a head costs nothing at all has no ratio, and then neither has the head an interval
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    return Difference(Estimate(value, low, high), one, two, shared)
+
+
+def of_same_model(model: ModelFacts, folders: list[Path], but: Path | None = None) -> list[tuple[Path, str]]:
+    """Those of the calibration folders that are of this very model and hold a loss sketch, with their data's name."""
+    found = []
+    for folder in folders:
+        try:
+            facts = CalibrationFacts.model_validate_json((folder / "record.json").read_text(encoding="utf-8"))
+        except (ValidationError, OSError, UnicodeDecodeError):
+            continue
+        if folder != but and facts.model.fingerprint == model.fingerprint and facts.settings.kl != "none":
+            found.append((folder, facts.dataset.source))
+    return found
+
+
+def unlike(task: Calibration, general: Calibration) -> list[str]:
+    """The settings that the two do not share and that make their costs harder to compare, in words."""
+    one, two = task.facts.settings, general.facts.settings
+    names = {"max_length": "longest row, tokens", "positions": "counted positions", "dtype": "number format"}
+    return [
+        f"{title}: {getattr(one, name)} and {getattr(two, name)}"
+        for name, title in names.items()
+        if getattr(one, name) != getattr(two, name)
+    ]
+
+
+def _costs(sketch: LossSketch, generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Nats/token of leaving out each head alone (L, H), and of each resample of the rows (RESAMPLES, L, H)."""
+    energies = sketch.energies(np.square(sketch.scores[..., :BLOCK], dtype=np.float64))  # (N, L, H)
+    rows = len(sketch.tokens)
+    picks = generator.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
+    drawn = np.tensordot(picks, energies, (1, 0)) / (picks @ sketch.tokens)[:, None, None]
+    return energies.sum(0) / sketch.tokens.sum(), drawn
+
+
+def _log_ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NaN where either is 0."""
+    fine = (above > 0) & (below > 0)
+    return np.log(np.divide(above, below, out=np.full_like(above, np.nan), where=fine))

@@ -1,0 +1,46 @@
+"""The tokenizer alone: from a folder, from the bundled file before it is unpacked, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from slim import bundled, workspace
+from slim.errors import InputError
+from slim.tokenizer import at_hand, load_tokenizer
+from tests.pico import pico_tokenizer
+
+
+def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
+    """What the model would read with."""
+    pico_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert load_tokenizer(str(tmp_path))("Why?")["input_ids"] == pico_tokenizer()("Why?")["input_ids"]
+    assert at_hand(str(tmp_path))
+
+
+def test_the_bundled_one_is_read_without_unpacking() -> None:
+    """It takes a part of the time, and writes nothing."""
+    tokenizer = load_tokenizer(bundled.NAME)
+    assert "<|im_start|>" in str(tokenizer.chat_template)
+    assert not list(workspace.home().glob("models/*"))
+    assert at_hand(bundled.NAME)
+    assert not at_hand("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "model 'nowhere' was not found"),
+        ("{tmp}", "is a folder without a config.json"),
+        ("{tmp}/model", "has no tokenizer that can be read"),
+        ("{tmp}/model.gguf", "has no tokenizer that can be read"),
+    ],
+)
+def test_models_without_a_tokenizer(tmp_path: Path, name: str, words: str) -> None:
+    """One sentence."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and nothing more")
+    with pytest.raises(InputError, match=words) as caught:
+        load_tokenizer(name.format(tmp=tmp_path))
+    assert "\n" not in str(caught.value)
