@@ -51,8 +51,14 @@ def plain(loaded: Loaded, ids: Tensor) -> None:
 
 
 @torch.no_grad()
+def without_logits(loaded: Loaded, ids: Tensor) -> None:
+    """The same with the logits of the last position alone."""
+    loaded.model(ids, use_cache=False, logits_to_keep=1)
+
+
+@torch.no_grad()
 def statistics(loaded: Loaded, ids: Tensor) -> None:
-    """Slim's meters as a calibration runs them: figures about attention need no logits."""
+    """Slim's meters as a calibration runs them: such figures need no logits."""
     meters = [meter(loaded) for name in STATISTICS if (meter := CRITERIA[name].meter)]
     with Probe(loaded.model, loaded.architecture, meters) as probe:
         probe.valid = torch.ones_like(ids, dtype=torch.bool)
@@ -72,6 +78,7 @@ def attention_maps(loaded: Loaded, ids: Tensor) -> list[Tensor]:
 
 PASSES: dict[str, Pass] = {
     "plain forward": plain,
+    "plain forward without logits": without_logits,
     "Slim: entropy, KL to uniform, variance, block influence": statistics,
     "entropy from `output_attentions=True`": attention_maps,
 }

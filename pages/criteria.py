@@ -27,16 +27,18 @@ def show_faithfulness(shown: Shown) -> None:
     if mine:
         show_job(job)
     label = "Check the criteria" if found is None else "Check again with these weights"
+    busy = job is not None and job.unfinished
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(
             label,
             type="primary" if found is None else "secondary",
             icon=":material/rule:",
-            disabled=job is not None and job.unfinished,
+            disabled=busy,
         ):
             jobs.start("check", calibration=str(shown.path), weights=dict(shown.weights))
             st.rerun()
-        st.caption(f"Takes about {duration(check_seconds(shown.calibration))}.")
+        if not busy:
+            st.caption(f"Takes about {duration(check_seconds(shown.calibration))}.")
 
 
 def check_seconds(calibration: Calibration) -> float:

@@ -92,9 +92,16 @@ def load(folder: Path) -> Calibration:
             faithful = Faithfulness.model_validate_json(check.read_text(encoding="utf-8"))
     except (ValidationError, SafetensorError, KeyError, ValueError, OSError, json.JSONDecodeError) as error:
         raise InputError(
-            f"calibration {str(folder)!r} cannot be read ({str(error).splitlines()[0]}): run `slim calibrate` again."
+            f"calibration {str(folder)!r} cannot be read ({_reason(error)}): run `slim calibrate` again."
         ) from error
     return Calibration(facts, estimates, sketch, folder, faithful)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
+    return str(error).splitlines()[0]
 
 
 def _check_shapes(model: ModelFacts, estimates: dict[str, dict[Level, Estimate]], sketch: LossSketch | None) -> None:

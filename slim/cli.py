@@ -255,7 +255,7 @@ def parse_weights(text: str) -> dict[str, float]:
     """`kl_output=1,entropy_norm=0.5` as a mapping. Raises InputError for anything else."""
     try:
         return {name: float(value) for name, value in parse_pairs("weights", text).items()}
-    except ValueError:
+    except (InputError, ValueError):
         raise InputError(
             f"weights: {text!r} is not of the form metric=number: write kl_output=1,entropy_norm=0.5."
         ) from None

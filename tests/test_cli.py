@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from slim import calibrate, cli
+from slim import calibration as calibrations
+from slim import cli
 from slim.errors import InputError
+from slim.faithfulness import SHARES, Faithfulness
 from slim.models import Loaded, load
 from slim.plan import load as load_plan
 from tests.pico import make_pico, save_pico
@@ -26,6 +30,7 @@ class Result(NamedTuple):
 
 
 Run = Callable[..., Result]
+ESTIMATE = re.compile(r"4 rows, 1?\d\d tokens: about [\d,]+ (s|min), [\d.,]+ GB of memory, \d+ MB on disk\.\n")
 SMALL = ("--samples", "4", "--max-length", "48", "--device", "cpu")
 
 
@@ -75,6 +80,8 @@ def calibration(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "kl_output" in done.out
     assert "4 rows" in done.out
     assert f"Calibration: {folder}" in done.out
+    assert "known from earlier runs" not in done.out
+    assert ESTIMATE.fullmatch(done.err), done.err
     return folder
 
 
@@ -106,7 +113,7 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
     assert "kl_output" not in calibrated["metrics"]
     path = Path(calibrated["path"])
     assert path.is_relative_to(own_workspace)
-    assert calibrate.load(path).facts.settings.kl == "none"
+    assert calibrations.load(path).facts.settings.kl == "none"
     weights = "variance=1,entropy_norm=0.5"
     planned = json.loads(run("plan", path, "--threshold", "0.8", "--weights", weights, "--json").out)
     assert planned["weights"] == {"variance": 1.0, "entropy_norm": 0.5}
@@ -116,6 +123,93 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
     assert pruned["parameters"] == planned["after"]["parameters"]
     files = Path(pruned["path"]).glob("*.safetensors")
     assert pruned["bytes_on_disk"] == sum(file.stat().st_size for file in files)
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """Twelve rows with columns of other names."""
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(f'{{"ask": "What is {n}?", "reply": "It is {n}."}}\n' for n in range(12)))
+    return file
+
+
+def test_every_option_of_calibrate_reaches_the_record(model: Path, run: Run, asked: Path, tmp_path: Path) -> None:
+    """How rows become prompts, which positions count, how heads are measured; and the check with it."""
+    command = ("calibrate", "--model", model, "--dataset", asked, *SMALL, "--batch-size", "3", "--dtype", "float64")
+    data = ("--template", "questions", "--columns", "question=ask,answer=reply", "--prompt", "Say: {question}")
+    how = ("--positions", "answer", "--kl", "exact", "--draws", "2", "--seed", "3", "--check")
+    done = run(*command, *data, *how, "--output", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert ESTIMATE.fullmatch(done.err)
+    told = json.loads(done.out)
+    expected = {"positions": "answer", "kl": "exact", "draws": 2, "seed": 3, "batch_size": 3, "dtype": "float64"}
+    assert expected.items() <= told["settings"].items()
+    dataset = told["dataset"]
+    assert (dataset["template"], dataset["prompt"]) == ("questions", "Say: {question}")
+    assert dataset["columns"] == {"question": "ask", "answer": "reply"}
+    assert "leaving it out" in told["metrics"]["kl_output"]["method"]
+    answers = told["metrics"]["kl_output"]["positions"]
+    assert 2 * len("It is 1.") <= answers <= 2 * len("It is 11.")
+    assert told["reused"] == 0
+    assert told["path"] == str(tmp_path / "out")
+    check = Faithfulness.model_validate(told["check"])
+    assert check.unseen
+    assert calibrations.load(tmp_path / "out").check == check
+
+
+def test_the_second_run_says_that_it_knew(model: Path, run: Run, tmp_path: Path) -> None:
+    """All of it; half and half where rows are new; nothing in another workspace."""
+    command = ("calibrate", "--model", model, "--dataset", "bundled:triage", *SMALL)
+    first, second = (run(*command, "--output", tmp_path / name) for name in ("first", "second"))
+    assert first.code == second.code == 0, second.err
+    assert "known from earlier runs" not in first.out
+    assert "100% of it known from earlier runs" in second.out
+    one, other = (calibrations.load(tmp_path / name) for name in ("first", "second"))
+    assert (one.facts.reused, other.facts.reused) == (0, 1)
+    for name, scores in one.metrics.items():
+        for level, values in scores.items():
+            assert (values == other.metrics[name][level]).all()
+    again = json.loads(run(*command, "--draws", "2", "--json").out)
+    assert 0 < again["reused"] < 1
+
+
+def test_a_check_prints_for_people_and_for_programs(run: Run, calibration: Path, tmp_path: Path) -> None:
+    """A row per criterion with its rank correlation and perplexities; the same as JSON; and the plan is corrected."""
+    folder = tmp_path / "calibration"
+    shutil.copytree(calibration, folder)
+    shown = run("check", folder, "--rows", "2", "--heads", "5")
+    assert shown.code == 0, shown.err
+    found = calibrations.load(folder).check
+    assert found is not None
+    assert (found.rows, len(found.heads), found.unseen) == (2, 5, True)
+    assert f"all heads: {found.perplexity:.1f}" in shown.out
+    assert all(f"−{share:.0%}" in shown.out for share in SHARES)
+    for verdict in found.verdicts:
+        (line,) = (line for line in shown.out.splitlines() if f" {verdict.criterion} " in line)
+        assert verdict.correlation is None or f"{verdict.correlation:+.2f}" in line
+        assert all(f"{removal.perplexity:,.1f}" in line for removal in verdict.removals)
+    told = run("check", folder, "--weights", "variance=1,magnitude=0.5", "--rows", "2", "--heads", "5", "--json")
+    assert told.code == 0, told.err
+    again = Faithfulness.model_validate_json(told.out)
+    assert again.weights == {"variance": 1.0, "magnitude": 0.5}
+    assert again.damage == pytest.approx(found.damage)
+    assert calibrations.load(folder).check == again
+    planned = json.loads(run("plan", folder, "--output", tmp_path / "plan.json", "--json").out)
+    assert again.correction is not None
+    assert planned["forecast"]["factor"] == pytest.approx(
+        again.correction.factor(planned["forecast"]["nats_per_token"] / planned["forecast"]["factor"])
+    )
+
+
+def test_one_row_is_said_to_give_no_interval(model: Path, run: Run, tmp_path: Path) -> None:
+    """From calibrate to plan."""
+    (tmp_path / "one.txt").write_text("A single line of text.\n")
+    command = ("calibrate", "--model", model, "--dataset", tmp_path / "one.txt", *SMALL, "--check")
+    done = run(*command, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    planned = run("plan", tmp_path / "out", "--threshold", "0.7")
+    assert planned.code == 0, planned.err
+    assert "(one row, no interval)" in planned.out
 
 
 def test_blocks_are_planned(calibration: Path, run: Run, tmp_path: Path) -> None:
@@ -151,6 +245,18 @@ REFUSALS: dict[str, Refusal] = {
     "unknown split": (("calibrate", "--model", "{model}", "--split", "dev"), ("'dev'",)),
     "no columns": (("calibrate", "--model", "{model}", "--dataset", "{foo}"), ("foo.jsonl", "['foo']")),
     "not empty": (("calibrate", "--model", "{model}", "--output", "{tmp}"), ("{tmp}", "not empty")),
+    "no draws": (("calibrate", "--model", "{model}", "--draws", "0"), ("draws=0",)),
+    "odd positions": (("calibrate", "--model", "{model}", "--positions", "some"), ("--positions", "some")),
+    "odd kl": (("calibrate", "--model", "{model}", "--kl", "guess"), ("--kl", "guess")),
+    "odd template": (("calibrate", "--model", "{model}", "--template", "poem"), ("'poem'", "maths")),
+    "odd columns": (("calibrate", "--model", "{model}", "--columns", "text"), ("columns", "'text'", "name=value")),
+    "no such column": (("calibrate", "--model", "{model}", "--columns", "text=nothing"), ("'nothing'", "passage")),
+    "odd prompt": (("calibrate", "--model", "{model}", "--prompt", "Say {{it}}"), ("{{it}}",)),
+    "revision of a file": (("calibrate", "--model", "{model}", "--revision", "main"), ("revision", "'main'")),
+    "no calibration to check": (("check", "{tmp}"), ("{tmp}", "slim calibrate")),
+    "no rows to check": (("check", "{calibration}", "--rows", "0"), ("--rows", "1")),
+    "few heads to check": (("check", "{calibration}", "--heads", "2"), ("--heads", "3")),
+    "odd weights to check": (("check", "{calibration}", "--weights", "magic=1"), ("'magic'",)),
     "no device": (("calibrate", "--model", "{model}", "--device", "quantum"), ("'quantum'",)),
     "no calibration": (("plan", "{tmp}"), ("{tmp}", "slim calibrate")),
     "everything": (("plan", "{calibration}", "--threshold", "0"), ("threshold=0",)),
@@ -202,7 +308,7 @@ def test_help_and_bare_slim_explain(run: Run) -> None:
     """Every verb is listed; asking for help is no error."""
     for arguments in (("--help",), ()):
         told = run(*arguments)
-        assert all(verb in told.out + told.err for verb in ("calibrate", "plan", "prune", "app"))
+        assert all(verb in told.out + told.err for verb in ("calibrate", "check", "plan", "prune", "app"))
     assert run("--help").code == 0
     assert "--threshold" in run("plan", "--help").out
 
@@ -212,6 +318,18 @@ def test_weights_that_cannot_be_read(text: str) -> None:
     """Each pair is a name and a number."""
     with pytest.raises(InputError, match="metric=number"):
         cli.parse_weights(text)
+
+
+@pytest.mark.parametrize("text", ["", "a", "=b", "a=", "a=b,", "a=b,c"])
+def test_pairs_that_cannot_be_read(text: str) -> None:
+    """The option and the piece are named."""
+    with pytest.raises(InputError, match=r"columns: .*name=value"):
+        cli.parse_pairs("columns", text)
+
+
+def test_pairs_are_read() -> None:
+    """Blanks around names and values are allowed, and a value may hold an equals sign."""
+    assert cli.parse_pairs("columns", "a=b, c d = e = f") == {"a": "b", "c d": "e = f"}
 
 
 def test_weights_are_read() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,15 @@ from torch import Tensor
 from slim import bundled, models
 from slim.calibrate import calibrate
 from slim.calibration import Calibration
+from slim.check import check
 from slim.checkpoint import is_stock
+from slim.metrics.kl_output import Ablation, ablate
 from slim.plan import make_plan
 from slim.probe import Probe
 from slim.prune import gates_of, prune
 from slim.records import Plan, Settings
-from slim.tasks import choose, encode, load_task
-from tests import TEST_CACHE
+from slim.tasks import Encoded, batches, choose, encode, load_task
+from tests import TEST_CACHE, reference
 from tests.pico import plan_of
 
 pytestmark = pytest.mark.integration
@@ -102,7 +105,7 @@ def test_the_bundled_model_knows_its_language(shared_workspace: Path) -> None:
 
 
 def test_the_calibration_is_of_the_real_model(calibration: Calibration) -> None:
-    """Every metric at every head, all of them finite, and sequences of the chosen rows."""
+    """Every metric at every head, all of them finite, and segments of the chosen rows."""
     assert set(calibration.metrics) == {
         "entropy",
         "entropy_norm",
@@ -110,6 +113,7 @@ def test_the_calibration_is_of_the_real_model(calibration: Calibration) -> None:
         "kl_output",
         "variance",
         "block_influence",
+        "magnitude",
     }
     for name, scores in calibration.metrics.items():
         for level, values in scores.items():
@@ -117,8 +121,58 @@ def test_the_calibration_is_of_the_real_model(calibration: Calibration) -> None:
             assert len(set(values.ravel().tolist())) == values.size, (name, level)
     assert calibration.metrics["kl_output"]["head"].shape == (30, 9)
     assert calibration.sketch is not None
-    assert calibration.sketch.scores.shape == (2, 270)
+    assert calibration.sketch.scores.shape == (12, 30, 11)
+    assert calibration.sketch.tokens.tolist() == [95, 95]
     assert calibration.facts.dataset.tokens == 192
+
+
+def test_exact_ablation_is_the_naive_loop(shared_workspace: Path) -> None:
+    """Heads, a group and a block of the real model on real text in float32, within 1e-4 nats per token."""
+    loaded, rows = models.load(device="cpu"), (real_ids(48)[0], real_ids(64)[0])
+    units = {0: [(4,), (-2,)], 13: [(0,), (3, 4, 5)], 29: [(8,)]}
+    chosen = [[Ablation("head", columns) for columns in units.get(layer, [])] for layer in range(30)]
+    (batch,) = batches(Encoded(rows, 0), 2)
+    for layer, costs in enumerate(ablate(loaded, batch, chosen)):
+        for index, ablation in enumerate(chosen[layer]):
+            naive = 0.0
+            for row in rows:
+                full = reference.log_probabilities(loaded, row)
+                gates, scales = torch.ones(30, 9), torch.ones(30, 2)
+                if ablation.columns == (-2,):
+                    scales[layer, 0] = 0
+                else:
+                    gates[layer, list(ablation.columns)] = 0
+                with reference.gated(loaded.model, gates, 64), reference.scaled_blocks(loaded.model, scales):
+                    naive += reference.kl_sum(full, reference.log_probabilities(loaded, row))
+            tokens = sum(len(row) - 1 for row in rows)
+            assert naive / tokens > 1e-4
+            assert abs(costs[:, index].sum() - naive) / tokens < 1e-4
+
+
+def test_the_second_run_knows_everything(calibration: Calibration, shared_workspace: Path, tmp_path: Path) -> None:
+    """The same calibration again: all of it from the workspace, and the same figures."""
+    again = calibrate(settings=calibration.facts.settings, output=tmp_path / "again")
+    assert again.facts.reused == 1
+    for name, scores in calibration.metrics.items():
+        for level, values in scores.items():
+            assert (again.metrics[name][level] == values).all(), (name, level)
+
+
+def test_a_check_tells_good_criteria_from_bad_ones(calibration: Calibration, shared_workspace: Path) -> None:
+    """On rows it did not see, at the first tenth of the heads: the sketch's choice costs least, entropy's ruins it."""
+    found = check(calibration, rows=1, heads=6).check
+    assert found is not None
+    assert found.unseen
+    assert 3 < found.perplexity < 300
+    ruined, kept = (found.verdict(name) for name in ("entropy", "kl_output"))
+    assert ruined is not None
+    assert kept is not None
+    assert kept.removals[1].heads == 27
+    assert kept.removals[1].perplexity < 2 * found.perplexity < ruined.removals[1].perplexity
+    assert found.correction is not None
+    corrected = make_plan(replace(calibration, check=found), 0.8).forecast
+    assert corrected is not None
+    assert corrected.factor != 1
 
 
 def test_the_planned_checkpoint_has_the_planned_size(plan: Plan, pruned: Path) -> None:

@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
-from slim import calibrate, jobs, plan
-from slim.jobs import Job
+from slim import calibration as calibrations
+from slim import jobs, plan
+from slim.calibrate import calibrate
+from slim.jobs import Job, worker
 from slim.jobs.control import log_of
 from slim.jobs.store import JobStore
 from slim.models import load
 from slim.plan import make_plan
 from slim.progress import remaining_seconds
+from slim.records import Settings
 from tests.pico import make_pico, save_pico
 
 PATIENCE = 120.0
@@ -100,13 +104,16 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     assert fractions == sorted(fractions)
     assert any(0 < fraction < 1 for fraction in fractions)
     assert {job.message for job in seen} >= {"Sketching the loss", "Done"}
-    calibration = calibrate.load(Path(done.result))
+    calibration = calibrations.load(Path(done.result))
     assert calibration.facts.settings.samples == 60
     assert Path(done.result).is_relative_to(own_workspace)
 
     failed = wait_for(second, ended)
     assert failed.state == "failed"
-    assert failed.error == "dataset 'bundled:poems' is not bundled: choose bundled:briefs, bundled:triage or bundled:general."
+    assert (
+        failed.error
+        == "dataset 'bundled:poems' is not bundled: choose bundled:briefs, bundled:triage or bundled:general."
+    )
     assert failed.result is None
     assert failed.started is not None
     assert (Path(done.result) / "record.json").stat().st_mtime <= failed.started
@@ -125,6 +132,32 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     jobs.forget(first.id)
     assert jobs.state_of(first.id) is None
     assert jobs.cancel(first.id) is None
+
+
+def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result is the calibration, which then holds what was measured; its progress is written."""
+    made = calibrate(model, "bundled:triage", settings=Settings.model_validate(SMALL))
+    steps: list[str] = []
+    put = JobStore.put
+
+    def watch(self: JobStore, job: Job) -> Job:
+        steps.append(job.message)
+        return put(self, job)
+
+    monkeypatch.setattr(worker.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(worker, "SAY_EVERY", 0)
+    arguments = {"calibration": str(made.path), "rows": 2, "heads": 5, "weights": {"variance": 1.0}}
+    with JobStore() as store:
+        store.put(Job(id="a", kind="check", arguments=arguments, created=time.time()))
+        monkeypatch.setattr(JobStore, "put", watch)
+        assert worker.run("a") == 0
+        job = store.get("a")
+    assert job is not None
+    assert (job.state, job.result) == ("done", str(made.path))
+    assert {"Leaving out single heads", "Following each criterion", "Done"} <= set(steps)
+    check = calibrations.load(Path(job.result or "")).check
+    assert check is not None
+    assert (check.rows, len(check.heads), check.weights) == (2, 5, {"variance": 1.0})
 
 
 def test_cancelling_ends_the_worker_and_leaves_nothing(model: str, own_workspace: Path) -> None:
@@ -146,9 +179,15 @@ def test_cancelling_ends_the_worker_and_leaves_nothing(model: str, own_workspace
     assert leftovers(own_workspace) == []
 
 
-def test_a_killed_worker_is_a_failed_job_and_frees_the_device(model: str, own_workspace: Path) -> None:
-    """The reason is told, nothing is left, and the next job runs."""
-    killed = wait_for(started(model, ENDLESS), lambda job: job.state == "running" and job.done > 0)
+def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
+    model: str, own_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is told, nothing half is left, the device is free, and the same job goes on where it was killed.
+
+    Its record is that of a run that was never interrupted, in a workspace of its own.
+    """
+    settings = {"samples": 20, "max_length": 64, "draws": 60, "batch_size": 1, "device": "cpu"}
+    killed = wait_for(started(model, settings), lambda job: job.state == "running" and job.fraction > 0.3)
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
     after = wait_for(killed, ended)
@@ -157,8 +196,25 @@ def test_a_killed_worker_is_a_failed_job_and_frees_the_device(model: str, own_wo
     assert "worker process ended" in after.error
     assert after.ended is not None
     assert leftovers(own_workspace) == []
-    following = wait_for(started(model, {**SMALL, "kl": "none"}), ended)
+    following = wait_for(started(model, settings), ended)
     assert following.state == "done", log_of(following.id)
+    assert following.result is not None
+    resumed = calibrations.load(Path(following.result))
+    assert 0.25 < resumed.facts.reused < 1
+
+    monkeypatch.setenv("SLIM_HOME", str(tmp_path / "another"))
+    whole = calibrate(model, "bundled:triage", settings=Settings.model_validate(settings))
+    assert whole.facts.reused == 0
+    left, right = (c.facts.model_dump(exclude={"started", "seconds", "reused"}) for c in (resumed, whole))
+    assert left == right
+    for name, levels in whole.estimates.items():
+        for level, estimate in levels.items():
+            for part in ("value", "low", "high"):
+                found, expected = (getattr(e, part) for e in (resumed.estimates[name][level], estimate))
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert resumed.sketch is not None
+    assert whole.sketch is not None
+    np.testing.assert_allclose(resumed.sketch.scores, whole.sketch.scores, rtol=1e-3, atol=1e-4)
 
 
 def test_a_job_whose_number_another_process_has_now_is_not_running(own_workspace: Path) -> None:

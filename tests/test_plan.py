@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from slim import plan
 from slim.calibration import Calibration
 from slim.errors import InputError
+from slim.estimate import Estimate
 from slim.models import Loaded
-from slim.plan import composite, keep_by_threshold, legal_heads, make_plan, prunability
+from slim.plan import (
+    composite,
+    forecast,
+    keep_by_threshold,
+    legal_heads,
+    make_plan,
+    prunability,
+    removed_columns,
+    removed_mask,
+)
 from tests.pico import random_rows
 from tests.reference import measured
 
@@ -80,7 +90,7 @@ def test_plans_never_break_a_group(pico: Callable[..., Loaded], kv_heads: int) -
     base, rng = measured(pico("llama", kv_heads=kv_heads), random_rows((6, 7))), np.random.default_rng(kv_heads)
     for _ in range(25):
         values = rng.random((4, 6))
-        scored = Calibration(base.facts, {**base.metrics, "entropy": {"head": values}}, base.sketch)
+        scored = Calibration(base.facts, {**base.estimates, "entropy": {"head": Estimate.unsure(values)}}, base.sketch)
         threshold = float(rng.uniform(0.2, 1))
         made = make_plan(scored, threshold, weights={"entropy": 1})
         scores = prunability(values, True)
@@ -144,7 +154,7 @@ def test_thresholds_that_cannot_be_used(calibration: Calibration, unit: Any, thr
 def test_the_named_threshold_works_where_one_removes_everything(calibration: Calibration) -> None:
     """Two layers whose blocks all tie: the message names the score above which something stays."""
     tied: NDArray[np.float64] = np.ones(4)
-    scored = Calibration(calibration.facts, {"variance": {"block": tied}}, None)
+    scored = Calibration(calibration.facts, {"variance": {"block": Estimate.unsure(tied)}}, None)
     with pytest.raises(InputError, match=r"above 0\.50"):
         make_plan(scored, 0.5, "block", {"variance": 1})
     assert make_plan(scored, 0.51, "block", {"variance": 1}).removed_heads == 0
@@ -161,18 +171,46 @@ def test_blocks_go_at_the_threshold_and_above(calibration: Calibration) -> None:
 
 
 def test_a_plan_forecasts_on_the_other_fold(calibration: Calibration) -> None:
-    """½ Σ (s·d)² per predicted token of the sequences that did not rank the heads; none without a sketch."""
+    """½ Σ (s·d)² per predicted token of the sequences that did not rank the heads, with their bootstrap."""
     made, sketch = make_plan(calibration, 0.7), calibration.sketch
     assert made.forecast is not None
     assert sketch is not None
-    removed = np.array([[head not in kept for head in range(6)] for kept in made.keep]).reshape(-1)
-    rows = sketch.sequence % 2 == 1
-    expected = 0.5 * np.square(sketch.scores[rows].astype(float) @ removed).sum() / sketch.tokens[rows].sum()
-    assert made.forecast.nats_per_token == pytest.approx(expected, rel=1e-5)
-    assert made.forecast.sequences == 2
-    unsketched = Calibration(calibration.facts, {"variance": calibration.metrics["variance"]}, None)
+    removed = removed_columns(removed_mask(made.keep, 6))
+    energy = 0.5 * np.square((sketch.scores.astype(float) * removed).sum((1, 2)))
+    sums = np.array([energy[sketch.sequence == row].sum() for row in (1, 3)])
+    tokens = sketch.tokens[1::2]
+    assert made.forecast.nats_per_token == pytest.approx(sums.sum() / tokens.sum(), rel=1e-5)
+    picks = np.random.default_rng(0).multinomial(2, [0.5, 0.5], size=400)
+    low, high = np.quantile(picks @ sums / (picks @ tokens), [0.025, 0.975])
+    assert (made.forecast.low, made.forecast.high) == (pytest.approx(low, rel=1e-5), pytest.approx(high, rel=1e-5))
+    assert (made.forecast.sequences, made.forecast.factor) == (2, 1)
+    assert str(made.forecast) == f"{sums.sum() / tokens.sum():.3f} nats/token [{low:.3f}, {high:.3f}]"
+
+
+def test_without_a_sketch_there_is_no_forecast(calibration: Calibration) -> None:
+    """And without the cost of heads they are planned by their variance."""
+    unsketched = Calibration(calibration.facts, {"variance": calibration.estimates["variance"]}, None)
     assert make_plan(unsketched).forecast is None
     assert make_plan(unsketched).weights == {"variance": 1.0}
+
+
+def test_a_layer_without_heads_loses_its_block() -> None:
+    """Its block's column stands for all that attention adds, instead of its heads'; the MLP stays."""
+    keep = ((0, 2), (), (0, 1, 2))
+    mask = removed_mask(keep, 3)
+    np.testing.assert_array_equal(mask, [[0, 1, 0], [1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(removed_columns(mask), [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]])
+
+
+def test_a_removed_block_is_forecast_by_its_own_column(calibration: Calibration) -> None:
+    """Not by the sum of its heads: a block may add a bias of its own."""
+    sketch = calibration.sketch
+    assert sketch is not None
+    found = forecast(calibration, ((0, 1, 2, 3, 4, 5), (), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5)))
+    unseen = sketch.fold(1)
+    expected = 0.5 * np.square(unseen.scores[:, 1, -2].astype(float)).sum() / unseen.tokens.sum()
+    assert found is not None
+    assert found.nats_per_token == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_plan_survives_its_file(calibration: Calibration, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from slim.architectures import decoder_layers
-from slim.metrics.base import Criterion, Level, Shares, Sums
+from slim.metrics.base import Criterion, Level, Shares, Sums, exact
 from slim.models import Loaded
 from slim.probe import Probe
 from slim.records import ModelFacts
@@ -33,22 +32,33 @@ TOKENS_AT_ONCE = 1536
 
 
 def kl_divergence(full: Tensor, other: Tensor) -> Tensor:
-    """KL(full ‖ other) in nats at each position, from logits (…, V)."""
-    return _Baseline(full).kl(other)
+    """KL(full ‖ other) in nats at each position, from logits (n, V)."""
+    full, other = exact(full), exact(other)
+    normaliser = full.logsumexp(-1)
+    return _kl(full, normaliser, (full - normaliser[..., None]).exp(), other.clone(), other.logsumexp(-1))
+
+
+def _kl(full: Tensor, normaliser: Tensor, p: Tensor, other: Tensor, other_normaliser: Tensor) -> Tensor:
+    """Σ_v p (ln p − ln q), from the difference of the logits: small costs keep their digits. Overwrites `other`."""
+    return other_normaliser - normaliser - torch.einsum("...v,...v->...", p, other.sub_(full))
 
 
 class _Baseline:
-    """The full model's predictions, to hold many others against."""
+    """The full model's predictions of a row, to hold many others against."""
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits.float()
+    def __init__(self, logits: Tensor, targets: Tensor) -> None:
+        self.logits, self.targets = exact(logits), targets[:, None]  # (n, V), (n, 1)
         self.normaliser = self.logits.logsumexp(-1)
-        self.p = (self.logits - self.normaliser[..., None]).exp_()
+        self.p = (self.logits - self.normaliser[:, None]).exp_()
+        self.surprise = float((self.normaliser - self.logits.gather(1, self.targets)[:, 0]).double().sum())
 
-    def kl(self, other: Tensor) -> Tensor:
-        """Σ_v p (ln p − ln q), from the difference of the logits: small costs keep their digits."""
-        other = other.float()
-        return other.logsumexp(-1) - self.normaliser - ((other - self.logits).mul_(self.p)).sum(-1)
+    def compare(self, other: Tensor) -> tuple[float, float]:
+        """Σ over positions of the KL to `other` (n, V), which is overwritten, and of its surprise at the tokens."""
+        other = exact(other)
+        normaliser = other.logsumexp(-1)
+        surprise = normaliser - other.gather(1, self.targets)[:, 0]
+        nats = _kl(self.logits, self.normaliser, self.p, other, normaliser)
+        return float(nats.double().sum().clamp_min(0)), float(surprise.double().sum())
 
 
 class _Given(nn.Module):
@@ -147,9 +157,9 @@ class Full:
             for handle in handles:
                 handle.remove()
         ids = batch.ids.to(logits.device)  # a model on several cards gives its logits on the last
-        self.places = [row.nonzero()[:, 0] for row in batch.predicted.to(logits.device)]
-        self.targets = [ids[row, place + 1] for row, place in enumerate(self.places)]
-        self.baselines = [_Baseline(logits[row, place]) for row, place in enumerate(self.places)]
+        places = [row.nonzero()[:, 0].tolist() for row in batch.predicted]  # neighbours, so a slice takes no copy
+        self.places = [slice(place[0], place[-1] + 1) if place else slice(0) for place in places]
+        self.baselines = [_Baseline(logits[row, place], ids[row, 1:][place]) for row, place in enumerate(self.places)]
 
     def __enter__(self) -> "Full":
         self._probe = Probe(self.model, self.loaded.architecture).__enter__()
@@ -188,15 +198,12 @@ class Full:
         found = np.zeros((2, rows, variants))
         for row, place in enumerate(self.places):
             for variant in range(variants):
-                other = logits[variant, row, place]  # (n, V)
-                found[0, row, variant] = float(self.baselines[row].kl(other).double().sum().clamp_min(0))
-                found[1, row, variant] = float(cross_entropy(other.float(), self.targets[row], reduction="sum"))
+                found[:, row, variant] = self.baselines[row].compare(logits[variant, row, place])
         return found[0], found[1]
 
     def surprise(self) -> NDArray[np.float64]:
         """Negative log likelihood of each row under the full model.  # (B,)"""
-        pairs = zip(self.baselines, self.targets, strict=True)
-        return np.array([float(cross_entropy(base.logits, target, reduction="sum")) for base, target in pairs])
+        return np.array([baseline.surprise for baseline in self.baselines])
 
 
 def _keep(reached: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
