@@ -49,7 +49,7 @@ def choose_weights(calibration: Calibration) -> dict[str, float]:
             0.0,
             1.0,
             float(first.get(name, 0.0)),
-            0.1,
+            0.05,
             key=f"weight-head-{name}",
             persist_state="session",
         )

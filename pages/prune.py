@@ -92,7 +92,7 @@ with st.expander("Weights of the score"):
             0.0,
             1.0,
             float(weights.get(name, 0.0)),
-            0.1,
+            0.05,
             key=f"weight-{unit}-{name}",
             persist_state="session",
         )

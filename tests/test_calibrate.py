@@ -16,6 +16,7 @@ from slim.errors import InputError, SlimError
 from slim.metrics.base import Level
 from slim.models import Loaded
 from slim.plan import make_plan
+from slim.probe import LayerView
 from slim.records import Settings
 from slim.rowwise import out_of_memory
 from slim.workload import Workload
@@ -142,6 +143,19 @@ def test_the_row_that_breaks_it_is_named() -> None:
         measured(loaded, rows, batch_size=4)
     assert str(rows[3].tolist()[:8]) in str(caught.value)
     measured(loaded, rows[:3], batch_size=4, kl="none")
+
+
+def test_padding_may_be_anything() -> None:
+    """What is no number at a place without a token says nothing of the model."""
+    (batch,) = calibrate.tasks.batches(calibrate.tasks.Encoded((ROWS[0], ROWS[2]), 0), 2)
+    residual = torch.ones(2, 9, 3).masked_fill(~batch.valid[..., None], math.nan)
+    empty = torch.zeros(0)
+    watched = calibrate._Finite()
+    watched.update(LayerView(0, batch.valid, residual, empty, empty, empty, residual))
+    watched.check(batch)
+    watched.update(LayerView(0, torch.ones_like(batch.valid), residual, empty, empty, empty, residual))
+    with pytest.raises(SlimError, match="the embeddings, on the row of 7 tokens"):
+        watched.check(batch)
 
 
 def test_a_broken_last_layer_is_noticed() -> None:

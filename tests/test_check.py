@@ -81,7 +81,9 @@ def test_joint_removals_cost_what_the_reference_says(
     assert [verdict.criterion for verdict in found.verdicts] == list(orders)
     assert {"random", "kl_output", "sketch", "magnitude", "variance", "block_influence", "composite"} <= orders.keys()
     assert measured_once.sketch is not None
-    unseen = measured_once.sketch.fold(1)
+    unseen, choosing = measured_once.sketch.fold(1), measured_once.sketch.fold(0)
+    np.testing.assert_array_equal(orders["sketch"], prunability(choosing.single().value[:, :6], False))
+    np.testing.assert_array_equal(orders["entropy"], prunability(measured_once.metrics["entropy"]["head"], True))
     for verdict in found.verdicts:
         assert tuple(removal.share for removal in verdict.removals) == SHARES
         for removal in verdict.removals:
@@ -109,6 +111,18 @@ def test_verdicts_are_rank_correlations_with_the_damage(measured_once: Calibrati
     assert chance is not None
     assert (exact.correlation or 0) > max(0.7, abs(chance.correlation or 0))
     assert found.verdict("magic") is None
+
+
+def test_ruin_does_not_correct_the_forecast(
+    loaded: Loaded, measured_once: Calibration, found: Faithfulness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forecast to cost more than a bound is left out of the fit."""
+    forecasts = sorted({r.forecast for verdict in found.verdicts for r in verdict.removals if r.forecast is not None})
+    monkeypatch.setattr(check, "FITTED_BELOW", forecasts[8])
+    other = measure_check(measured_once, loaded, Encoded(UNSEEN, 0), heads=3)
+    assert other.correction is not None
+    assert other.correction.largest == forecasts[7]
+    assert other.correction.removals == 8 < len(forecasts)
 
 
 def test_the_correction_is_fitted_on_what_was_measured(found: Faithfulness) -> None:
@@ -216,6 +230,10 @@ def test_first_heads_are_counted_and_ties_go_by_place() -> None:
     assert np.argwhere(first_heads(scores, 0.01)).tolist() == [[0, 1]]
     assert np.argwhere(first_heads(scores, 0.2)).tolist() == [[0, 1], [2, 2]]
     assert np.argwhere(first_heads(scores, 0.45)).tolist() == [[0, 0], [0, 1], [0, 2], [2, 2]]
+    many = np.tile([0.25, 0.75], (40, 8))
+    expected = np.zeros((40, 16), dtype=bool)
+    expected[:20, 1::2] = True
+    np.testing.assert_array_equal(first_heads(many, 0.25), expected)
 
 
 @pytest.mark.parametrize("count", [3, 7, 20, 23])

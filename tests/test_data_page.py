@@ -68,7 +68,7 @@ def test_the_guess_is_chosen_and_everything_is_counted(page: AppTest) -> None:
         "Column: summary": "summary",
     }
     assert page.text_area[0].value == "Summarise this passage in one or two sentences.\n\n{text}"
-    assert counts(page) == "16 of 160 rows · 4,471 tokens · 3 rows are cut, 66 tokens lost"
+    assert counts(page).startswith("32 of 160 rows · 8,812 tokens · 9 rows are cut, 188 tokens lost · ")
     pale, dark, cut = re.findall(r"<span style='[^']*'>(.*?)</span>", preview(page), re.DOTALL)
     assert pale == "&lt;|im_start|&gt;"  # nothing predicts the first token
     assert "\nSummarise this passage in one or two sentences.\n" in dark
@@ -86,8 +86,8 @@ def test_columns_and_wording_can_be_changed(page: AppTest) -> None:
     assert not app.error
     app = healthy(app.text_area[0].set_value("{question} <{hint}>").run())
     assert re.search(r"Was ist (\d+) \+ \1\? &lt;add them&gt;&lt;\|im_end\|&gt;\n", preview(app))
-    assert counts(app).startswith("16 of 20 rows · ")
-    assert counts(app).endswith("none is cut")
+    assert counts(app).startswith("20 of 20 rows · ")
+    assert "none is cut" in counts(app)
     app = healthy(app.text_area[0].set_value("{nope}").run())
     assert "{nope} names no column" in app.error[0].value
 
@@ -116,8 +116,8 @@ def test_a_large_file_is_counted_by_its_first_rows(page: AppTest, monkeypatch: p
     """Drawing from it means reading it all, which waits for the job."""
     monkeypatch.setattr("slim.tasks.KEPT_BYTES", 400_000)
     app = upload(page, "question,answer\n" + "".join(f"{row}?,{row}\n" for row in range(5000)))
-    assert counts(app).startswith("16 of about ")
-    assert "by the first 16" in counts(app)
+    assert counts(app).startswith("32 of about ")
+    assert "by the first 32" in counts(app)
 
 
 def test_what_was_chosen_goes_to_the_job(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_exact_ablation_is_the_naive_loop(shared_workspace: Path) -> None:
     units = {0: [(4,), (-2,)], 13: [(0,), (3, 4, 5)], 29: [(8,)]}
     chosen = [[Ablation("head", columns) for columns in units.get(layer, [])] for layer in range(30)]
     (batch,) = batches(Encoded(rows, 0), 2)
-    for layer, costs in enumerate(ablate(loaded, batch, chosen)):
+    for layer, costs in enumerate(list(ablate(loaded, batch, chosen))):
         for index, ablation in enumerate(chosen[layer]):
             naive = 0.0
             for row in rows:

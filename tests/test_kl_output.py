@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,24 @@ def test_layers_may_leave_out_different_things(pico: Pico) -> None:
         for index, unit in enumerate(units):
             expected = cost(loaded, ROWS[0], mask(loaded, layer, unit.columns))[0]
             assert found[layer][0, index] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_lies_before_an_ablation_is_computed_once(pico: Pico) -> None:
+    """Layer l runs once for the whole model and once for each ablation of itself and of the layers before it."""
+    loaded, counts = pico("llama", layers=3), [0, 0, 0]
+    (batch,) = batches(Encoded(ROWS[:1], 0), 1)
+    handles = []
+    for index, layer in enumerate(reference.layers_of(loaded.model)):
+
+        def count(module: Any, args: Any, output: Any, index: int = index) -> None:
+            counts[index] += 1
+
+        handles.append(layer.mlp.register_forward_hook(count))
+    chosen = [[Ablation("head", (head,)) for head in range(heads)] for heads in (1, 2, 1)]
+    list(ablate(loaded, batch, chosen))
+    for handle in handles:
+        handle.remove()
+    assert counts == [1 + 1, 1 + 1 + 1, 1 + 1 + 1 + 1]  # the two of layer 1 share a forward
 
 
 def test_ablations_are_ordered_by_level(pico: Pico) -> None:

@@ -163,7 +163,7 @@ def test_the_named_threshold_works_where_one_removes_everything(calibration: Cal
 def test_blocks_go_at_the_threshold_and_above(calibration: Calibration) -> None:
     """Whole layers only, and nothing is reported as changed."""
     scores = composite(calibration, {"kl_output": 1}, "block")
-    made = make_plan(calibration, 2 / 3, "block")
+    made = make_plan(calibration, 2 / 3, "block", {"kl_output": 1})
     assert made.removed_blocks == tuple(np.flatnonzero(scores >= 2 / 3))
     assert len(made.removed_blocks) == 2
     assert made.changes == ()

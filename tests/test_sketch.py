@@ -131,9 +131,13 @@ def test_a_segment_is_gated_by_its_own_tokens(pico: Pico, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
-def test_batching_and_padding_change_nothing(pico: Pico, family: str) -> None:
-    """A row's scores are its own, to float32's last digits, whatever stands beside it and where its padding is."""
+@pytest.mark.parametrize("segment", [2, 16])
+def test_batching_and_padding_change_nothing(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch, family: str, segment: int
+) -> None:
+    """A row's scores, segment by segment, are its own to float32's last digits, whatever stands beside it."""
     loaded = tiny(pico, family)
+    monkeypatch.setattr(sketch, "SEGMENT", segment)
     alone = scored(loaded, draws=2, batch_size=1, starts=STARTS)
     for size, side in ((1, "left"), (2, "right"), (3, "right"), (3, "left")):
         for one, other in zip(alone, scored(loaded, draws=2, batch_size=size, side=side, starts=STARTS), strict=True):
