@@ -19,6 +19,8 @@ check: $(READY)  ## lint, format and types
 	@$(BIN)/pyright
 
 bench: $(READY)  ## measure what the documents say
+	@$(BIN)/python -m benchmarks.speed
+	@$(BIN)/python -m benchmarks.sketch
 	@$(BIN)/python -m benchmarks.forecast
 
 $(READY): pyproject.toml constraints.txt

@@ -265,7 +265,7 @@ def test_the_check_is_started_with_the_weights(here: Path, monkeypatch: pytest.M
     page.slider(key="weight-head-entropy").set_value(0.5).run()
     next(button for button in page.button if button.label == "Check the criteria").click().run()
     healthy(page)
-    weights = {"kl_output": 1.0, "entropy": 0.5}
+    weights = {"kl_output": 1.0, "entropy": 0.5, "variance": 0.25}
     assert found == [("check", {"calibration": str(here / "calibrations" / "prose"), "weights": weights})]
     assert re.search(r"Takes about \d+ (s|min)", said(page))
 
