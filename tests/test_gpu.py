@@ -1,6 +1,7 @@
 """What only a GPU can show. These run where there is one and are left out elsewhere."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ ROWS = random_rows((9, 30, 17, 40))
 
 def on_gpu(loaded: Loaded, dtype: torch.dtype) -> Loaded:
     """The same model on the first GPU."""
-    loaded.model.to("cuda", dtype)
+    model: Any = loaded.model
+    model.to("cuda", dtype)
     return loaded
 
 

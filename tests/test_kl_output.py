@@ -211,6 +211,17 @@ def test_kl_is_in_nats_and_has_a_direction() -> None:
     assert float(kl_divergence(logits, small)) == pytest.approx(float((a.exp() * (a - b)).sum()), abs=1e-6)
 
 
+def test_a_large_vocabulary_keeps_its_digits() -> None:
+    """Logits of a real model's size and spread in float32, against float64: to a few millionths of a nat."""
+    generator = torch.Generator().manual_seed(0)
+    full = 3 * torch.randn(20, 49152, generator=generator) + 12
+    for change, shift in ((0.1, 0.5), (1.5, 8.0)):
+        other = full + change * torch.randn(full.shape, generator=generator) + shift
+        a, b = full.double().log_softmax(-1), other.double().log_softmax(-1)
+        off = kl_divergence(full, other).double() - (a.exp() * (a - b)).sum(-1)
+        assert abs(float(off.mean())) < 2e-6
+
+
 def test_the_model_is_as_it_was(pico: Pico) -> None:
     """Layers, hooks, attention and logits, also when an ablation stops in the middle."""
     loaded = pico("llama", layers=2)
