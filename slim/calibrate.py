@@ -1,5 +1,6 @@
 """Calibration: model + task rows → every head's and block's figures and the loss sketch, saved as one record."""
 
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ from slim.workload import (
     workload,
 )
 
+NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Settings of a config that say nothing of what the model computes."""
 Tell = Callable[[Workload], None]
 """Hears what a calibration will take before it starts."""
 
@@ -186,6 +189,7 @@ class _Run:
         kept = Results(
             self.cache,
             model=facts.fingerprint,
+            config=_config_of(self.loaded),
             dtype=str(self.loaded.model.dtype),
             device=self.loaded.model.device.type,
             **basis,
@@ -341,6 +345,12 @@ class _Finite:
                 raise no_numbers(f"the MLP of layer {layer - 1}" if layer else "the embeddings", batch, residual)
             if not bool(delta.all()):
                 raise no_numbers(f"the attention of layer {layer}", batch, delta)
+
+
+def _config_of(loaded: Loaded) -> str:
+    """What a model computes besides its weights: the same file of weights may stand beside another config."""
+    config = json.loads(loaded.model.config.to_json_string(use_diff=False))
+    return json.dumps({k: v for k, v in config.items() if k not in NOT_COMPUTED}, sort_keys=True)
 
 
 def device_name(loaded: Loaded) -> str:

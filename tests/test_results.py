@@ -178,9 +178,11 @@ def test_other_settings_are_another_question(loaded: Loaded, cache: Cache, chang
 def test_another_model_or_number_format_is_another_question(
     pico: Callable[..., Loaded], loaded: Loaded, cache: Cache
 ) -> None:
-    """The fingerprint of the weights and the dtype they run in."""
+    """The fingerprint of the weights, the config beside them, and the dtype they run in."""
     run(loaded, cache)
-    for other in (pico("llama", layers=2, seed=1), pico("llama", layers=2, dtype=torch.float32)):
+    rotated = pico("llama", layers=2, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
+    assert rotated.facts.fingerprint == loaded.facts.fingerprint
+    for other in (pico("llama", layers=2, seed=1), pico("llama", layers=2, dtype=torch.float32), rotated):
         found = run(other, cache)
         assert found.facts.reused == 0
         assert_same(found, run(other, None))
