@@ -9,7 +9,7 @@ from pages.head_detail import NAMES, Shown, clickable, title_of
 from slim import check, check_charts, jobs, models, plan
 from slim.calibration import Calibration
 from slim.faithfulness import Faithfulness, Verdict, rank_correlation
-from slim.workload import EFFICIENCY, matrix_speed
+from slim.workload import seconds_of
 
 
 def show_faithfulness(shown: Shown) -> None:
@@ -48,13 +48,8 @@ def check_seconds(calibration: Calibration) -> float:
     orders = len(check.criteria(calibration, plan.default_weights(calibration)))
     heads = min(check.HEADS, facts.model.layers * facts.model.heads)
     forwards = check.ROWS * length * (0.6 * heads + orders * len(check.SHARES))
-    parameters = sum(int(np.prod(shape)) for shape in facts.model.shapes.values())
-    return 2 * parameters * forwards / (EFFICIENCY * _speed(facts.settings.device, facts.settings.dtype))
-
-
-@st.cache_data(show_spinner=False)
-def _speed(device: str, dtype: str) -> float:
-    return matrix_speed(models.resolve_device(device), models.resolve_dtype(dtype))
+    device, dtype = models.resolve_device(facts.settings.device), models.resolve_dtype(facts.settings.dtype)
+    return seconds_of(facts.model, forwards, device, dtype)
 
 
 def show_verdicts(shown: Shown, found: Faithfulness) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from slim import models, plan, tasks
@@ -19,7 +20,7 @@ from slim.faithfulness import (
     rank_correlation,
 )
 from slim.metrics import CRITERIA
-from slim.metrics.kl_output import Ablation, ablate, without
+from slim.metrics.kl_output import Ablation, Full, ablate
 from slim.models import Loaded
 from slim.progress import Progress, silent
 from slim.rowwise import out_of_memory
@@ -89,7 +90,7 @@ def measure_check(
     removed = np.concatenate((masks, np.zeros((*masks.shape[:2], 2), dtype=bool)), -1)  # (S, L, H+2)
 
     single, costs, surprise = np.zeros(len(alone)), np.zeros(len(masks)), np.zeros(len(masks))
-    full, base, count, done = 0.0, np.zeros(0), 0, 0.0
+    full, count, done = 0.0, 0, 0.0
     total = encoded.tokens * (0.6 * len(alone) + len(masks))
     places = {head: index for index, head in enumerate(alone)}
     for batch in tasks.batches(encoded, min(settings.batch_size, 4)):
@@ -101,18 +102,18 @@ def measure_check(
                     single[places[layer, ablation.columns[0]]] += cost
                 done += 0.6 * len(chosen[layer]) * tokens
                 progress(min(done, total), total, "Leaving out single heads")
-            for start in range(0, len(masks), 4):
-                part = slice(start, start + 4)
-                nats, negative, base = without(loaded, batch, removed[part])
-                costs[part] += nats.sum(0)
-                surprise[part] += negative.sum(0)
-                done += len(masks[part]) * tokens
-                progress(min(done, total), total, "Following each criterion")
+            with torch.no_grad(), Full(loaded, batch) as whole:
+                for part in whole.parts(removed):
+                    nats, negative = whole.compare(removed[part])
+                    costs[part] += nats.sum(0)
+                    surprise[part] += negative.sum(0)
+                    done += len(masks[part]) * tokens
+                    progress(min(done, total), total, "Following each criterion")
+                full += whole.surprise().sum()
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
                 raise SlimError("out of memory while checking: calibrate with a smaller max_length.") from error
             raise
-        full += base.sum()
         count += int(batch.predicted.sum())
     costs, surprise, damage = costs / count, surprise / count, single / count
     at = {key: index for index, key in enumerate(distinct)}

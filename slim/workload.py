@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -95,8 +96,13 @@ def workload(
     saved = longest * facts.layers * floats[1] if settings.kl != "none" else 0
     memory = parameters * dtype.itemsize + longest * floats[0] * 4 * 3 + saved * dtype.itemsize
     disk = count * facts.layers * 4 + len(lengths) * facts.layers * facts.heads * facts.head_dim * 8
-    seconds = 2 * parameters * work / (EFFICIENCY * matrix_speed(device, dtype))
-    return Workload(len(lengths), count, work, seconds, memory, disk)
+    return Workload(len(lengths), count, work, seconds_of(facts, work, device, dtype), memory, disk)
+
+
+def seconds_of(facts: ModelFacts, forwards: float, device: torch.device, dtype: torch.dtype) -> float:
+    """About how long `forwards` tokens through a model of these `facts` take on `device`."""
+    parameters = sum(map(prod, facts.shapes.values()))
+    return 2 * parameters * forwards / (EFFICIENCY * matrix_speed(device, dtype))
 
 
 def _matrix_sizes(shapes: Iterable[tuple[int, ...]]) -> tuple[int, int]:
@@ -107,8 +113,9 @@ def _matrix_sizes(shapes: Iterable[tuple[int, ...]]) -> tuple[int, int]:
     return vocabulary, 30 * width
 
 
+@cache
 def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds, counted as two operations each, that `device` does in a second, from one short trial."""
+    """Multiply-adds, counted as two operations each, that `device` does in a second, from one short trial a process."""
     size = 1024 if device.type == "cpu" else 4096
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
