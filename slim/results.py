@@ -7,36 +7,23 @@ run that was stopped goes on where it was, and one with more rows computes the n
 import base64
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from diskcache import Cache, JSONDisk
-from diskcache.core import MODE_PICKLE
+from diskcache import Cache
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
 from slim import workspace
+from slim.plain_disk import PlainDisk
 
 Arrays = dict[str, NDArray]
 LIMIT = 2**31
 """Bytes; what was used longest ago goes first."""
-
-
-class PlainDisk(JSONDisk):
-    """JSON alone: a value that is damaged, or that somebody put there as a pickle, is as good as none."""
-
-    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        if mode == MODE_PICKLE:
-            return None
-        try:
-            return super().fetch(mode, filename, value, read)
-        except (zlib.error, ValueError):
-            return None
 
 
 class Results:

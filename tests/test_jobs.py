@@ -1,9 +1,12 @@
 """Jobs in real worker processes: done, failed, cancelled, killed, and one after another."""
 
 import os
+import pickle
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +249,31 @@ def test_progress_tells_the_share_and_the_rest(done: float, total: float, fracti
     assert job.fraction == fraction
     assert remaining_seconds(10, done, total) == rest
     assert job.remaining(110) is None
+
+
+def test_a_pickle_among_the_jobs_is_not_loaded(tmp_path: Path) -> None:
+    """Neither as a key nor as a value; the other jobs are still there."""
+    trap, planted = tmp_path / "loaded", pickle.dumps(_Trap(str(tmp_path / "loaded")))
+    with JobStore() as store:
+        store.put(Job(id="mine", kind="calibrate", arguments={}, created=1.0))
+        file = store.folder / "store" / "cache.db"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute(
+            "INSERT INTO Cache (key, raw, store_time, access_time, access_count, size, mode, value) "
+            "VALUES (?, 0, 0, 0, 0, 0, 4, ?)",
+            (planted, planted),
+        )
+        database.commit()
+    with JobStore() as store:
+        assert [job.id for job in store.all()] == ["mine"]
+    assert not trap.exists()
+
+
+class _Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)

@@ -2,10 +2,11 @@
 
 from typing import Any, Literal
 
-from diskcache import Cache, JSONDisk
+from diskcache import Cache
 from pydantic import Field, ValidationError
 
 from slim import workspace
+from slim.plain_disk import PlainDisk
 from slim.progress import remaining_seconds
 from slim.records import Record
 
@@ -55,7 +56,7 @@ class JobStore:
 
     def __init__(self) -> None:
         self.folder = workspace.subfolder("jobs")
-        self._cache = Cache(str(self.folder / "store"), disk=JSONDisk, eviction_policy="none")
+        self._cache = Cache(str(self.folder / "store"), disk=PlainDisk, eviction_policy="none")
 
     def __enter__(self) -> "JobStore":
         return self

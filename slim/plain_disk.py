@@ -1,0 +1,23 @@
+"""What the workspace's SQLite stores are read with: JSON, never a pickle."""
+
+import zlib
+from typing import Any
+
+from diskcache import JSONDisk
+from diskcache.core import MODE_PICKLE
+
+
+class PlainDisk(JSONDisk):
+    """JSON alone: a value that is damaged, or that somebody put there as a pickle, is as good as none."""
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode == MODE_PICKLE:
+            return None
+        try:
+            return super().fetch(mode, filename, value, read)
+        except (zlib.error, ValueError):
+            return None
+
+    def get(self, key: Any, raw: bool) -> Any:
+        """A key; one that is no JSON of ours names nothing."""
+        return super().get(key, raw) if raw else ""
