@@ -9,12 +9,12 @@ import streamlit as st
 
 from pages.frame import duration, newest_job, read_calibration, show_job
 from pages.head_detail import Shown, clickable, head_table
-from slim import charts, difference, jobs, workspace
+from slim import charts, difference, jobs, tasks, workspace
 from slim.calibration import Calibration
 from slim.difference import Difference
 from slim.records import CalibrationFacts
 
-GENERAL = "bundled:general"
+GENERAL = f"bundled:{tasks.GENERAL}"
 
 
 def show_difference(shown: Shown) -> None:

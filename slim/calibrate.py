@@ -29,7 +29,7 @@ from slim.progress import Progress, silent
 from slim.records import CalibrationFacts, DatasetFacts, MetricFacts, Settings
 from slim.results import Arrays, Results
 from slim.rowwise import Work, no_numbers, rowwise, stacked
-from slim.sketch import BLOCK, LossSketch, score_rows
+from slim.sketch import LossSketch, score_rows
 from slim.workload import (
     WATCH,
     Workload,
@@ -289,10 +289,12 @@ class _Run:
             f"blocks by leaving them out on {rows} of the rows"
         )
         seen = sketch.fold(0)
-        single = seen.single(seed)
-        heads = Estimate(*(part[:, :BLOCK] for part in (single.value, single.low, single.high)))
         positions = int(seen.tokens.sum()) // self.settings.draws
-        return {"head": heads, "group": seen.groups(facts.group, seed), **measured}, positions, len(seen.tokens)
+        return (
+            {"head": seen.heads(seed), "group": seen.groups(facts.group, seed), **measured},
+            positions,
+            len(seen.tokens),
+        )
 
     def _ablated(self) -> tuple[dict[Level, Estimate], int, int]:
         facts, levels = self.loaded.facts, levels_ablated(self.settings)

@@ -171,8 +171,7 @@ def criteria(calibration: Calibration, weights: Mapping[str, float]) -> dict[str
             blocks = plan.prunability(levels["block"], CRITERIA[name].high_is_prunable)
             orders[name] = np.repeat(blocks[:, None], facts.heads, 1)
     if calibration.sketch is not None and settings.kl == "exact":
-        sketch = calibration.sketch.fold(0).single().value[:, :-2]
-        orders["sketch"] = plan.prunability(sketch, False)
+        orders["sketch"] = plan.prunability(calibration.sketch.fold(0).heads().value, False)
     orders["composite"] = plan.composite(calibration, weights, "head")
     return orders
 

@@ -18,7 +18,6 @@ from slim.estimate import Estimate
 from slim.metrics import CRITERIA
 from slim.models import Loaded
 from slim.probe import Probe
-from slim.sketch import BLOCK
 
 LONGEST = 1024
 """Tokens of a row that are looked at. The model is causal: what comes later changes nothing before it."""
@@ -69,8 +68,7 @@ def measures(calibration: Calibration, weights: Mapping[str, float]) -> dict[str
             criterion = CRITERIA[name]
             found.append(Measure(name, criterion.title, criterion.unit, levels["head"], criterion.high_is_prunable))
     if calibration.sketch is not None:
-        single = calibration.sketch.fold(1).single(calibration.facts.settings.seed)
-        heads = Estimate(*(part[:, :BLOCK] for part in (single.value, single.low, single.high)))
+        heads = calibration.sketch.fold(1).heads(calibration.facts.settings.seed)
         found.append(Measure("sketch", "Forecast cost on other rows", "nats/token", heads, False))
     if calibration.check is not None:
         damage = np.full(score.value.shape, np.nan)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from slim.calibration import Calibration
 from slim.errors import InputError
-from slim.estimate import LEVEL, RESAMPLES, Estimate
+from slim.estimate import Estimate, ends, resampled
 from slim.records import CalibrationFacts, ModelFacts
 from slim.sketch import BLOCK, LossSketch
 
@@ -49,26 +49,19 @@ def difference(task: Calibration, general: Calibration, *, centred: bool = False
     """
     if task.facts.model.fingerprint != general.facts.model.fingerprint:
         raise InputError("general: this calibration is of another model: choose one of the same model.")
-    for name, calibration in (("task", task), ("general", general)):
-        if calibration.sketch is None:
-            raise InputError(
-                f"{name}: the calibration on {calibration.facts.dataset.source!r} was made without KL, "
-                "so nothing is known of what a head costs: calibrate with KL."
-            )
+    sketches = _sketch("task", task), _sketch("general", general)
     generator = np.random.default_rng(seed)
-    one, others = _costs(task.sketch, generator)  # type: ignore[arg-type]
-    two, other_others = _costs(general.sketch, generator)  # type: ignore[arg-type]
+    (one, others), (two, other_others) = (_costs(sketch, generator) for sketch in sketches)
     value, drawn = _log_ratio(two, one), _log_ratio(other_others, others)
     shared = 0.0
     if centred and np.isfinite(value).any():
         shared = float(np.nanmedian(value))
         value = value - shared
         drawn = drawn - np.nanmedian(drawn, axis=(1, 2), keepdims=True)
-    if min(len(c.sketch.tokens) for c in (task, general) if c.sketch) < 2:
+    if min(len(sketch.tokens) for sketch in sketches) < 2:
         return Difference(Estimate.unsure(value), one, two, shared)
     # a resample in which a head costs nothing at all has no ratio, and then neither has the head an interval
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
-    return Difference(Estimate(value, low, high), one, two, shared)
+    return Difference(Estimate(value, *ends(drawn)), one, two, shared)
 
 
 def of_same_model(model: ModelFacts, folders: list[Path], but: Path | None = None) -> list[tuple[Path, str]]:
@@ -95,13 +88,19 @@ def unlike(task: Calibration, general: Calibration) -> list[str]:
     ]
 
 
+def _sketch(name: str, calibration: Calibration) -> LossSketch:
+    if calibration.sketch is None:
+        raise InputError(
+            f"{name}: the calibration on {calibration.facts.dataset.source!r} was made without KL, "
+            "so nothing is known of what a head costs: calibrate with KL."
+        )
+    return calibration.sketch
+
+
 def _costs(sketch: LossSketch, generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nats/token of leaving out each head alone (L, H), and of each resample of the rows (RESAMPLES, L, H)."""
     energies = sketch.energies(np.square(sketch.scores[..., :BLOCK], dtype=np.float64))  # (N, L, H)
-    rows = len(sketch.tokens)
-    picks = generator.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
-    drawn = np.tensordot(picks, energies, (1, 0)) / (picks @ sketch.tokens)[:, None, None]
-    return energies.sum(0) / sketch.tokens.sum(), drawn
+    return resampled(energies, sketch.tokens, generator)
 
 
 def _log_ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -30,15 +30,25 @@ def ratio_of_sums(parts: NDArray[np.float64], weights: NDArray[Any], seed: int =
     `parts` (R, …) are what each row adds to a figure, `weights` (R,) or (R, L) what it weighs, usually in tokens.
     Tokens of one row are alike, so rows are resampled, not tokens. A unit that no row has weight for gives 0.
     """
+    value, drawn = resampled(parts, weights, np.random.default_rng(seed))
+    return Estimate.unsure(value) if len(parts) < 2 else Estimate(value, *ends(drawn))
+
+
+def resampled(
+    parts: NDArray[np.float64], weights: NDArray[Any], generator: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ratio of `ratio_of_sums` (…), and that of each resample of the rows (RESAMPLES, …)."""
     rows = len(parts)
     weights = weights.reshape(*weights.shape, *[1] * (parts.ndim - weights.ndim))
-    value = _ratio(parts.sum(0), weights.sum(0))
-    if rows < 2:
-        return Estimate.unsure(value)
-    picks = np.random.default_rng(seed).multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
+    picks = generator.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
     above, below = (np.tensordot(picks, sums, (1, 0)) for sums in (parts, weights))
-    low, high = np.quantile(_ratio(above, below), ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
-    return Estimate(value, low, high)
+    return _ratio(parts.sum(0), weights.sum(0)), _ratio(above, below)
+
+
+def ends(drawn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the middle 95% of the resamples begin and end."""
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    return low, high
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[Any]) -> NDArray[np.float64]:

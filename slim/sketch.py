@@ -51,6 +51,11 @@ class LossSketch:
         """Forecast KL in nats/token of leaving out each column alone.  # (L, H+2)"""
         return ratio_of_sums(self.energies(np.square(self.scores, dtype=np.float64)), self.tokens, seed)
 
+    def heads(self, seed: int = 0) -> Estimate:
+        """The same of the heads alone.  # (L, H)"""
+        single = self.single(seed)
+        return Estimate(*(part[:, :BLOCK] for part in (single.value, single.low, single.high)))
+
     def groups(self, size: int, seed: int = 0) -> Estimate:
         """Forecast KL in nats/token of leaving out `size` neighbouring heads together.  # (L, H / size)"""
         joined = self.scores[:, :, :BLOCK].reshape(*self.scores.shape[:2], -1, size).sum(-1, dtype=np.float64)
