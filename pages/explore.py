@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.criteria import show_faithfulness
-from pages.frame import PLOT, chosen_calibration, facts_line, page_title, plain_errors, sentence
+from pages.frame import PLOT, chosen_calibration, facts_line, page_title, plain_errors, sentence, weight_sliders
 from pages.head_detail import Shown, chosen_head, clickable, head_table, show_head
 from pages.task_vs_general import show_difference
 from slim import charts, detail, plan, workspace
@@ -40,27 +40,14 @@ def follow_link() -> None:
 
 def choose_weights(calibration: Calibration) -> dict[str, float]:
     """The composite's weights, the same as on the Prune page."""
-    first = plan.default_weights(calibration)
     st.caption("Each metric is ranked over the whole model; the composite score is their weighted mean.")
-    there = sorted(calibration.level("head"), key=list(CRITERIA).index)
-    chosen = {
-        name: st.slider(
-            CRITERIA[name].title,
-            0.0,
-            1.0,
-            float(first.get(name, 0.0)),
-            0.05,
-            key=f"weight-head-{name}",
-            persist_state="session",
-        )
-        for name in there
-    }
+    chosen = weight_sliders(calibration, "head")
     if chosen.get("entropy") and chosen.get("kl_uniform"):
         st.caption("KL to uniform is mean ln(visible keys) minus entropy: weighting both counts one thing twice.")
     used = {name: weight for name, weight in chosen.items() if weight > 0}
     if not used:
         st.caption("Every weight is 0, so the first ones are used.")
-    return used or dict(first)
+    return used or dict(plan.default_weights(calibration))
 
 
 def show_maps(shown: Shown) -> None:

@@ -2,9 +2,10 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -13,6 +14,7 @@ from slim.calibration import CHECK_FILE, Calibration
 from slim.errors import SlimError
 from slim.jobs import Job
 from slim.metrics import CRITERIA
+from slim.records import Unit
 from slim.workspace import Kind
 
 LOG_SCALED = ("kl_output", "variance")
@@ -162,6 +164,25 @@ def chosen_calibration(key: str) -> tuple[Path, Calibration]:
     """The calibration chosen on a page."""
     path = choose_run("calibration", "Calibration", key, "pages/calibrate.py")
     return path, open_calibration(path)
+
+
+def weight_sliders(calibration: Calibration, unit: Unit, across: bool = False) -> dict[str, float]:
+    """A slider for each metric that may weigh in the score of a `unit`, the same on every page."""
+    first = plan.default_weights(calibration)
+    names = sorted(calibration.level(unit), key=list(CRITERIA).index)
+    places: Sequence[Any] = st.columns(len(names)) if across else [st] * len(names)
+    return {
+        name: place.slider(
+            CRITERIA[name].title,
+            0.0,
+            1.0,
+            float(first.get(name, 0.0)),
+            0.05,
+            key=f"weight-{unit}-{name}",
+            persist_state="session",
+        )
+        for place, name in zip(places, names, strict=True)
+    }
 
 
 def facts_line(calibration: Calibration) -> str:

@@ -5,11 +5,20 @@ import math
 import numpy as np
 import streamlit as st
 
-from pages.frame import PLOT, chosen_calibration, newest_job, next_step, page_title, plain_errors, result_of, show_job
+from pages.frame import (
+    PLOT,
+    chosen_calibration,
+    newest_job,
+    next_step,
+    page_title,
+    plain_errors,
+    result_of,
+    show_job,
+    weight_sliders,
+)
 from slim import charts, jobs, plan, workspace
 from slim.calibration import Calibration
 from slim.errors import InputError
-from slim.metrics import CRITERIA
 from slim.records import Plan, Unit
 
 
@@ -81,21 +90,9 @@ unit: Unit = "block" if by_block == "Attention blocks" else "head"
 threshold = right.slider(
     "Threshold: what scores this much or more goes", 0.0, 1.0, 0.8, 0.01, key="prune-threshold", persist_state="session"
 )
-weights = dict(plan.default_weights(calibration))
 with st.expander("Weights of the score"):
     st.caption("Each metric is ranked over the whole model; the score is their weighted mean.")
-    there = calibration.level(unit)
-    chosen = {}
-    for column, name in zip(st.columns(len(there)), sorted(there, key=list(CRITERIA).index), strict=True):
-        chosen[name] = column.slider(
-            CRITERIA[name].title,
-            0.0,
-            1.0,
-            float(weights.get(name, 0.0)),
-            0.05,
-            key=f"weight-{unit}-{name}",
-            persist_state="session",
-        )
+    chosen = weight_sliders(calibration, unit, across=True)
     weights = {name: weight for name, weight in chosen.items() if weight > 0} or chosen
 
 with plain_errors():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from slim import calibrate, calibration, results
+from slim import calibrate, calibration, passes, results
 from slim.calibration import Calibration
 from slim.errors import InputError, SlimError
 from slim.metrics.base import Level
@@ -150,7 +150,7 @@ def test_padding_may_be_anything() -> None:
     (batch,) = calibrate.tasks.batches(calibrate.tasks.Encoded((ROWS[0], ROWS[2]), 0), 2)
     residual = torch.ones(2, 9, 3).masked_fill(~batch.valid[..., None], math.nan)
     empty = torch.zeros(0)
-    watched = calibrate._Finite()
+    watched = passes._Finite()
     watched.update(LayerView(0, batch.valid, residual, empty, empty, empty, residual))
     watched.check(batch)
     watched.update(LayerView(0, torch.ones_like(batch.valid), residual, empty, empty, empty, residual))
