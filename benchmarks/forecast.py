@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.measure import machine
-from slim import bundled, calibrate, models, plan, tasks
+from slim import bundled, calibrate, models, plan, scores, tasks
 from slim import calibration as calibrations
 from slim import check as checking
 from slim.calibration import Calibration
 from slim.faithfulness import first_heads
+from slim.forecast import removed_columns, removed_mask
 from slim.metrics.kl_output import without
 
 THRESHOLDS = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6)
@@ -58,17 +59,17 @@ def removals(calibration: Calibration) -> Iterator[Removal]:
     facts = calibration.facts.model
     for threshold in THRESHOLDS:
         keep = plan.make_plan(calibration, threshold).keep
-        yield Removal("default score, legal", plan.removed_columns(plan.removed_mask(keep, facts.heads)))
-    for name, order in checking.criteria(calibration, plan.default_weights(calibration)).items():
+        yield Removal("default score, legal", removed_columns(removed_mask(keep, facts.heads)))
+    for name, order in checking.criteria(calibration, scores.default_weights(calibration)).items():
         if name in ("random", "composite"):
             continue
         for share in SHARES[1::2] if name != "kl_output" else SHARES:
-            yield Removal(name, plan.removed_columns(first_heads(order, share)))
+            yield Removal(name, removed_columns(first_heads(order, share)))
     chance = np.random.default_rng(0)
     for share in SHARES:
         for _ in range(2):
             order = chance.random((facts.layers, facts.heads))
-            yield Removal("random heads", plan.removed_columns(first_heads(order, share)))
+            yield Removal("random heads", removed_columns(first_heads(order, share)))
     blocks = np.argsort(calibration.level("block")["kl_output"])
     for count in (1, 2, 3, 4, 6, 9):
         yield Removal("cheapest blocks", whole(facts.layers, facts.heads, blocks[:count], (-2,)))
@@ -108,8 +109,8 @@ def measured(
 def mixes(calibration: Calibration, loaded: models.Loaded, encoded: tasks.Encoded) -> None:
     """Prints what following the composite costs at several weights."""
     shares = (0.05, 0.1, 0.2, 0.3)
-    orders = [plan.composite(calibration, weights, "head") for weights in MIXES]
-    sets = [plan.removed_columns(first_heads(order, share)) for order in orders for share in shares]
+    orders = [scores.composite(calibration, weights, "head") for weights in MIXES]
+    sets = [removed_columns(first_heads(order, share)) for order in orders for share in shares]
     costs = measured(loaded, encoded, np.stack(sets))[0].reshape(len(MIXES), len(shares))
     print("\n| weights of the composite | " + " | ".join(f"KL without {share:.0%}" for share in shares) + " |")
     print("|---|" + "---|" * len(shares))
@@ -121,7 +122,7 @@ def mixes(calibration: Calibration, loaded: models.Loaded, encoded: tasks.Encode
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.calibration:
@@ -177,7 +178,8 @@ def report(calibration: Calibration, rows: int) -> None:
     if correction:
         print(
             f"\nThe correction, fitted on {correction.removals} removals of the check: measured ≈ forecast × "
-            f"exp({correction.intercept:.3f} + {correction.slope:.3f} ln forecast) from {correction.smallest:.3f} to "
+            f"exp({correction.intercept:.3f} + {correction.slope:.3f} x + {correction.curvature:.3f} x²) with "
+            f"x = ln forecast, from {correction.smallest:.3f} to "
             f"{correction.largest:.2f} nats/token, ± {correction.spread:.0%}."
         )
     mixes(calibration, loaded, encoded)

@@ -211,6 +211,8 @@ def show_counts(task: Task, data: dict[str, Any], reading: Reading, settings: Se
         device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
         work = workload(facts, counts.lengths * repeated, settings, device, dtype)
         words.append(f"about {work.time()}, {work.memory / 1e9:.1f} GB of memory")
+        if work.too_much:
+            st.warning(work.too_much, icon=":material/memory:")
     st.caption(" · ".join(words))
 
 

@@ -11,20 +11,29 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from slim.chart_style import (
+    ACCENT,
+    ALARM,
+    BETWEEN,
+    GRID,
+    QUIET,
+    SCALE,
+    WHISKER,
+    Head,
+    decades,
+    factors,
+    framed,
+    head_places,
+    lowest,
+    number,
+    ring,
+    steady,
+    step,
+    visible,
+)
 from slim.detail import Measure
 from slim.difference import Difference
 from slim.estimate import Estimate
-
-SCALE = "Viridis"
-ACCENT = "#0d9488"
-QUIET = "#94a3b8"
-ALARM = "#e4572e"
-BETWEEN = [[0, "#c2410c"], [0.25, "#f59e6b"], [0.5, "rgba(148,163,184,0.25)"], [0.75, "#5eb8ae"], [1, "#0f766e"]]
-"""From less to more than nothing; the middle lets the page through, so that it is quiet in light and dark."""
-GRID = "rgba(148,163,184,0.25)"
-WHISKER = {"color": "#64748b", "thickness": 1.5, "width": 3}
-"""Of an interval."""
-Head = tuple[int, int]
 
 
 def heatmap(
@@ -45,7 +54,7 @@ def heatmap(
     bar: dict[str, object] = {"thickness": 10, "outlinewidth": 0}
     low, high = float(np.nanquantile(shown, 0.01)) if log else float(np.nanmin(shown)), float(np.nanmax(shown))
     if log:
-        bar |= _decades(low, high)
+        bar |= decades(low, high)
     figure = go.Figure(
         go.Heatmap(
             z=shown.T,
@@ -79,7 +88,7 @@ def _map(
     layers, heads = values.shape
     if clickable:
         figure.data[0].update(hoverinfo="skip", hovertemplate=None)  # type: ignore[attr-defined]
-        places = _places(layers, heads)
+        places = head_places(layers, heads)
         figure.add_scatter(
             x=places[:, 0],
             y=places[:, 1],
@@ -93,8 +102,8 @@ def _map(
         )
     if chosen is not None:
         ring(figure, chosen[0], chosen[1], "square-open", 14)
-    figure.update_xaxes(title="layer", dtick=_step(layers), range=[-0.5, layers - 0.5], showgrid=False, zeroline=False)
-    figure.update_yaxes(title="head", dtick=_step(heads), range=[heads - 0.5, -0.5], showgrid=False, zeroline=False)
+    figure.update_xaxes(title="layer", dtick=step(layers), range=[-0.5, layers - 0.5], showgrid=False, zeroline=False)
+    figure.update_yaxes(title="head", dtick=step(heads), range=[heads - 0.5, -0.5], showgrid=False, zeroline=False)
     return framed(figure, title, 150 + 16 * min(heads, 40))
 
 
@@ -122,19 +131,19 @@ def block_bars(
             hovertemplate=f"layer %{{x}}<br>%{{y:.4g}} %{{customdata}} {unit}<extra></extra>",
         )
     figure.update_yaxes(type="log", title=unit, dtick=1, tickformat="~g", gridcolor=GRID)
-    figure.update_xaxes(title="layer", dtick=_step(len(values)), showgrid=False)
+    figure.update_xaxes(title="layer", dtick=step(len(values)), showgrid=False)
     return framed(figure, title, 280)
 
 
 def size_against_loss(points: Sequence[tuple[float, float]], current: tuple[float, float]) -> go.Figure:
-    """Forecast loss over the share of the parameters that stays, with the plan at hand marked."""
+    """Forecast loss over the share of the bytes that stays, with the plan at hand marked."""
     figure = go.Figure(
         go.Scatter(
             x=[size for size, _ in points],
             y=[loss for _, loss in points],
             mode="lines",
             line={"color": ACCENT, "width": 2},
-            hovertemplate="%{x:.1%} of the parameters<br>%{y:.3f} nats/token<extra></extra>",
+            hovertemplate="%{x:.1%} of the bytes<br>%{y:.3f} nats/token<extra></extra>",
         )
     )
     figure.add_scatter(
@@ -144,7 +153,7 @@ def size_against_loss(points: Sequence[tuple[float, float]], current: tuple[floa
         marker={"color": ALARM, "size": 11},
         hovertemplate="this plan: %{x:.1%}, %{y:.3f} nats/token<extra></extra>",
     )
-    figure.update_xaxes(title="parameters that stay", tickformat=".0%", autorange="reversed")
+    figure.update_xaxes(title="bytes that stay", tickformat=".0%", autorange="reversed")
     figure.update_yaxes(title="forecast loss, nats/token", rangemode="tozero")
     return framed(figure, "What each size would cost", 300)
 
@@ -161,7 +170,7 @@ def distribution(measure: Measure, *, intervals: bool = False, chosen: Head | No
     def scaled(figures: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.log10(np.maximum(figures, low)) if measure.log else figures
 
-    places, y = _places(layers, heads), scaled(values)
+    places, y = head_places(layers, heads), scaled(values)
     x = places[:, 0] + (places[:, 1] - (heads - 1) / 2) * (0.7 / max(1, heads))
     figure = go.Figure()
     if intervals and np.isfinite(measure.estimate.low).any():
@@ -201,19 +210,19 @@ def distribution(measure: Measure, *, intervals: bool = False, chosen: Head | No
         orientation="h",
         xaxis="x2",
         marker={"color": QUIET, "line": {"width": 0}},
-        customdata=[[_number(edge, measure.log) for edge in pair] for pair in pairwise(edges)],
+        customdata=[[number(edge, measure.log) for edge in pair] for pair in pairwise(edges)],
         hovertemplate=f"%{{x}} heads between %{{customdata[0]}} and %{{customdata[1]}} {measure.unit}<extra></extra>",
     )
     if chosen is not None and np.isfinite(y[chosen]):
         ring(figure, float(x[chosen[0] * heads + chosen[1]]), float(y[chosen]), "circle-open", 13)
     figure.update_layout(
-        xaxis={"domain": [0, 0.82], "title": "layer", "dtick": _step(layers), "range": [-0.7, layers - 0.3]},
+        xaxis={"domain": [0, 0.82], "title": "layer", "dtick": step(layers), "range": [-0.7, layers - 0.3]},
         xaxis2={"domain": [0.84, 1], "title": "heads", "anchor": "y", "rangemode": "tozero", "nticks": 3},
     )
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_yaxes(title=measure.unit, gridcolor=GRID, zeroline=False)
     if measure.log:
-        figure.update_yaxes(_decades(float(known.min()), float(known.max())))
+        figure.update_yaxes(decades(float(known.min()), float(known.max())))
     return framed(figure, f"{measure.title} ({measure.unit})", 460)
 
 
@@ -222,7 +231,7 @@ def scatter(x: Measure, y: Measure, *, chosen: Head | None = None) -> go.Figure:
 
     Left out are heads without one of the figures, and on a logarithmic axis those of 0.
     """
-    places = _places(*x.values.shape)
+    places = head_places(*x.values.shape)
     one, other = x.values.ravel(), y.values.ravel()
     fine = np.isfinite(one) & np.isfinite(other) & ((one > 0) | (not x.log)) & ((other > 0) | (not y.log))
     figure = go.Figure(
@@ -266,7 +275,7 @@ def difference_map(found: Difference, *, chosen: Head | None = None) -> go.Figur
     values = found.ratio.value
     known = np.abs(values[np.isfinite(values)])
     most = float(np.quantile(known, 0.98)) if known.size else 1.0
-    bar = {"thickness": 10, "outlinewidth": 0} | _factors(most)
+    bar = {"thickness": 10, "outlinewidth": 0} | factors(most)
     figure = go.Figure(
         go.Heatmap(z=values.T, zmin=-most or -1e-9, zmax=most or 1e-9, colorscale=BETWEEN, colorbar=bar, xgap=1, ygap=1)
     )
@@ -275,7 +284,7 @@ def difference_map(found: Difference, *, chosen: Head | None = None) -> go.Figur
     dot = {"size": 6, "color": "#ffffff", "line": {"width": 1.5, "color": "#1e293b"}}
     figure.add_scatter(x=layer, y=head, mode="markers", marker=dot, hoverinfo="skip")
     figure.data[1].update(  # type: ignore[attr-defined]
-        text=[_compared(found, *place) for place in _places(*values.shape)]
+        text=[_compared(found, *place) for place in head_places(*values.shape)]
     )
     return figure
 
@@ -294,7 +303,7 @@ def attention_map(cells: NDArray[np.float64], side: int, labels: Sequence[str], 
     ]
     words = ["".join(labels[place * side : (place + 1) * side])[:40] for place in range(count)]
     text = [
-        [f"token {spans[i]} {_visible(words[i])!r}<br>looks at {spans[j]} {_visible(words[j])!r}" for j in range(count)]
+        [f"token {spans[i]} {visible(words[i])!r}<br>looks at {spans[j]} {visible(words[j])!r}" for j in range(count)]
         for i in range(count)
     ]
     places = [place * side + (side - 1) / 2 for place in range(count)]
@@ -326,22 +335,6 @@ def attention_map(cells: NDArray[np.float64], side: int, labels: Sequence[str], 
     return framed(figure, "Attention", 380)
 
 
-def _places(layers: int, heads: int) -> NDArray[np.int64]:
-    """Layer and head of each entry of a ravelled (L, H).  # (L·H, 2)"""
-    return np.stack(np.divmod(np.arange(layers * heads), heads), 1)
-
-
-def ring(figure: go.Figure, x: float, y: float, symbol: str, size: int) -> None:
-    """Marks the chosen head."""
-    marker = {"symbol": symbol, "size": size, "color": ALARM, "line": {"width": 2.5, "color": ALARM}}
-    figure.add_scatter(x=[x], y=[y], mode="markers", marker=marker, hoverinfo="skip", name="chosen")
-
-
-def steady(opacity: float) -> dict[str, object]:
-    """A click must not fade the other points: the ring says which head is chosen."""
-    return {"selected": {"marker": {"opacity": opacity}}, "unselected": {"marker": {"opacity": opacity}}}
-
-
 def _said(measure: Measure, layer: int, head: int) -> str:
     estimate = measure.estimate
     value, low, high = (float(part[layer, head]) for part in (estimate.value, estimate.low, estimate.high))
@@ -358,56 +351,3 @@ def _compared(found: Difference, layer: int, head: int) -> str:
         return f"no ratio<br>{costs}"
     ends = f" [{np.exp(low):.2f}, {np.exp(high):.2f}]" if np.isfinite(low) and np.isfinite(high) else ", no interval"
     return f"× {np.exp(value):.2f}{ends}<br>{costs}"
-
-
-def lowest(values: NDArray[np.float64]) -> float:
-    """What stands for 0 on a logarithmic axis: the smallest figure above it."""
-    above = values[np.isfinite(values) & (values > 0)]
-    return float(above.min()) if above.size else 1e-12
-
-
-def _decades(low: float, high: float) -> dict[str, object]:
-    """Ticks for log10 values from `low` to `high`: powers of ten, and 2 and 5 between them where they are few."""
-    ticks = np.arange(np.ceil(low), np.floor(high) + 1)
-    if len(ticks) > 7:
-        ticks = ticks[:: -(-len(ticks) // 7)]
-    elif len(ticks) < 2:
-        between = [decade + step for decade in np.arange(np.floor(low), high + 1) for step in np.log10((1, 2, 5))]
-        ticks = np.array([tick for tick in between if low <= tick <= high])
-    return {"tickvals": list(ticks), "ticktext": [f"{10.0**tick:.3g}" for tick in ticks]}
-
-
-def _factors(most: float) -> dict[str, object]:
-    """Ticks of a logarithm as the factors they stand for."""
-    step = next((step for step in (1.5, 2, 3, 5, 10, 100) if np.log(step) >= 0.4 * most), 1000)
-    times = max(1, int(most / np.log(step) + 1e-9))
-    ticks = [power * np.log(step) for power in range(-times, times + 1)]
-    if not most:
-        ticks = [0.0]
-    return {"tickvals": ticks, "ticktext": [f"× {np.exp(tick):.3g}" for tick in ticks]}
-
-
-def _number(edge: float, log: bool) -> str:
-    return f"{10.0**edge if log else edge:.3g}"
-
-
-def _visible(text: str) -> str:
-    """Plotly reads text as HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _step(count: int) -> int:
-    return 1 if count <= 12 else 5 if count <= 64 else 10
-
-
-def framed(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """What all figures share. The mouse points and clicks; it does not move or zoom."""
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
-        height=height,
-        margin={"l": 44, "r": 8, "t": 40, "b": 40},
-        showlegend=False,
-        dragmode=False,
-    )
-    figure.update_xaxes(fixedrange=True)
-    return figure.update_yaxes(fixedrange=True)

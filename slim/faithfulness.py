@@ -14,6 +14,8 @@ from slim.records import Record
 
 SHARES = (0.05, 0.1, 0.2, 0.3)
 """Shares of all heads that are removed together."""
+SMALL_SHARES = (0.01, 0.02)
+"""Shares that only the correction of the forecast is fitted on, of what orders heads well."""
 
 
 class Removal(Record):
@@ -37,10 +39,14 @@ class Verdict(Record):
 
 
 class Correction(Record):
-    """measured ≈ forecast · exp(intercept + slope · ln forecast), from the smallest to the largest forecast seen."""
+    """measured ≈ forecast · exp(intercept + slope · x + curvature · x²) with x = ln forecast, within what was seen.
+
+    Small removals cost what the second order says; larger ones more, and ruin saturates: a line cannot say all three.
+    """
 
     intercept: float
     slope: float
+    curvature: float = 0.0
     smallest: float = Field(gt=0)
     largest: float = Field(gt=0)
     spread: float = Field(ge=0, description="standard deviation of ln(measured / corrected)")
@@ -50,8 +56,8 @@ class Correction(Record):
         """What a forecast in nats/token is to be multiplied with. Outside of what was seen it stays as at the edge."""
         if forecast <= 0:
             return 1.0
-        seen = float(np.clip(forecast, self.smallest, self.largest))
-        return float(np.exp(self.intercept + self.slope * np.log(seen)))
+        seen = float(np.log(np.clip(forecast, self.smallest, self.largest)))
+        return float(np.exp(self.intercept + self.slope * seen + self.curvature * seen**2))
 
 
 class Faithfulness(Record):
@@ -95,19 +101,23 @@ def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArra
 
 
 def fit_correction(forecast: NDArray[np.float64], measured: NDArray[np.float64]) -> Correction | None:
-    """Least absolute deviations of ln(measured / forecast) over ln forecast; None with fewer than six removals."""
+    """Least absolute deviations of ln(measured / forecast) over ln forecast; None with fewer than six removals.
+
+    The fit bends where there are ten removals or more.
+    """
     fine = (forecast > 0) & (measured > 0)
     if fine.sum() < 6:
         return None
     x, y = np.log(forecast[fine]), np.log(measured[fine] / forecast[fine])
-    intercept, slope = _least_absolute(x, y)
-    rest = y - intercept - slope * x
+    design = np.vander(x, 3 if len(x) >= 10 else 2, increasing=True)
+    curve = _least_absolute(design, y)
     return Correction(
-        intercept=intercept,
-        slope=slope,
+        intercept=curve[0],
+        slope=curve[1],
+        curvature=curve[2] if len(curve) > 2 else 0.0,
         smallest=float(forecast[fine].min()),
         largest=float(forecast[fine].max()),
-        spread=float(rest.std()),
+        spread=float((y - design @ curve).std()),
         removals=int(fine.sum()),
     )
 
@@ -120,12 +130,11 @@ def first_heads(prunability: NDArray[np.float64], share: float) -> NDArray[np.bo
     return chosen.reshape(prunability.shape)
 
 
-def _least_absolute(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """A line that a few ruinous removals do not bend: reweighted least squares."""
-    weights = np.ones_like(x)
-    line = np.array([0.0, 0.0])
+def _least_absolute(design: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The fit that a few ruinous removals do not bend: reweighted least squares."""
+    weights = np.ones_like(y)
+    fit = np.zeros(design.shape[1])
     for _ in range(50):
-        design = np.stack((np.ones_like(x), x), 1) * weights[:, None]
-        line, *_ = np.linalg.lstsq(design, y * weights, rcond=None)
-        weights = 1 / np.sqrt(np.maximum(np.abs(y - line[0] - line[1] * x), 1e-3))
-    return float(line[0]), float(line[1])
+        fit, *_ = np.linalg.lstsq(design * weights[:, None], y * weights, rcond=None)
+        weights = 1 / np.sqrt(np.maximum(np.abs(y - design @ fit), 1e-3))
+    return fit

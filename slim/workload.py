@@ -31,6 +31,18 @@ class Workload:
     seconds: float
     memory: int
     disk: int
+    there: int
+    """Bytes of memory that the device has in all."""
+
+    @property
+    def too_much(self) -> str:
+        """A sentence where it may not fit in memory, else nothing."""
+        if self.memory <= self.there:
+            return ""
+        return (
+            f"That is more than the {self.there / 1e9:,.1f} GB there are: take a smaller batch or shorter rows; "
+            "a batch that does not fit is halved."
+        )
 
     def time(self) -> str:
         """In seconds or minutes."""
@@ -40,8 +52,8 @@ class Workload:
         """The estimate as a person would say it."""
         return (
             f"{self.rows} rows, {self.tokens:,} tokens: about {self.time()}, {self.memory / 1e9:,.1f} GB of memory, "
-            f"{self.disk / 1e6:,.0f} MB on disk."
-        )
+            f"{self.disk / 1e6:,.0f} MB on disk. {self.too_much}"
+        ).rstrip()
 
 
 def sketch_cost(draws: int) -> float:
@@ -96,7 +108,8 @@ def workload(
     saved = longest * facts.layers * floats[1] if settings.kl != "none" else 0
     memory = parameters * dtype.itemsize + longest * floats[0] * 4 * 3 + saved * dtype.itemsize
     disk = count * facts.layers * 4 + len(lengths) * facts.layers * facts.heads * facts.head_dim * 8
-    return Workload(len(lengths), count, work, seconds_of(facts, work, device, dtype), memory, disk)
+    seconds = seconds_of(facts, work, device, dtype)
+    return Workload(len(lengths), count, work, seconds, memory, disk, memory_there(device))
 
 
 def seconds_of(facts: ModelFacts, forwards: float, device: torch.device, dtype: torch.dtype) -> float:
