@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slim import models, plan, tasks
+from slim import models, scores, tasks
 from slim.calibration import Calibration, save_check
 from slim.errors import InputError, SlimError
 from slim.faithfulness import (
     SHARES,
+    SMALL_SHARES,
     Faithfulness,
     Removal,
     Verdict,
@@ -19,6 +20,7 @@ from slim.faithfulness import (
     fit_correction,
     rank_correlation,
 )
+from slim.forecast import removed_columns
 from slim.metrics import CRITERIA
 from slim.metrics.kl_output import Ablation, Full, ablate
 from slim.models import Loaded
@@ -26,6 +28,8 @@ from slim.progress import Progress, silent
 from slim.rowwise import out_of_memory
 
 ROWS, HEADS = 6, 60
+FINE = {"composite", "kl_output", "variance", "sketch"}
+"""What orders heads well enough that its small removals say how small forecasts are off."""
 FITTED_BELOW = 2.0
 """Nats/token; what is forecast to cost more is ruin, and says nothing about how far a useful forecast is off."""
 
@@ -81,10 +85,12 @@ def measure_check(
 ) -> Faithfulness:
     """What each criterion predicts and what is true on the rows `encoded`."""
     begun, facts, settings = time.monotonic(), loaded.facts, calibration.facts.settings
-    weights = dict(weights or plan.default_weights(calibration))
+    weights = dict(weights or scores.default_weights(calibration))
     orders = criteria(calibration, weights)
     alone = some_heads(facts.layers, facts.heads, heads, settings.seed)
     sets = {(name, share): first_heads(order, share) for name, order in orders.items() for share in SHARES}
+    for name in FINE & orders.keys():
+        sets |= {(name, share): first_heads(orders[name], share) for share in SMALL_SHARES}
     distinct = {removed.tobytes(): removed for removed in sets.values()}
     masks = np.stack(list(distinct.values()))  # (S, L, H)
     removed = np.concatenate((masks, np.zeros((*masks.shape[:2], 2), dtype=bool)), -1)  # (S, L, H+2)
@@ -163,16 +169,16 @@ def criteria(calibration: Calibration, weights: Mapping[str, float]) -> dict[str
     """Prunability (L, H) by everything that orders heads: each metric, the sketch, the composite, and chance."""
     facts, settings = calibration.facts.model, calibration.facts.settings
     chance = np.random.default_rng(settings.seed).random((facts.layers, facts.heads))
-    orders = {"random": plan.prunability(chance, True)}
+    orders = {"random": scores.prunability(chance, True)}
     for name, levels in calibration.metrics.items():
         if "head" in levels:
-            orders[name] = plan.prunability(levels["head"], CRITERIA[name].high_is_prunable)
+            orders[name] = scores.prunability(levels["head"], CRITERIA[name].high_is_prunable)
         elif "block" in levels:
-            blocks = plan.prunability(levels["block"], CRITERIA[name].high_is_prunable)
+            blocks = scores.prunability(levels["block"], CRITERIA[name].high_is_prunable)
             orders[name] = np.repeat(blocks[:, None], facts.heads, 1)
     if calibration.sketch is not None and settings.kl == "exact":
-        orders["sketch"] = plan.prunability(calibration.sketch.fold(0).heads().value, False)
-    orders["composite"] = plan.composite(calibration, weights, "head")
+        orders["sketch"] = scores.prunability(calibration.sketch.fold(0).heads().value, False)
+    orders["composite"] = scores.composite(calibration, weights, "head")
     return orders
 
 
@@ -195,7 +201,7 @@ def _forecasts(calibration: Calibration, masks: NDArray[np.bool_]) -> NDArray[np
     if calibration.sketch is None:
         return None
     unseen = calibration.sketch.fold(1)
-    removed = np.stack([plan.removed_columns(mask) for mask in masks])
+    removed = np.stack([removed_columns(mask) for mask in masks])
     return unseen.costs(removed).sum(0) / unseen.tokens.sum()
 
 

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from slim import plan, tasks
+from slim import tasks
 from slim.architectures import decoder_layers
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.estimate import Estimate
+from slim.forecast import forecast
 from slim.metrics import CRITERIA
 from slim.models import Loaded
 from slim.probe import Probe
+from slim.scores import composite
 
 LONGEST = 1024
 """Tokens of a row that are looked at. The model is causal: what comes later changes nothing before it."""
@@ -61,7 +63,7 @@ def measures(calibration: Calibration, weights: Mapping[str, float]) -> dict[str
     `sketch` is the forecast of leaving a head out alone on the rows that did not choose, `damage` what it really cost
     where the calibration was checked.
     """
-    score = Estimate.unsure(plan.composite(calibration, weights, "head"))
+    score = Estimate.unsure(composite(calibration, weights, "head"))
     found = [Measure("composite", "Composite score", "1 = first to go", score, True)]
     for name, levels in calibration.estimates.items():
         if "head" in levels:
@@ -119,10 +121,10 @@ def _forecast(calibration: Calibration, what: str, layer: int, gone: Sequence[in
     whole = tuple(range(calibration.facts.model.heads))
     kept = tuple(head for head in whole if head not in gone)
     keep = tuple(kept if index == layer else whole for index in range(calibration.facts.model.layers))
-    forecast = plan.forecast(calibration, keep)
-    if forecast is None:
+    found = forecast(calibration, keep)
+    if found is None:
         raise ValueError("the calibration holds no loss sketch")
-    return Cost(what, forecast.nats_per_token, forecast.low, forecast.high, measured=False, factor=forecast.factor)
+    return Cost(what, found.nats_per_token, found.low, found.high, measured=False, factor=found.factor)
 
 
 def rows_of(calibration: Calibration, loaded: Loaded) -> tasks.Encoded:

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from slim.bypass import bypass
 from slim.models import Loaded
+from slim.records import Keep
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ def prompt_ids(loaded: Loaded, prompt: str) -> torch.Tensor:
     return encoded["input_ids"].to(loaded.model.device)  # type: ignore[union-attr, call-overload]
 
 
-def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128) -> Iterator[Answer]:
-    """The greedy answer to `prompt` after each of its tokens."""
+def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | None = None) -> Iterator[Answer]:
+    """The greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given."""
     model, tokenizer = loaded.model, loaded.tokenizer
     stop = model.generation_config.eos_token_id if model.generation_config else None
     stops = set(stop) if isinstance(stop, list) else {stop}
@@ -51,7 +54,7 @@ def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128) -> Iterator[A
     first = seconds = 0.0
     for step in range(max_new_tokens):
         began = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), bypass(loaded, keep) if keep else nullcontext():
             logits = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
             ids = logits[:, -1].argmax(-1, keepdim=True)  # (1, 1)
         token, spent = int(ids), time.perf_counter() - began
@@ -63,9 +66,15 @@ def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128) -> Iterator[A
         yield Answer(_text(tokenizer, tokens), len(tokens), seconds, first, False)
 
 
-def side_by_side(models: Sequence[Loaded], prompt: str, max_new_tokens: int = 128) -> Iterator[tuple[int, Answer]]:
-    """The models' answers in turns, a token each, so that all stream at once and none slows another's clock."""
-    streams = dict(enumerate(stream(loaded, prompt, max_new_tokens) for loaded in models))
+def side_by_side(
+    models: Sequence[Loaded | tuple[Loaded, Keep]], prompt: str, max_new_tokens: int = 128
+) -> Iterator[tuple[int, Answer]]:
+    """The models' answers in turns, a token each, so that all stream at once and none slows another's clock.
+
+    A model beside what it is to keep answers as it would if the rest were removed.
+    """
+    pairs = [model if isinstance(model, tuple) else (model, None) for model in models]
+    streams = {index: stream(loaded, prompt, max_new_tokens, keep) for index, (loaded, keep) in enumerate(pairs)}
     while streams:
         for index in list(streams):
             answer = next(streams[index], None)

@@ -1,169 +1,203 @@
-"""From scores to a plan: rank, threshold, and the best shape per layer that grouped-query attention allows."""
+"""From scores to a plan by a threshold, the plan as a file, and two plans compared."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from scipy.stats import rankdata
 
 from slim import workspace
+from slim.architectures import architecture_of
 from slim.calibration import Calibration
+from slim.cuts import stock_shape, whole_blocks_only
 from slim.errors import InputError
-from slim.estimate import ratio_of_sums
-from slim.metrics import CRITERIA
+from slim.forecast import forecast, warnings
+from slim.legal import PINNED, changes, every_shape, legal_heads, uniform_heads
 from slim.project import everything, project
-from slim.records import Change, Forecast, Keep, Plan, Unit
-
-DEFAULT_WEIGHTS: Mapping[str, float] = {"kl_output": 1.0, "variance": 0.25}
-"""Of the mixes tried on the bundled model and task, none cost less at 5, 10, 20 and 30% (benchmarks/README.md)."""
-FALLBACK_WEIGHTS: Mapping[str, float] = {"variance": 1.0}
-"""For calibrations made with `--kl none`."""
-
-
-def default_weights(calibration: Calibration) -> Mapping[str, float]:
-    return DEFAULT_WEIGHTS if "kl_output" in calibration.metrics else FALLBACK_WEIGHTS
-
-
-def prunability(values: NDArray[np.float64], high_is_prunable: bool) -> NDArray[np.float64]:
-    """Ranks of `values` over the whole model as 0..1, ties sharing their mean; 1 = first to go."""
-    ranks = rankdata(values if high_is_prunable else -values, axis=None) - 1
-    return (ranks / max(1, values.size - 1)).reshape(values.shape)
-
-
-def composite(calibration: Calibration, weights: Mapping[str, float], unit: Unit) -> NDArray[np.float64]:
-    """Weighted mean of the chosen metrics' prunability: (L, H) for heads, (L,) for blocks; highest goes first.
-
-    Raises InputError for a metric the calibration lacks at this level, a negative weight, or weights that are all 0.
-    """
-    there = calibration.level(unit)
-    for name, weight in weights.items():
-        if name not in there:
-            raise InputError(
-                f"weights: {name!r} is not measured per {unit} here: choose among {', '.join(sorted(there))}."
-            )
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise InputError(f"weights: {name}={weight} must be 0 or more.")
-    total = sum(weights.values())
-    if total <= 0:
-        raise InputError("weights: every weight is 0: give at least one metric a weight above 0.")
-    parts = [w / total * prunability(there[name], CRITERIA[name].high_is_prunable) for name, w in weights.items() if w]
-    return np.sum(parts, axis=0)
-
-
-def legal_heads(scores: NDArray[np.float64], threshold: float, kv_heads: int) -> tuple[int, ...]:
-    """The heads of one layer that stay: the legal set with the largest Σ (threshold − score) over what it keeps.
-
-    `scores` (H,) are prunabilities. Without constraints this sum is largest for exactly the heads below the threshold;
-    legal sets keep equally many query heads in every KV group that stays, or nothing. For a given number of query
-    heads per group the best heads of each group and the groups with a positive sum are the optimum, so trying every
-    number is exact. Ties keep the heads with the lower index, and as few per group as reach the sum.
-    """
-    gains = (threshold - scores).reshape(kv_heads, -1)  # (K, G)
-    order = np.argsort(-gains, axis=1, kind="stable")
-    best, chosen = 0.0, ()
-    for per_group in range(1, gains.shape[1] + 1):
-        kept = np.sort(order[:, :per_group], axis=1)
-        sums = np.take_along_axis(gains, kept, 1).sum(1)
-        groups = [group for group in range(kv_heads) if sums[group] > 0]
-        value = float(sums[groups].sum())
-        if groups and value > best:
-            best = value
-            chosen = tuple(group * gains.shape[1] + int(head) for group in groups for head in kept[group])
-    return chosen
-
-
-def keep_by_threshold(scores: NDArray[np.float64], threshold: float, calibration: Calibration, unit: Unit) -> Keep:
-    """What stays in each layer when everything scored at `threshold` or above should go."""
-    facts = calibration.facts.model
-    if unit == "block":
-        return tuple(() if score >= threshold else tuple(range(facts.heads)) for score in scores)
-    return tuple(legal_heads(row, threshold, facts.kv_heads) for row in scores)
-
-
-def changes(scores: NDArray[np.float64], threshold: float, keep: Keep) -> tuple[Change, ...]:
-    """The heads where the threshold alone and the legal shape differ."""
-    found = []
-    for layer, row in enumerate(scores):
-        for head, score in enumerate(row):
-            if (score < threshold) != (head in keep[layer]):
-                found.append(Change(layer=layer, head=head, change="kept" if head in keep[layer] else "removed"))
-    return tuple(found)
-
-
-def removed_mask(keep: Keep, heads: int) -> NDArray[np.bool_]:
-    """True where a head goes.  # (L, H)"""
-    mask = np.ones((len(keep), heads), dtype=bool)
-    for layer, kept in enumerate(keep):
-        mask[layer, list(kept)] = False
-    return mask
-
-
-def removed_columns(removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Removed heads (L, H) as columns of the sketch (L, H+2): a layer without any head loses the whole block."""
-    blocks = removed.all(1, keepdims=True)
-    return np.concatenate((removed & ~blocks, blocks, np.zeros_like(blocks)), 1)
-
-
-def forecast(calibration: Calibration, keep: Keep) -> Forecast | None:
-    """Forecast loss of a plan on the sequences that did not choose it; None without a sketch.
-
-    Where the calibration was checked, the correction fitted on measured removals is in it, and the interval is wider by
-    how far the measured ones lay from the fit.
-    """
-    if calibration.sketch is None:
-        return None
-    unseen = calibration.sketch.fold(1)
-    removed = removed_columns(removed_mask(keep, calibration.facts.model.heads))
-    found = ratio_of_sums(unseen.costs(removed), unseen.tokens, calibration.facts.settings.seed)
-    value, ends = float(found.value), (float(found.low), float(found.high))
-    correction = calibration.check.correction if calibration.check else None
-    factor = correction.factor(value) if correction else 1.0
-    if len(unseen.tokens) < 2:
-        return Forecast(nats_per_token=factor * value, sequences=len(unseen.tokens), factor=factor)
-    low, high = (factor * _wider(end, value, correction.spread if correction else 0.0) for end in ends)
-    return Forecast(nats_per_token=factor * value, low=low, high=high, sequences=len(unseen.tokens), factor=factor)
-
-
-def _wider(end: float, middle: float, spread: float) -> float:
-    """An end of an interval moved away from its middle by an error of its own, both relative."""
-    if not 0 < end != middle:
-        return end
-    away = math.log(end / middle)
-    return middle * math.exp(math.copysign(math.hypot(away, 1.96 * spread), away))
+from slim.records import ByBudget, ByThreshold, Keep, ModelFacts, Pins, Plan, Unit
+from slim.scores import composite, default_weights
 
 
 def make_plan(
-    calibration: Calibration, threshold: float = 0.8, unit: Unit = "head", weights: Mapping[str, float] | None = None
+    calibration: Calibration,
+    threshold: float = 0.8,
+    unit: Unit = "head",
+    weights: Mapping[str, float] | None = None,
+    *,
+    per_layer: Mapping[int, float] | None = None,
+    pins: Pins | None = None,
+    uniform: bool = False,
 ) -> Plan:
     """The plan that removes what scores `threshold` or more, made legal, with its size and forecast loss.
 
-    Raises InputError for a threshold that is no number of 0 or more, or that would remove every attention block.
+    `per_layer` are thresholds of single layers, `pins` what stays or goes whatever it scores, and `uniform` asks for
+    one shape in all layers, so that the checkpoint is a stock one.
+
+    Raises InputError for a threshold that is no number of 0 or more, pins outside of the model, or what would remove
+    every attention block.
     """
-    if not (math.isfinite(threshold) and threshold >= 0):
-        raise InputError(f"threshold={threshold} must be a number of 0 or more; scores run from 0 to 1.")
-    weights = dict(default_weights(calibration) if weights is None else weights)
+    per_layer, pins, facts = dict(per_layer or {}), pins or Pins(), calibration.facts.model
+    check_unit(unit, facts)
+    weights = dict(default_weights(calibration, unit) if weights is None else weights)
     scores = composite(calibration, weights, unit)
-    keep = keep_by_threshold(scores, threshold, calibration, unit)
+    gains = _thresholds(threshold, per_layer, facts)[:, None] - scores.reshape(facts.layers, -1)  # (L, units)
+    gains = pinned(gains, pins, unit, facts)
+    keep = _kept(gains, unit, facts, uniform)
     if not any(keep):
         raise InputError(
             f"threshold={threshold:g} would remove every attention block, and the last one cannot go: "
             f"choose a threshold above {float(scores.min()):.2f}."
         )
-    facts = calibration.facts.model
+    wanted = np.repeat(gains > 0, facts.heads // gains.shape[1], 1)  # (L, H)
+    reason = ByThreshold(
+        threshold=threshold,
+        per_layer=per_layer,
+        weights=weights,
+        scores=tuple(tuple(map(float, row)) for row in scores.reshape(facts.layers, -1)),
+    )
+    return finished(calibration, keep, unit, reason, pins, uniform, wanted)
+
+
+def finished(
+    calibration: Calibration,
+    keep: Keep,
+    unit: Unit,
+    reason: ByThreshold | ByBudget,
+    pins: Pins,
+    uniform: bool,
+    wanted: NDArray[np.bool_] | None = None,
+) -> Plan:
+    """The plan that keeps `keep`, with everything that follows from it; `wanted` (L, H) is what was to stay."""
+    facts, expected = calibration.facts.model, forecast(calibration, keep)
     return Plan(
         model=facts,
         calibration=str(calibration.path.absolute()) if calibration.path else "",
+        calibrated=calibration.facts.started,
         unit=unit,
-        threshold=threshold,
-        weights=weights,
+        uniform=uniform,
+        reason=reason,
+        pins=pins,
         keep=keep,
-        changes=changes(scores, threshold, keep) if unit == "head" else (),
+        changes=() if wanted is None else changes(wanted, keep),
         before=project(facts, everything(facts)),
         after=project(facts, keep),
-        forecast=forecast(calibration, keep),
+        forecast=expected,
+        notes=warnings(expected) if keep != everything(facts) else (),
+    )
+
+
+def check_unit(unit: Unit, facts: ModelFacts) -> None:
+    """Raises InputError where the family does not allow to remove parts of an attention block."""
+    if unit in ("head", "group") and architecture_of(facts.model_type).whole_blocks:
+        raise whole_blocks_only(facts.model_type)
+
+
+def units_per_layer(unit: Unit, facts: ModelFacts) -> int:
+    return {"head": facts.heads, "group": facts.kv_heads, "block": 1, "layer": 1}[unit]
+
+
+def pinned(gains: NDArray[np.float64], pins: Pins, unit: Unit, facts: ModelFacts) -> NDArray[np.float64]:
+    """`gains` (L, units) where pins count for more than anything. Raises InputError for a pin outside of the model."""
+    gains = gains.copy()
+    for layer in pins.protect:
+        if layer >= facts.layers:
+            raise InputError(f"protect: layer {layer} is not there: the model has layers 0 to {facts.layers - 1}.")
+    for name, places, gain in (("keep", pins.keep, PINNED), ("drop", pins.drop, -PINNED)):
+        for layer, index in places:
+            if layer >= facts.layers or index >= gains.shape[1]:
+                raise InputError(
+                    f"{name}: {layer}:{index} is not there: the model has layers 0 to {facts.layers - 1} and, "
+                    f"in each, {unit}s 0 to {gains.shape[1] - 1}."
+                )
+            gains[layer, index] = gain
+    gains[list(pins.protect)] = PINNED
+    if not (gains < PINNED).any():
+        raise InputError("protect: every layer is protected, so nothing can go: leave one out.")
+    return gains
+
+
+def shapes_for(facts: ModelFacts, unit: Unit) -> list[tuple[int, int]]:
+    """(KV groups, query heads per group) that a uniform plan may give every layer.
+
+    Raises InputError for a unit that cannot be uniform.
+    """
+    if unit == "block":
+        raise InputError("uniform: layers with and without attention are not alike: choose unit head, group or layer.")
+    found = [
+        (groups, per_group)
+        for groups, per_group in every_shape(facts.kv_heads, facts.group)
+        if stock_shape(facts, groups * per_group) and (unit == "head" or per_group == facts.group)
+    ]
+    return found if unit != "layer" else [(facts.kv_heads, facts.group)]
+
+
+def _thresholds(threshold: float, per_layer: Mapping[int, float], facts: ModelFacts) -> NDArray[np.float64]:
+    """One for each layer."""
+    for name, value in (("threshold", threshold), *((f"threshold of layer {at}", t) for at, t in per_layer.items())):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name}={value} must be a number of 0 or more; scores run from 0 to 1.")
+    found = np.full(facts.layers, float(threshold))
+    for layer, value in per_layer.items():
+        if not 0 <= layer < facts.layers:
+            raise InputError(f"threshold of layer {layer}: the model has layers 0 to {facts.layers - 1}.")
+        found[layer] = value
+    return found
+
+
+def _kept(gains: NDArray[np.float64], unit: Unit, facts: ModelFacts, uniform: bool) -> Keep:
+    """The legal plan with the largest sum of gains."""
+    whole = tuple(range(facts.heads))
+    if uniform and unit != "layer":
+        shapes = shapes_for(facts, unit)
+        return uniform_heads(np.repeat(gains, facts.heads // gains.shape[1], 1), facts.kv_heads, iter(shapes))
+    if unit == "head":
+        return tuple(legal_heads(row, facts.kv_heads) for row in gains)
+    if unit == "group":
+        return tuple(tuple(head for head in whole if row[head // facts.group] > 0) for row in gains)
+    gone = () if unit == "block" else None
+    return tuple(whole if row[0] > 0 else gone for row in gains)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How `other` differs from `one`: (layer, head) that only one of them removes, and the layers that do."""
+
+    one: Plan
+    other: Plan
+    only_one: tuple[tuple[int, int], ...]
+    only_other: tuple[tuple[int, int], ...]
+    layers_only_one: tuple[int, ...]
+    layers_only_other: tuple[int, ...]
+
+    @property
+    def shared(self) -> int:
+        """Heads that both remove."""
+        return self.one.removed_heads - len(self.only_one)
+
+
+def difference(one: Plan, other: Plan) -> Difference:
+    """Two plans of the same model compared. Raises InputError when they are of two models."""
+    if one.model.fingerprint != other.model.fingerprint:
+        raise InputError(
+            f"plan: these are plans of two models, {one.model.source!r} and {other.model.source!r}: "
+            "compare plans of one."
+        )
+    removed = [
+        {(layer, head) for layer in range(one.model.layers) for head in range(one.model.heads)}
+        - {(layer, head) for layer, heads in enumerate(plan.keep) for head in heads or ()}
+        for plan in (one, other)
+    ]
+    layers = [set(plan.removed_layers) for plan in (one, other)]
+    return Difference(
+        one,
+        other,
+        tuple(sorted(removed[0] - removed[1])),
+        tuple(sorted(removed[1] - removed[0])),
+        tuple(sorted(layers[0] - layers[1])),
+        tuple(sorted(layers[1] - layers[0])),
     )
 
 
@@ -189,7 +223,11 @@ def load(path: Path) -> Plan:
             f"plan {str(path)!r} is not valid: {field}: {first['msg']}. Make it again with `slim plan`."
         ) from error
     for name, size, keep in (("before", plan.before, everything(plan.model)), ("after", plan.after, plan.keep)):
-        if size != project(plan.model, keep):
+        try:
+            expected = project(plan.model, keep)
+        except InputError as error:
+            raise InputError(f"plan {str(path)!r} is not valid: {error}") from error
+        if size != expected:
             raise InputError(
                 f"plan {str(path)!r} is not valid: {name}: it is not the size of what `keep` keeps. "
                 "Make it again with `slim plan`."

@@ -4,11 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 1
-
-Unit = Literal["head", "block"]
-Keep = tuple[tuple[int, ...], ...]
-"""Per layer the query heads that stay, ascending; an empty layer has lost its attention block."""
+Unit = Literal["head", "group", "block", "layer"]
+"""What is removed as one: a query head, the query heads of a KV head, an attention block, or a layer, MLP and all."""
+MOST = 2**16
+"""Of layers, heads or entries of a head: a file that says more is no model's."""
+Keep = tuple[tuple[int, ...] | None, ...]
+"""Per layer the query heads that stay, ascending. Empty: its attention block is gone. None: all of the layer is."""
 
 
 class Record(BaseModel):
@@ -21,13 +22,15 @@ class ModelFacts(Record):
     source: str
     fingerprint: str
     model_type: str
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
+    layers: int = Field(ge=1, le=MOST)
+    heads: int = Field(ge=1, le=MOST)
+    kv_heads: int = Field(ge=1, le=MOST)
+    head_dim: int = Field(ge=1, le=MOST)
     dtype: str = Field(description="number format of the stored weights")
-    itemsize: int = Field(ge=1, description="bytes of one number")
-    shapes: dict[str, tuple[int, ...]] = Field(description="every stored tensor once, tied weights counted once")
+    itemsize: int = Field(ge=1, le=16, description="bytes of one number")
+    shapes: dict[str, tuple[Annotated[int, Field(ge=0, le=2**40)], ...]] = Field(
+        description="every stored tensor once, tied weights counted once"
+    )
 
     @model_validator(mode="after")
     def _grouped(self) -> Self:
@@ -100,9 +103,13 @@ class CalibrationFacts(Record):
 
 
 class Size(Record):
+    """What a model takes. Work and reading are those of a token that sees CONTEXT tokens (project.py)."""
+
     parameters: int = Field(ge=1)
     bytes: int = Field(ge=1, description="of the weights as stored")
     kv_bytes_per_token: int = Field(ge=0)
+    flops_per_token: int = Field(ge=1, description="two per multiply-add, prefill")
+    bytes_read_per_token: int = Field(ge=1, description="weights and cache that decoding a token at batch 1 goes over")
 
 
 class Forecast(Record):
@@ -124,28 +131,79 @@ class Forecast(Record):
 
 
 class Change(Record):
-    """A head the threshold and the legal shape disagree about."""
+    """A head that goes or stays otherwise than what was asked for, because of the shape its layer must have."""
 
     layer: int = Field(ge=0)
     head: int = Field(ge=0)
     change: Literal["kept", "removed"]
 
 
-class Plan(Record):
-    """What is removed, why, and what it gives: the value that is saved, shown and executed."""
+Place = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+"""(layer, head or KV group); the second is 0 for blocks and layers."""
 
-    schema_version: Literal[1] = SCHEMA
+
+class Pins(Record):
+    """What a person decided by hand, whatever the scores say."""
+
+    keep: tuple[Place, ...] = ()
+    drop: tuple[Place, ...] = ()
+    protect: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), description="layers that stay whole")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if both := set(self.keep) & set(self.drop):
+            layer, place = min(both)
+            raise ValueError(f"{layer}:{place} is pinned both to stay and to go")
+        return self
+
+
+class ByThreshold(Record):
+    """Everything with a score of `threshold` or more goes."""
+
+    kind: Literal["threshold"] = "threshold"
+    threshold: float = Field(ge=0)
+    per_layer: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="thresholds of single layers"
+    )
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(description="of the metrics in the score")
+    scores: tuple[tuple[float, ...], ...] = Field(description="per layer, of each unit in it; 1 = first to go")
+
+    def __str__(self) -> str:
+        weights = ", ".join(f"{name} × {weight:g}" for name, weight in self.weights.items())
+        return f"all that scores {self.threshold:g} or more by {weights}"
+
+
+class ByBudget(Record):
+    """The least forecast loss within limits, or the smallest model within a limit of loss alone."""
+
+    kind: Literal["budget"] = "budget"
+    limits: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        description="params, bytes, kv, flops: share of the original at most; prefill, decode: times as fast at least; "
+        "loss: nats/token at most"
+    )
+
+    def __str__(self) -> str:
+        return "the cheapest removal within " + ", ".join(f"{name}={limit:g}" for name, limit in self.limits.items())
+
+
+class Plan(Record):
+    """What is removed, why, and what it gives: the value that is saved, compared, shown and executed."""
+
+    schema_version: Literal[2] = 2
     kind: Literal["plan"] = "plan"
     model: ModelFacts
-    calibration: str
+    calibration: str = Field(description="its folder, empty where there is none")
+    calibrated: str = Field(default="", description="when that calibration was started")
     unit: Unit
-    threshold: Annotated[float, Field(ge=0)]
-    weights: dict[str, Annotated[float, Field(ge=0)]]
+    uniform: bool = Field(default=False, description="whether every layer that stays has one shape")
+    reason: Annotated[ByThreshold | ByBudget, Field(discriminator="kind")]
+    pins: Pins = Pins()
     keep: Keep
     changes: tuple[Change, ...] = ()
     before: Size
     after: Size
     forecast: Forecast | None = None
+    notes: tuple[str, ...] = Field(default=(), description="what a person should know before cutting")
 
     @model_validator(mode="after")
     def _legal(self) -> Self:
@@ -154,7 +212,8 @@ class Plan(Record):
             raise ValueError(f"keep has {len(self.keep)} layers, the model has {model.layers}")
         if not any(self.keep):
             raise ValueError("keep is empty in every layer: the last attention block cannot be removed")
-        for layer, heads in enumerate(self.keep):
+        for layer, kept in enumerate(self.keep):
+            heads = kept or ()
             if list(heads) != sorted(set(heads)) or any(not 0 <= h < model.heads for h in heads):
                 raise ValueError(f"keep[{layer}]={list(heads)}: heads must be ascending and in 0..{model.heads - 1}")
             per_group = {
@@ -166,9 +225,14 @@ class Plan(Record):
 
     @property
     def removed_heads(self) -> int:
-        """Query heads that go, those of removed blocks included."""
-        return self.model.layers * self.model.heads - sum(map(len, self.keep))
+        """Query heads that go, those of removed blocks and layers included."""
+        return self.model.layers * self.model.heads - sum(len(heads or ()) for heads in self.keep)
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
-        return tuple(layer for layer, heads in enumerate(self.keep) if not heads)
+        """Layers that lose their attention block alone."""
+        return tuple(layer for layer, heads in enumerate(self.keep) if heads == ())
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        return tuple(layer for layer, heads in enumerate(self.keep) if heads is None)

@@ -61,6 +61,11 @@ class LossSketch:
         joined = self.scores[:, :, :BLOCK].reshape(*self.scores.shape[:2], -1, size).sum(-1, dtype=np.float64)
         return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
 
+    def layers(self, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of leaving out whole layers, MLP and all.  # (L,)"""
+        joined = self.scores[..., BLOCK:].sum(-1, dtype=np.float64)
+        return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
+
     def costs(self, removed: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Σ over positions of the forecast KL of each sequence without `removed` (…, L, H+2), times draws.  # (N, …)"""
         chosen = removed.reshape(-1, self.scores[0].size).astype(np.float32)

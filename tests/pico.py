@@ -10,9 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from slim.architectures import architecture_of
 from slim.models import Loaded, facts_of, load
-from slim.plan import everything
-from slim.project import project
-from slim.records import Keep, ModelFacts, Plan, Unit
+from slim.project import everything, project
+from slim.records import ByThreshold, Keep, ModelFacts, Plan, Unit
 
 NO_HEAD_SIZE = {"head_dim": None, "num_key_value_heads": None, "hidden_size": 48}
 """For configs that know neither a head size nor KV heads; None leaves a setting out."""
@@ -132,8 +131,7 @@ def plan_of(facts: ModelFacts, keep: Keep, unit: Unit = "head") -> Plan:
         model=facts,
         calibration="",
         unit=unit,
-        threshold=0.5,
-        weights={"kl_output": 1.0},
+        reason=ByThreshold(threshold=0.5, weights={"kl_output": 1.0}, scores=()),
         keep=keep,
         before=project(facts, everything(facts)),
         after=project(facts, keep),

@@ -16,9 +16,11 @@ from slim.calibration import Calibration
 from slim.check import criteria, measure_check, rows_to_check, some_heads
 from slim.errors import InputError, SlimError
 from slim.faithfulness import SHARES, Correction, Faithfulness, first_heads, fit_correction, rank_correlation
+from slim.forecast import forecast, removed_columns
 from slim.models import Loaded
-from slim.plan import composite, forecast, make_plan, prunability, removed_columns
+from slim.plan import make_plan
 from slim.records import Settings
+from slim.scores import composite, prunability
 from slim.tasks import Encoded
 from tests import reference
 from tests.pico import make_pico, random_rows, save_pico

@@ -14,6 +14,7 @@ import pytest
 
 from slim import calibration as calibrations
 from slim import cli
+from slim.cli import shared
 from slim.errors import InputError
 from slim.faithfulness import SHARES, Faithfulness
 from slim.models import Loaded, load
@@ -116,7 +117,7 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
     assert calibrations.load(path).facts.settings.kl == "none"
     weights = "variance=1,entropy_norm=0.5"
     planned = json.loads(run("plan", path, "--threshold", "0.8", "--weights", weights, "--json").out)
-    assert planned["weights"] == {"variance": 1.0, "entropy_norm": 0.5}
+    assert planned["reason"]["weights"] == {"variance": 1.0, "entropy_norm": 0.5}
     assert planned["forecast"] is None
     assert Path(planned["path"]).is_relative_to(own_workspace)
     pruned = json.loads(run("prune", planned["path"], "--json").out)
@@ -220,6 +221,41 @@ def test_blocks_are_planned(calibration: Path, run: Run, tmp_path: Path) -> None
     assert load_plan(tmp_path / "p.json").unit == "block"
 
 
+def test_plans_by_budget(calibration: Path, run: Run, tmp_path: Path) -> None:
+    """The limits are met, one shape on demand, and standard output holds nothing but the record."""
+    file = tmp_path / "p.json"
+    done = run("plan", calibration, "--budget", "params=0.95,kv=0.8", "--uniform", "--output", file, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["reason"] == {"kind": "budget", "limits": {"params": 0.95, "kv": 0.8}}
+    made = load_plan(file)
+    assert made.uniform
+    assert made.after.parameters <= 0.95 * made.before.parameters
+    assert made.after.kv_bytes_per_token <= 0.8 * made.before.kv_bytes_per_token
+    table = run("plan", calibration, "--budget", "loss=1", "--unit", "layer", "--output", tmp_path / "q.json")
+    assert table.code == 0, table.err
+    assert "the cheapest removal within loss=1" in " ".join(table.out.split())
+
+
+def test_pins_and_two_plans_compared(calibration: Path, run: Run, tmp_path: Path) -> None:
+    """What is pinned on the command line shows in the plan, and the comparison names the heads."""
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    pins = ("--keep", "3:1", "--drop", "1:0", "--protect", "0,2", "--per-layer", "1=2")
+    assert run("plan", calibration, "--threshold", "0.5", *pins, "--output", one).code == 0
+    made = load_plan(one)
+    whole = tuple(range(6))
+    assert made.keep[0] == made.keep[2] == whole
+    assert 1 in (made.keep[3] or ())
+    assert 0 not in (made.keep[1] or ())
+    assert run("plan", calibration, "--threshold", "2", "--drop", "3:1", "--output", other).code == 0
+    told = json.loads(run("diff", one, other, "--json").out)
+    assert [1, 0] in told["only_one"]
+    assert [3, 1] in told["only_other"]
+    table = run("diff", one, other)
+    assert table.code == 0
+    assert f"Both remove {told['shared']} heads" in table.out
+
+
 def refused(result: Result, *words: str) -> None:
     """Exit code 2, and what ends standard error is one line that names the value."""
     assert result.code == 2, result
@@ -265,6 +301,17 @@ REFUSALS: dict[str, Refusal] = {
     "unknown metric": (("plan", "{calibration}", "--weights", "magic=1"), ("'magic'",)),
     "no number": (("plan", "{calibration}", "--weights", "entropy"), ("'entropy'", "metric=number")),
     "plan into folder": (("plan", "{calibration}", "--output", "{tmp}"), ("{tmp}",)),
+    "no limit": (("plan", "{calibration}", "--budget", "0.9"), ("'0.9'", "params=0.9")),
+    "odd limit": (("plan", "{calibration}", "--budget", "size=0.9"), ("'size'", "params")),
+    "unmet limit": (("plan", "{calibration}", "--budget", "params=0.01"), ("params=0.01", "the least is")),
+    "both": (("plan", "{calibration}", "--budget", "kv=0.9", "--threshold", "1"), ("budget", "--threshold")),
+    "odd pin": (("plan", "{calibration}", "--keep", "first"), ("keep", "'first'", "3:1")),
+    "pin both ways": (("plan", "{calibration}", "--keep", "1:1", "--drop", "1:1"), ("1:1", "both")),
+    "pin outside": (("plan", "{calibration}", "--drop", "99:0"), ("drop: 99:0",)),
+    "odd layer": (("plan", "{calibration}", "--per-layer", "last=1"), ("per-layer", "'last'")),
+    "blocks alike": (("plan", "{calibration}", "--unit", "block", "--uniform"), ("uniform",)),
+    "odd unit": (("plan", "{calibration}", "--unit", "neuron"), ("--unit", "neuron")),
+    "nothing to compare": (("diff", "{tmp}/a.json", "{tmp}/b.json"), ("a.json",)),
     "no plan": (("prune", "{tmp}/missing.json"), ("missing.json",)),
     "bad plan": (("prune", "{foo}"), ("foo.jsonl", "not valid")),
     "usage": (("plan", "{calibration}", "--threshold", "much"), ("--threshold", "number")),
@@ -308,7 +355,7 @@ def test_help_and_bare_slim_explain(run: Run) -> None:
     """Every verb is listed; asking for help is no error."""
     for arguments in (("--help",), ()):
         told = run(*arguments)
-        assert all(verb in told.out + told.err for verb in ("calibrate", "check", "plan", "prune", "app"))
+        assert all(verb in told.out + told.err for verb in ("calibrate", "check", "plan", "diff", "prune", "app"))
     assert run("--help").code == 0
     assert "--threshold" in run("plan", "--help").out
 
@@ -317,21 +364,21 @@ def test_help_and_bare_slim_explain(run: Run) -> None:
 def test_weights_that_cannot_be_read(text: str) -> None:
     """Each pair is a name and a number."""
     with pytest.raises(InputError, match="metric=number"):
-        cli.parse_weights(text)
+        shared.parse_weights(text)
 
 
 @pytest.mark.parametrize("text", ["", "a", "=b", "a=", "a=b,", "a=b,c"])
 def test_pairs_that_cannot_be_read(text: str) -> None:
     """The option and the piece are named."""
     with pytest.raises(InputError, match=r"columns: .*name=value"):
-        cli.parse_pairs("columns", text)
+        shared.parse_pairs("columns", text)
 
 
 def test_pairs_are_read() -> None:
     """Blanks around names and values are allowed, and a value may hold an equals sign."""
-    assert cli.parse_pairs("columns", "a=b, c d = e = f") == {"a": "b", "c d": "e = f"}
+    assert shared.parse_pairs("columns", "a=b, c d = e = f") == {"a": "b", "c d": "e = f"}
 
 
 def test_weights_are_read() -> None:
     """Blanks around names and numbers are allowed."""
-    assert cli.parse_weights("kl_output=1, entropy_norm = 0.5") == {"kl_output": 1.0, "entropy_norm": 0.5}
+    assert shared.parse_weights("kl_output=1, entropy_norm = 0.5") == {"kl_output": 1.0, "entropy_norm": 0.5}

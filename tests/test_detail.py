@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slim import calibrate, check, detail, plan
+from slim import calibrate, check, detail, scores
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.faithfulness import Correction
@@ -119,7 +119,7 @@ def test_every_figure_of_a_head(checked: Calibration) -> None:
     found = detail.measures(checked, weights)
     metrics = [name for name, levels in checked.estimates.items() if "head" in levels]
     assert list(found) == ["composite", *metrics, "sketch", "damage"]
-    np.testing.assert_array_equal(found["composite"].values, plan.composite(checked, weights, "head"))
+    np.testing.assert_array_equal(found["composite"].values, scores.composite(checked, weights, "head"))
     for name in metrics:
         assert found[name].estimate is checked.estimates[name]["head"]
         assert found[name].unit == checked.facts.metrics[name].unit
@@ -138,7 +138,7 @@ def test_every_figure_of_a_head(checked: Calibration) -> None:
 def test_without_kl_and_check_there_are_fewer(pico: Callable[..., Loaded]) -> None:
     """No forecast, no damage, no costs; the rest is there."""
     bare = measured(pico("llama"), random_rows((9, 12)), kl="none")
-    found = detail.measures(bare, plan.default_weights(bare))
+    found = detail.measures(bare, scores.default_weights(bare))
     assert not {"kl_output", "sketch", "damage"} & set(found)
     assert {"composite", "entropy", "variance"} <= set(found)
     assert detail.costs(bare, 0, 0) == []

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
 from pages.criteria import correction_in_words, in_words
-from slim import calibrate, calibration, check, detail, jobs, plan
+from slim import calibrate, calibration, check, detail, jobs, scores
 from slim.calibration import Calibration
 from slim.faithfulness import Correction, Faithfulness, Removal, Verdict
 from slim.records import Settings
@@ -121,7 +121,7 @@ def test_every_view_of_every_calibration(here: Path, view: str, name: str) -> No
     assert not page.error
     words = said(page)
     if view == "Maps":
-        count = len(detail.measures(read(here, name), plan.default_weights(read(here, name)))) - (name == "task")
+        count = len(detail.measures(read(here, name), scores.default_weights(read(here, name)))) - (name == "task")
         assert len(titles(page)) == count + 2
     elif view == "Faithfulness":
         assert ("orders the heads best" in words) == (name == "task")
@@ -153,7 +153,7 @@ def test_the_detail_is_that_of_the_record(here: Path) -> None:
     page, record = opened(head="2.3"), read(here, "task")
     assert heading(page) == "Layer 2, head 3"
     words = said(page)
-    for name, measure in detail.measures(record, plan.default_weights(record)).items():
+    for name, measure in detail.measures(record, scores.default_weights(record)).items():
         estimate, place = measure.estimate, measure.place(2, 3)
         if name == "damage" or place is None:
             continue
@@ -235,11 +235,11 @@ def test_weights_change_the_score(here: Path) -> None:
     """On the map and in the detail; all 0 means the first ones."""
     page, record = opened(head="2.3"), read(here, "task")
     page.slider(key="weight-head-variance").set_value(0.5).run()
-    expected = plan.composite(record, {"kl_output": 1.0, "variance": 0.5}, "head")
+    expected = scores.composite(record, {"kl_output": 1.0, "variance": 0.5}, "head")
     assert f"| Composite score | **{expected[2, 3]:.3g}**" in said(healthy(page))
     page.slider(key="weight-head-variance").set_value(0.0).run()
     page.slider(key="weight-head-kl_output").set_value(0.0).run()
-    expected = plan.composite(record, plan.default_weights(record), "head")
+    expected = scores.composite(record, scores.default_weights(record), "head")
     assert f"| Composite score | **{expected[2, 3]:.3g}**" in said(healthy(page))
 
 
@@ -422,7 +422,7 @@ def test_a_click_in_any_view_opens_the_head(browser: Any, app: str, workspace: P
     expect(table.get_by_test_id("data-grid-canvas")).to_be_visible(timeout=30_000)
     visitor.settle()
     table.click(position={"x": 15, "y": 52})  # the box before the first row: the head that goes first
-    score = plan.composite(read(workspace, "task"), {"kl_output": 1.0}, "head")
+    score = scores.composite(read(workspace, "task"), {"kl_output": 1.0}, "head")
     layer, head = np.unravel_index(score.argmax(), score.shape)
     expect(detail_of).to_have_text(f"Layer {layer}, head {head}", timeout=10_000)
     assert visitor.hosts <= {"127.0.0.1", ""}

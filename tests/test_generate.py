@@ -112,3 +112,15 @@ def test_a_stream_can_be_left_early(pair: tuple[Loaded, Loaded], tmp_path: Path)
     """A later one starts afresh."""
     first = next(stream(pair[1], PROMPT, 20))
     assert next(stream(pair[1], PROMPT, 20)).text == first.text
+
+
+def test_a_plan_tried_on_the_original_answers_as_the_pruned_model(pair: tuple[Loaded, Loaded]) -> None:
+    """Side by side with itself, heads and blocks passed by; afterwards the original is whole again."""
+    original, pruned = pair
+    keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+    last = {}
+    for index, answer in side_by_side([original, (original, keep)], PROMPT, 12):
+        last[index] = answer.text
+    assert last[0] == text_of(original, greedy(original, 12))
+    assert last[1] == text_of(pruned, greedy(pruned, 12))
+    assert last[0] != last[1]

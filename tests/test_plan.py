@@ -14,17 +14,12 @@ from slim import plan
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.estimate import Estimate
+from slim.forecast import forecast, removed_columns, removed_mask
+from slim.legal import legal_heads
 from slim.models import Loaded
-from slim.plan import (
-    composite,
-    forecast,
-    keep_by_threshold,
-    legal_heads,
-    make_plan,
-    prunability,
-    removed_columns,
-    removed_mask,
-)
+from slim.plan import make_plan
+from slim.records import ByThreshold, Plan
+from slim.scores import composite, prunability
 from tests.pico import random_rows
 from tests.reference import measured
 
@@ -35,6 +30,12 @@ Edit = Callable[[dict[str, Any]], Any]
 def calibration(pico: Callable[..., Loaded]) -> Calibration:
     """Of a llama with 4 layers of 6 heads in 2 groups."""
     return measured(pico("llama"), random_rows((9, 12, 7, 10)), draws=4)
+
+
+def weights_of(made: Plan) -> dict[str, float]:
+    """What its score was made of."""
+    assert isinstance(made.reason, ByThreshold)
+    return made.reason.weights
 
 
 def legal_sets(heads: int, kv_heads: int) -> list[tuple[int, ...]]:
@@ -51,7 +52,7 @@ def test_legal_heads_is_the_best_of_all_legal_sets(heads: int, kv_heads: int) ->
     for case in range(60):
         scores = rng.integers(0, 9, heads) / 8 if case % 2 else rng.random(heads)
         threshold = rng.integers(0, 10) / 8
-        chosen = legal_heads(scores, threshold, kv_heads)
+        chosen = legal_heads(threshold - scores, kv_heads)
         assert chosen in sets
         best = max(sum(threshold - scores[h] for h in s) for s in sets)
         assert sum(threshold - scores[h] for h in chosen) == pytest.approx(best, abs=1e-12)
@@ -62,14 +63,14 @@ def test_without_groups_the_legal_set_is_the_free_one() -> None:
     rng = np.random.default_rng(1)
     for _ in range(100):
         scores, threshold = rng.integers(0, 9, 7) / 8, rng.integers(0, 10) / 8
-        assert legal_heads(scores, threshold, 7) == tuple(np.flatnonzero(scores < threshold))
+        assert legal_heads(threshold - scores, 7) == tuple(np.flatnonzero(scores < threshold))
 
 
 def test_ties_keep_the_lower_index() -> None:
     """Of equal heads in a group the first stays."""
-    assert legal_heads(np.array([0.25, 0.25, 1.0, 0.5, 0.0, 0.0]), 0.5, 2) == (0, 1, 4, 5)
-    assert legal_heads(np.array([0.25, 0.25, 1.0, 1.0, 0.0, 1.0]), 0.5, 2) == (0, 4)
-    assert legal_heads(np.array([1.0, 0.25, 0.25, 0.0, 1.0, 1.0]), 0.5, 2) == (1, 3)
+    assert legal_heads(0.5 - np.array([0.25, 0.25, 1.0, 0.5, 0.0, 0.0]), 2) == (0, 1, 4, 5)
+    assert legal_heads(0.5 - np.array([0.25, 0.25, 1.0, 1.0, 0.0, 1.0]), 2) == (0, 4)
+    assert legal_heads(0.5 - np.array([1.0, 0.25, 0.25, 0.0, 1.0, 1.0]), 2) == (1, 3)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (12, 4), (8, 1), (6, 6)])
@@ -78,7 +79,7 @@ def test_a_lower_threshold_never_keeps_more(heads: int, kv_heads: int) -> None:
     rng = np.random.default_rng(7)
     for _ in range(20):
         scores = rng.random(heads)
-        kept = [len(legal_heads(scores, threshold, kv_heads)) for threshold in np.linspace(1.01, 0, 60)]
+        kept = [len(legal_heads(threshold - scores, kv_heads)) for threshold in np.linspace(1.01, 0, 60)]
         assert kept[0] == heads
         assert kept[-1] == 0
         assert all(more >= fewer for more, fewer in itertools.pairwise(kept))
@@ -94,12 +95,12 @@ def test_plans_never_break_a_group(pico: Callable[..., Loaded], kv_heads: int) -
         threshold = float(rng.uniform(0.2, 1))
         made = make_plan(scored, threshold, weights={"entropy": 1})
         scores = prunability(values, True)
-        assert made.keep == tuple(legal_heads(row, threshold, kv_heads) for row in scores)
+        assert made.keep == tuple(legal_heads(threshold - row, kv_heads) for row in scores)
         free = {(layer, head) for layer, head in np.argwhere(scores < threshold).tolist()}
         for change in made.changes:
             assert ((change.layer, change.head) in free) == (change.change == "removed")
             free ^= {(change.layer, change.head)}
-        assert free == {(layer, head) for layer, heads in enumerate(made.keep) for head in heads}
+        assert free == {(layer, head) for layer, heads in enumerate(made.keep) for head in heads or ()}
         assert made.removed_heads == 24 - len(free)
 
 
@@ -167,7 +168,6 @@ def test_blocks_go_at_the_threshold_and_above(calibration: Calibration) -> None:
     assert made.removed_blocks == tuple(np.flatnonzero(scores >= 2 / 3))
     assert len(made.removed_blocks) == 2
     assert made.changes == ()
-    assert keep_by_threshold(scores, 2 / 3, calibration, "block") == made.keep
 
 
 def test_a_plan_forecasts_on_the_other_fold(calibration: Calibration) -> None:
@@ -191,7 +191,7 @@ def test_without_a_sketch_there_is_no_forecast(calibration: Calibration) -> None
     """And without the cost of heads they are planned by their variance."""
     unsketched = Calibration(calibration.facts, {"variance": calibration.estimates["variance"]}, None)
     assert make_plan(unsketched).forecast is None
-    assert make_plan(unsketched).weights == {"variance": 1.0}
+    assert weights_of(make_plan(unsketched)) == {"variance": 1.0}
 
 
 def test_a_layer_without_heads_loses_its_block() -> None:
@@ -231,7 +231,7 @@ def test_a_plan_survives_its_file(calibration: Calibration, tmp_path: Path) -> N
         (lambda p: p["keep"].__setitem__(0, [-1]), r"keep\[0\].*0\.\.5"),
         (lambda p: p["keep"].pop(), "keep has 3 layers, the model has 4"),
         (lambda p: p.__setitem__("keep", [[]] * 4), "last attention block"),
-        (lambda p: p.__setitem__("threshold", -1), "threshold"),
+        (lambda p: p["reason"].__setitem__("threshold", -1), "threshold"),
         (lambda p: p.__setitem__("unit", "neuron"), "unit"),
         (lambda p: p.__setitem__("schema_version", 99), "schema_version"),
         (lambda p: p.__setitem__("kind", "calibration"), "kind"),

@@ -1,0 +1,100 @@
+"""Verbs that hand a checkpoint on: export, push, serve."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from slim.cli.shared import AsJson, app, out, print_json, progress_bar
+
+Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
+
+
+@app.command()
+def export(
+    folder: Model,
+    output: Annotated[Path, typer.Option(help="new file")],
+    format: Annotated[Literal["gguf"], typer.Option(help="gguf is what llama.cpp runs")] = "gguf",
+    type: Annotated[
+        Literal["auto", "f32", "f16", "bf16", "q8_0"], typer.Option(help="number format; auto is the stored one")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint as one file for llama.cpp."""
+    from slim import export as stage
+
+    with progress_bar() as progress:
+        made = stage.export_gguf(folder, output, type, progress)
+    if as_json:
+        told = {"path": str(made.path), "format": format, "architecture": made.architecture}
+        print_json(told | {"type": made.number_format, "bytes": made.bytes, "notes": list(made.notes)})
+        return
+    table = Table("format", "architecture", "numbers", "size")
+    table.add_row(format, made.architecture, made.number_format, f"{made.bytes / 1e6:,.1f} MB")
+    out.print(table)
+    for note in made.notes:
+        out.print(f"Note: {note}.", style="yellow")
+    out.print(f"File: {made.path}", soft_wrap=True)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="checkpoint folder")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub")],
+    yes: Annotated[bool, typer.Option("--yes", help="send it; without this nothing leaves the machine")] = False,
+    private: Annotated[bool, typer.Option("--private", help="a repository that only you see, if it is new")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would go to a model Hub, and with --yes send it."""
+    from slim import push as stage
+
+    upload = stage.planned(folder, repository, private)
+    told = {"repository": repository, "hub": upload.hub, "private": private, "bytes": upload.bytes}
+    told |= {"files": dict(upload.files)}
+    if not yes:
+        if as_json:
+            print_json(told | {"pushed": False, "url": None})
+            return
+        table = Table("file", "bytes")
+        for name, size in (*upload.files, ("together", upload.bytes)):
+            table.add_row(name, f"{size:,}")
+        out.print(table)
+        seen = "private, if it is new" if private else "open to everyone, if it is new"
+        out.print(f"These would go to {upload.hub}/{repository} ({seen}).", soft_wrap=True)
+        out.print("Nothing was sent. Add --yes to send them.")
+        return
+    with progress_bar() as progress:
+        url = stage.push(upload, progress)
+    if as_json:
+        print_json(told | {"pushed": True, "url": url})
+        return
+    out.print(f"{len(upload.files)} files, {upload.bytes / 1e6:,.1f} MB sent.")
+    out.print(f"Model: {url}", soft_wrap=True)
+
+
+@app.command()
+def serve(
+    folder: Model = "bundled:smollm2-135m",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0 is any free one")] = 8000,
+    host: Annotated[str, typer.Option(help="address to listen at; 127.0.0.1 is for this machine alone")] = "127.0.0.1",
+    device: str = "auto",
+    dtype: Annotated[Literal["auto", "float32", "float64", "bfloat16", "float16"], typer.Option()] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model with the OpenAI API until Ctrl-C."""
+    from slim import models
+    from slim import serve as stage
+
+    name = stage.name_of(folder)
+
+    def ready(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "model": name})
+        else:
+            out.print(f"{name} answers at {url} (Ctrl-C stops it).", soft_wrap=True)
+
+    with stage.listen(host, port) as place:  # before the model is loaded, which takes longer
+        with progress_bar() as progress:
+            loaded = models.load(folder, device=device, dtype=dtype, progress=progress)
+        stage.serve(loaded, name, place, ready)

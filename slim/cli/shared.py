@@ -1,0 +1,83 @@
+"""What the verbs share: where they print, how they show progress, how they read `name=value` options."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from slim.errors import InputError
+from slim.progress import Progress
+
+app = typer.Typer(
+    name="slim",
+    help="Shrink a language model for your task, and know the cost before you cut.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out, err = Console(), Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")]
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`kl_output=1,entropy_norm=0.5` as a mapping. Raises InputError for anything else."""
+    return parse_numbers("weights", text, "metric=number: write kl_output=1,entropy_norm=0.5")
+
+
+def parse_numbers(option: str, text: str, form: str) -> dict[str, float]:
+    """`name=number,name=number` as a mapping. Raises InputError, which says the `form`, for anything else."""
+    try:
+        return {name: float(value) for name, value in parse_pairs(option, text).items()}
+    except (InputError, ValueError):
+        raise InputError(f"{option}: {text!r} is not of the form {form}.") from None
+
+
+def parse_places(option: str, text: str | None) -> tuple[tuple[int, int], ...]:
+    """`3:1,7` as (3, 1) and (7, 0). Raises InputError for anything else."""
+    found = []
+    for part in text.split(",") if text else ():
+        layer, _, index = part.strip().partition(":")
+        if not (layer.isdecimal() and (index or "0").isdecimal()):
+            raise InputError(f"{option}: {part!r} is not of the form layer:number: write {option} as 3:1,7:0.")
+        found.append((int(layer), int(index or 0)))
+    return tuple(found)
+
+
+def parse_pairs(option: str, text: str) -> dict[str, str]:
+    """`name=value,name=value` as a mapping. Raises InputError for anything else."""
+    pairs = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise InputError(
+                f"{option}: {part!r} is not of the form name=value: write {option} as name=value,name=value."
+            )
+        pairs[name] = value
+    return pairs
+
+
+def print_json(value: dict[str, Any]) -> None:
+    out.print_json(json.dumps(value))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("Starting", total=None)
+
+        def progress(done: float, total: float, message: str) -> None:
+            bar.update(task, completed=done, total=total, description=message)
+
+        yield progress

@@ -1,0 +1,123 @@
+"""What may stay of every layer, and what each of these options costs: what a budget chooses from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, product
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slim.cuts import shape_of
+from slim.forecast import removed_columns
+from slim.legal import PINNED, best_set, every_shape
+from slim.plan import pinned, units_per_layer
+from slim.records import Keep, ModelFacts, Pins, Unit
+from slim.sketch import MLP, LossSketch
+
+Kept = tuple[int, ...] | None
+ENUMERATED = 4096
+"""Legal sets of a layer up to which all are tried; beyond, the best of each shape by the heads' own costs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may stay of each layer, one option for every shape, and the score rows of what then goes."""
+
+    kept: list[list[Kept]]
+    effects: list[NDArray[np.float64]]  # per layer (options, R)
+    tokens: float
+
+    @cached_property
+    def alone(self) -> list[NDArray[np.float64]]:
+        """Forecast nats/token of each option if nothing else went.  # per layer (options,)"""
+        return [0.5 * np.square(effect).sum(1) / self.tokens for effect in self.effects]
+
+    def joint(self, chosen: Sequence[int]) -> float:
+        """Forecast nats/token of one option per layer together."""
+        return float(0.5 * np.square(self._total(chosen)).sum() / self.tokens)
+
+    def beside(self, chosen: Sequence[int]) -> list[NDArray[np.float64]]:
+        """What the joint cost would be, but for a constant, if one layer took another option and the rest stayed."""
+        total = self._total(chosen)
+        return [
+            alone + effect @ (total - effect[option]) / self.tokens
+            for alone, effect, option in zip(self.alone, self.effects, chosen, strict=True)
+        ]
+
+    def keep(self, chosen: Sequence[int]) -> Keep:
+        """The plan that takes one option per layer."""
+        return tuple(kept[option] for kept, option in zip(self.kept, chosen, strict=True))
+
+    def _total(self, chosen: Sequence[int]) -> NDArray[np.float64]:
+        return np.sum([effect[option] for effect, option in zip(self.effects, chosen, strict=True)], axis=0)
+
+
+def options_of(
+    facts: ModelFacts, sketch: LossSketch, unit: Unit, pins: Pins, shape: tuple[int, int] | None = None
+) -> Options | None:
+    """The options of every layer by the rows of `sketch`; None where the pins leave a layer none.
+
+    With a `shape`, (KV groups, query heads per group), a layer keeps that or goes whole.
+    """
+    fixed = pinned(np.zeros((facts.layers, units_per_layer(unit, facts))), pins, unit, facts)
+    fixed = np.repeat(fixed, facts.heads // fixed.shape[1], 1)  # (L, H)
+    shapes, gone = _shapes(facts, unit, shape), None if shape or unit == "layer" else ()
+    few = sum(comb(facts.kv_heads, n) * comb(facts.group, m) ** n for n, m in shapes) <= ENUMERATED
+    every = [gone, *(heads for n, m in shapes for heads in legal_sets(facts, n, m))] if few else []
+    all_sets = _Sets(every, facts.heads)
+    kept, effects = [], []
+    for layer, pins_here in enumerate(fixed):
+        scores = sketch.scores[:, layer]  # (R, H+2)
+        sets = all_sets if few else _Sets([gone, *_best_sets(facts, scores, pins_here, shapes)], facts.heads)
+        fits = ((pins_here <= 0) | sets.stays).all(1) & ((pins_here >= 0) | ~sets.stays).all(1)
+        places = np.flatnonzero(fits)
+        if not len(places):
+            return None
+        effect = sets.columns[places] @ scores.T  # (options, R)
+        best: dict[tuple[int, int] | None, int] = {}
+        for index in np.argsort(np.square(effect).sum(1), kind="stable"):
+            option = sets.kept[places[index]]
+            best.setdefault(None if option is None else shape_of(option, facts.group), int(index))
+        kept.append([sets.kept[places[index]] for index in best.values()])
+        effects.append(effect[list(best.values())].astype(np.float64))
+    return Options(kept, effects, float(sketch.tokens.sum()))
+
+
+class _Sets:
+    """What may stay of a layer, as masks over heads (n, H) and columns of the sketch that go (n, H+2)."""
+
+    def __init__(self, kept: list[Kept], heads: int) -> None:
+        self.kept = kept
+        self.stays = np.zeros((len(kept), heads), dtype=bool)
+        for place, heads_kept in enumerate(kept):
+            self.stays[place, list(heads_kept or ())] = True
+        columns = removed_columns(~self.stays)
+        columns[:, MLP] = [heads_kept is None for heads_kept in kept]
+        self.columns = columns.astype(np.float32)
+
+
+def legal_sets(facts: ModelFacts, groups: int, per_group: int) -> Iterator[tuple[int, ...]]:
+    """Every set of query heads with `per_group` of them in each of `groups` KV groups."""
+    within = [*combinations(range(facts.group), per_group)]
+    for chosen in combinations(range(facts.kv_heads), groups):
+        for heads in product(within, repeat=groups):
+            yield tuple(at * facts.group + head for at, here in zip(chosen, heads, strict=True) for head in here)
+
+
+def _shapes(facts: ModelFacts, unit: Unit, shape: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """(KV groups, query heads per group) that a layer which keeps some attention may have."""
+    whole = (facts.kv_heads, facts.group)
+    if shape or unit in ("block", "layer"):
+        return [shape or whole]
+    return [(n, m) for n, m in every_shape(*whole) if unit == "head" or m == facts.group]
+
+
+def _best_sets(
+    facts: ModelFacts, scores: NDArray[np.float32], pins: NDArray[np.float64], shapes: list[tuple[int, int]]
+) -> list[tuple[int, ...]]:
+    """The best set of each shape by the heads' own costs."""
+    costs = np.square(scores[:, : facts.heads], dtype=np.float64).sum(0)
+    gains = np.where(pins != 0, np.sign(pins) * PINNED * (1 + costs.sum()), costs).reshape(facts.kv_heads, -1)
+    return [best_set(gains, n, m) for n, m in shapes]
