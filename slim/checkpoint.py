@@ -2,6 +2,7 @@
 
 import copy
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +11,51 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 import slim
-from slim import modeling, workspace
-from slim.architectures import Architecture, architecture_of
-from slim.cuts import shape_of
-from slim.models import Loaded, pruned_class
+from slim import bundled, modeling, workspace
+from slim.architectures import Architecture
+from slim.cuts import is_stock, shape_of
+from slim.errors import InputError
+from slim.folder import read_folder
+from slim.models import HUB_ID, Loaded, locate, pruned_class
+from slim.plan import load as load_plan
+from slim.project import speedup
 from slim.records import Plan
 
 PLAN_FILE = "slim_plan.json"
 MODELING_FILE = "modeling_slim.py"
-
-
-def is_stock(plan: Plan) -> bool:
-    """Whether every layer keeps the same shape, and one that transformers' own class accepts.
-
-    Some families' configs refuse a number of heads that does not divide the model's width, or know no other.
-    """
-    if not plan.removed_heads:
-        return True
-    architecture = architecture_of(plan.model.model_type)
-    shapes = {shape_of(heads, plan.model.group) for heads in plan.keep}
-    width = plan.model.shapes[f"{architecture.layers}.0.{architecture.output}.weight"][0]  # (E, H·D)
-    return architecture.sets_head_size and len(shapes) == 1 and width % len(plan.keep[0]) == 0
+SHARD_BYTES = 5_000_000_000
+"""Of weights in one file; more are split over several."""
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
+"""What a config says of each layer, one after the other."""
 
 
 def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
-    """The config of the pruned model: per layer where shapes differ, plain where they do not."""
+    """The config of the pruned model: per layer where shapes differ, plain where they do not.
+
+    Layers that are gone are not counted any more.
+    """
     pruned = copy.deepcopy(config)
-    if not plan.removed_heads:
+    stay = [layer for layer, heads in enumerate(plan.keep) if heads is not None]
+    if len(stay) < plan.model.layers:
+        pruned.num_hidden_layers = len(stay)
+        for name in PER_LAYER_LISTS:
+            if listed := getattr(config, name, None):
+                setattr(pruned, name, [listed[layer] for layer in stay])
+        if (first := getattr(config, "max_window_layers", None)) is not None:
+            pruned.max_window_layers = sum(layer < first for layer in stay)
+    shapes = [shape_of(plan.keep[layer] or (), plan.model.group) for layer in stay]
+    whole = (plan.model.heads, plan.model.kv_heads)
+    if set(shapes) == {whole}:
         return pruned
-    if is_stock(plan):
+    if is_stock(plan.model, plan.keep):
         pruned.head_dim = plan.model.head_dim
-        pruned.num_attention_heads, pruned.num_key_value_heads = shape_of(plan.keep[0], plan.model.group)
+        pruned.num_attention_heads, pruned.num_key_value_heads = shapes[0]
         return pruned
     overrides: dict[int | str, dict[str, Any]] = {}
-    for layer, heads in enumerate(plan.keep):
-        if not heads:
+    for layer, (queries, keys) in enumerate(shapes):
+        if not queries:
             overrides[layer] = {"skip": ["attention"]}
-        elif len(heads) < plan.model.heads:
-            queries, keys = shape_of(heads, plan.model.group)
+        elif (queries, keys) != whole:
             overrides[layer] = {"num_attention_heads": queries}
             if hasattr(config, "num_key_value_heads"):
                 overrides[layer]["num_key_value_heads"] = keys
@@ -56,14 +64,15 @@ def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     return pruned
 
 
-def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan) -> None:
+def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan, shard_bytes: int = SHARD_BYTES) -> None:
     """Saves the pruned model to the new folder `output` and makes it known to the workspace."""
     config = pruned_config(loaded.model.config, plan)
-    stock = type(loaded.model) if is_stock(plan) else None
+    stock = type(loaded.model) if is_stock(plan.model, plan.keep) else None
     model_class = stock or pruned_class(config)
     with torch.device("meta"):
         model = model_class(config)
-    empty = {name: torch.empty(0, dtype=p.dtype) for name, p in model.named_parameters() if not p.numel()}
+    dtype = next(iter(state.values())).dtype
+    empty = {name: torch.empty(0, dtype=dtype) for name, p in model.named_parameters() if not p.numel()}
     model.load_state_dict(state | empty, strict=False, assign=True)
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -71,13 +80,24 @@ def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan) ->
         raise RuntimeError(f"pruning left {missing[0]} without weights")
     model.generation_config = copy.deepcopy(loaded.model.generation_config)
     with workspace.new_folder(output, plan.after.bytes) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=shard_bytes)
         loaded.tokenizer.save_pretrained(folder)
         if stock is None:
             _name_the_class(folder, type(loaded.model).__name__, loaded.architecture)
         (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan), encoding="utf-8")
     workspace.remember(output, "checkpoint")
+
+
+def recipe(folder: Path) -> Plan:
+    """The plan that made a checkpoint. Raises InputError where there is none, or not the one of these weights."""
+    stored = read_folder(str(folder), Path(locate(str(folder))))
+    if not (folder / PLAN_FILE).is_file():
+        raise InputError(f"checkpoint {str(folder)!r} has no {PLAN_FILE}: it is none that Slim made.")
+    plan = load_plan(folder / PLAN_FILE)
+    if sum(map(prod, stored.shapes.values())) != plan.after.parameters:
+        raise InputError(f"checkpoint {str(folder)!r}: its {PLAN_FILE} is that of another model: prune again.")
+    return plan
 
 
 def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> None:
@@ -100,39 +120,41 @@ def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> Non
 
 def model_card(plan: Plan) -> str:
     """The README of a checkpoint: what was done, what it gives, how to load it."""
-    stock = is_stock(plan)
+    stock = is_stock(plan.model, plan.keep)
     trust = "" if stock else ", trust_remote_code=True"
-    total = plan.model.layers * plan.model.heads
+    total, name = plan.model.layers * plan.model.heads, Path(plan.model.source).name
+    before, after, faster = plan.before, plan.after, speedup(plan.before, plan.after)
     rows = [
-        ("Parameters", f"{plan.before.parameters:,}", f"{plan.after.parameters:,}"),
-        ("Weights", f"{plan.before.bytes / 1e6:,.1f} MB", f"{plan.after.bytes / 1e6:,.1f} MB"),
-        ("KV cache per token", f"{plan.before.kv_bytes_per_token:,} B", f"{plan.after.kv_bytes_per_token:,} B"),
+        ("Parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ("Weights", f"{before.bytes / 1e6:,.1f} MB", f"{after.bytes / 1e6:,.1f} MB"),
+        ("KV cache per token", f"{before.kv_bytes_per_token:,} B", f"{after.kv_bytes_per_token:,} B"),
+        ("Work per token", f"{before.flops_per_token / 1e6:,.1f} MFLOP", f"{after.flops_per_token / 1e6:,.1f} MFLOP"),
+        ("Prefill, at most", "1×", f"{faster.prefill:.2f}×"),
+        ("Decoding, at most", "1×", f"{faster.decode:.2f}×"),
     ]
-    table = "\n".join(f"| {name} | {before} | {after} |" for name, before, after in rows)
-    loss = ""
+    table = "\n".join(f"| {name} | {one} | {other} |" for name, one, other in rows)
+    loss = "".join(f"\nWarning: {note}.\n" for note in plan.notes)
     if plan.forecast:
         f = plan.forecast
         loss = (
             f"\nForecast loss when it was planned: {f} "
-            f"(KL to the original, on {f.sequences} rows that did not choose the plan).\n"
+            f"(KL to the original, on {f.sequences} rows that did not choose the plan).\n{loss}"
         )
-    weights = ", ".join(f"{name} × {weight:g}" for name, weight in plan.weights.items())
     how = (
-        "This is a stock checkpoint: any runtime for the family loads it."
+        "This is a stock checkpoint: transformers' own class loads it, and no code comes with it."
         if stock
         else f"Its layers differ, so the folder carries `{MODELING_FILE}`, a small class on top of transformers' own;\n"
         "without `trust_remote_code=True` the stock class refuses it."
     )
     return f"""---
-base_model: {plan.model.source}
-library_name: transformers
+{_base_model(plan.model.source)}library_name: transformers
 tags: [pruned, slim]
 ---
-# {plan.model.source}, pruned
+# {name}, pruned
 
-{plan.removed_heads} of {total} attention heads were removed,
-{len(plan.removed_blocks)} of {plan.model.layers} attention blocks with all of theirs:
-everything per {plan.unit} that scores {plan.threshold:g} or more by {weights}.
+{plan.removed_heads} of {total} attention heads were removed, {len(plan.removed_blocks)} of {plan.model.layers}
+attention blocks with all of theirs, and {len(plan.removed_layers)} whole layers.
+What decided, per {plan.unit}: {plan.reason}.
 
 | | original | this model |
 |---|---|---|
@@ -151,3 +173,10 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 The exact recipe is in `{PLAN_FILE}`. Made with Slim {slim.__version__}.
 """
+
+
+def _base_model(source: str) -> str:
+    """The card's line about where the model comes from; none for one that nobody else can look up."""
+    if source == bundled.NAME:
+        source = bundled.HUB_NAME
+    return f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""

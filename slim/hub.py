@@ -1,8 +1,9 @@
-"""The Hugging Face Hub: whether it can be reached is found out first, then `datasets` downloads."""
+"""The Hugging Face Hub: whether it can be reached is found out first, then its own clients download."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from slim.errors import InputError
@@ -10,6 +11,8 @@ from slim.sources import Source, arrow_rows
 
 PATIENCE = 5.0
 """Seconds the Hub has to answer. The client itself would ask again for most of a minute."""
+MODEL_FILES = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What a model is loaded from: no code, and no other copies of its weights."""
 
 
 def open_hub(source: str, config: str | None, split: str, revision: str | None) -> Source:
@@ -65,7 +68,25 @@ def reach(kind: Literal["dataset", "model"], source: str, revision: str | None =
     except HfHubHTTPError as error:
         return None, f"it answers {error.response.status_code}"
     except Exception as error:  # the client's errors come from a library that changes between its versions
-        return None, _first_line(error)
+        return None, first_line(error)
+
+
+def snapshot(source: str) -> Path:
+    """The folder of a model of the Hub, named after its commit: that of today, or as kept when it cannot be reached.
+
+    Raises InputError for one that does not exist, is not open to everyone, or is neither reached nor kept.
+    """
+    from huggingface_hub import snapshot_download
+
+    _, unreached = reach("model", source)
+    try:
+        kept = snapshot_download(source, allow_patterns=[*MODEL_FILES], local_files_only=unreached is not None)
+    except Exception as error:  # as above
+        raise InputError(
+            f"model {source!r} could not be loaded from the Hub: check the name and the connection "
+            f"({unreached or first_line(error)})."
+        ) from error
+    return Path(kept)
 
 
 def _load(source: str, config: str | None, split: str, revision: str | None, unreached: str | None = None) -> Any:
@@ -82,7 +103,7 @@ def _load(source: str, config: str | None, split: str, revision: str | None, unr
             ) from error
         raise InputError(
             f"dataset {source!r} (config {config!r}, split {split!r}) could not be loaded from the Hub: "
-            f"check the config and the split ({_first_line(error)})."
+            f"check the config and the split ({first_line(error)})."
         ) from error
 
 
@@ -99,6 +120,6 @@ def _offline() -> Iterator[None]:
         config.HF_HUB_OFFLINE = before
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300].rstrip(".") or type(error).__name__

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +20,8 @@ import slim.probe  # noqa: F401  registers the attention that some families are 
 from slim import bundled
 from slim.architectures import Architecture, architecture_of, check_config
 from slim.errors import InputError
-from slim.hub import reach
+from slim.folder import check_weights, read_folder, unreadable
+from slim.hub import snapshot
 from slim.modeling import PerLayerAttentionMixin
 from slim.progress import Progress, silent
 from slim.records import ModelFacts
@@ -57,7 +55,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:
-    return torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    """`auto` is float32. Raises InputError for what is no floating-point format."""
+    found = torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype {dtype!r} is no number format of weights: name float32, bfloat16, float16 or float64.")
+    return found
 
 
 def locate(source: str, progress: Progress = silent) -> str:
@@ -89,49 +91,53 @@ def load(
 
     `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32.
 
-    Raises InputError for an unknown source, a folder that is no model, a family that is not supported, a model
-    without safetensors weights, or a device that is not there.
+    Raises InputError for an unknown source, a folder that is no model, a family that is not supported, a model whose
+    weights are not safetensors or not those of its config, or a device that is not there.
     """
-    place = locate(source, progress)
-    target = resolve_device(device)
-    offline = not Path(place).is_dir() and reach("model", place)[1] is not None  # then only what is here already
+    place = Path(locate(source, progress))
+    of_hub = not place.is_dir()
+    folder = snapshot(str(place)) if of_hub else place
+    target, wanted = resolve_device(device), resolve_dtype(dtype)
+    stored = read_folder(source, folder)
+    placement = placement_of(stored.config, device, wanted)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(_unreadable(source, place, error)) from error
-    architecture = check_config(config)
-    stored = config.dtype
-    placement = placement_of(config, device, resolve_dtype(dtype))
-    try:
-        model_class: Any = AutoModelForCausalLM
-        if config.is_heterogeneous:
-            model_class = pruned_class(config)
-        model = model_class.from_pretrained(
-            place,
-            config=config,
-            dtype=resolve_dtype(dtype),
+        model_class: Any = class_of(stored.config)
+        with torch.device("meta"):
+            empty = model_class(stored.config)
+        empty.tie_weights()
+        check_weights(source, empty, stored.shapes)
+        model, report = model_class.from_pretrained(
+            str(folder),
+            config=stored.config,
+            dtype=wanted,
             use_safetensors=True,
-            attn_implementation=architecture.implementation,
+            trust_remote_code=False,
+            attn_implementation=stored.config._attn_implementation,
             device_map=placement,
-            local_files_only=offline,
+            local_files_only=True,
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=offline)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(_unreadable(source, place, error)) from error
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # numbers that no class expects fail anywhere in it
+        raise InputError(unreadable(source, error)) from error
+    if report["missing_keys"]:
+        raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
     model.requires_grad_(False)
     model.eval()
     if placement is None:
         model.to(target)
     name = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
-    return Loaded(model, tokenizer, facts_of(model, name, _fingerprint(place, model), stored))
+    fingerprint = folder.name if of_hub else _digest(sorted(folder.glob("*.safetensors")))  # a commit, or the weights
+    return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
 
 
 def glance(source: str, config: PreTrainedConfig) -> ModelFacts:
     """What a config tells of a model without its weights. The fingerprint is empty."""
     check_config(config)
     with torch.device("meta"):
-        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model = (pruned_class(config) if config.is_heterogeneous else model_class)(config)
+        model = class_of(config)(config)
     return facts_of(model, source, "", config.dtype)
 
 
@@ -142,6 +148,12 @@ def placement_of(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> s
     size = sum(map(prod, glance("", config).shapes.values())) * dtype.itemsize
     room = torch.cuda.get_device_properties(0).total_memory * ROOM_FOR_WEIGHTS
     return "sequential" if size > room else None
+
+
+def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """transformers' class for `config`, or Slim's on top of it where layers differ; never one from a folder."""
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return pruned_class(config) if config.is_heterogeneous else stock
 
 
 def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -173,22 +185,9 @@ def facts_of(
     )
 
 
-def _fingerprint(place: str, model: PreTrainedModel) -> str:
-    if Path(place).is_dir():
-        return _digest(sorted(Path(place).glob("*.safetensors")))
-    return str(getattr(model.config, "_commit_hash", None) or place)
-
-
 def _digest(files: list[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def _unreadable(source: str, place: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(place).is_dir():
-        return f"model {source!r} is not a model folder that can be read (safetensors weights and a config): {reason}"
-    return f"model {source!r} could not be loaded from the Hub: check the name and the connection ({reason})."

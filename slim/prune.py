@@ -8,18 +8,24 @@ from transformers import PreTrainedModel
 
 from slim import checkpoint, models, workspace
 from slim.architectures import Architecture
-from slim.cuts import Cut, cut_of
+from slim.cuts import Cut, cut_of, renumbered
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.progress import Progress, silent
 from slim.records import Keep, ModelFacts, Plan
 
 
-def prune(plan: Plan, output: Path | None = None, progress: Progress = silent) -> Path:
+def prune(
+    plan: Plan,
+    output: Path | None = None,
+    progress: Progress = silent,
+    *,
+    shard_bytes: int = checkpoint.SHARD_BYTES,
+) -> Path:
     """The folder of the pruned checkpoint (default: a new run in the workspace). The original is only read.
 
-    Raises InputError when the plan was made for another model than the one its source now names, or when `output`
-    cannot be written.
+    Weights beyond `shard_bytes` are split over several files. Raises InputError when the plan was made for another
+    model than the one its source now names, when that one is pruned already, or when `output` cannot be written.
     """
     output = output or workspace.fresh_path(
         "checkpoint", f"{Path(plan.model.source.removeprefix('bundled:')).stem}-{plan.unit}s"
@@ -27,36 +33,57 @@ def prune(plan: Plan, output: Path | None = None, progress: Progress = silent) -
     workspace.check_output(output, plan.after.bytes)
     progress(0, 3, "Loading the original")
     loaded = models.load(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
-    if loaded.facts.fingerprint != plan.model.fingerprint:
-        raise InputError(
-            f"plan: it was made for {plan.model.source!r} with fingerprint {plan.model.fingerprint[:12]}, "
-            f"and that model is now {loaded.facts.fingerprint[:12]}: calibrate and plan again."
-        )
+    _check_same(plan, loaded)
     progress(1, 3, "Removing weights")
     state = pruned_state(loaded.model, loaded.architecture, loaded.facts, plan.keep)
     progress(2, 3, "Saving the checkpoint")
-    checkpoint.write(output, loaded, state, plan)
+    checkpoint.write(output, loaded, state, plan, shard_bytes)
     progress(3, 3, "Saved")
     return output
+
+
+def _check_same(plan: Plan, loaded: Loaded) -> None:
+    """Raises InputError when the plan is not one for `loaded`."""
+    planned, found = plan.model, loaded.facts
+    if found.fingerprint != planned.fingerprint:
+        raise InputError(
+            f"plan: it was made for {planned.source!r} with fingerprint {planned.fingerprint[:12]}, "
+            f"and that model is now {found.fingerprint[:12]}: calibrate and plan again."
+        )
+    if loaded.model.config.is_heterogeneous:
+        raise InputError(f"plan: {planned.source!r} is pruned already, its layers differ: plan for its original.")
+    for name in ("model_type", "layers", "heads", "kv_heads", "head_dim", "dtype", "itemsize", "shapes"):
+        if getattr(found, name) != getattr(planned, name):
+            said = "" if name == "shapes" else f"={getattr(planned, name)!r}, where it is {getattr(found, name)!r}"
+            raise InputError(
+                f"plan: it does not describe {planned.source!r}: {name}{said}. Make it again with `slim plan`."
+            )
 
 
 def pruned_state(
     model: PreTrainedModel, architecture: Architecture, facts: ModelFacts, keep: Keep
 ) -> dict[str, Tensor]:
-    """The parameters that remain, as tensors of their own."""
+    """The parameters that remain, under the names they have in the pruned model."""
     state = {}
     for name, parameter in model.named_parameters():
-        cut = cut_of(name, architecture, facts, keep)
+        cut, new = cut_of(name, architecture, facts, keep), renumbered(name, architecture, keep)
         if isinstance(cut, Cut):
-            state[name] = parameter.detach().index_select(cut.dim, torch.tensor(cut.entries)).contiguous()
+            state[new] = parameter.detach().index_select(cut.dim, torch.tensor(cut.entries)).contiguous()
         elif cut == "all":
-            state[name] = parameter.detach()
+            state[new] = parameter.detach()
+    if architecture.divided_by_layer and getattr(model.config, architecture.divided_by_layer):
+        _keep_scores(state, architecture, facts, keep)
     return state
 
 
-def gates_of(keep: Keep, loaded: Loaded, rows: int) -> Tensor:
-    """Gates for a Probe that silence the heads a plan removes.  # (B, L, H)"""
-    gates = torch.zeros(rows, loaded.facts.layers, loaded.facts.heads, dtype=loaded.model.dtype)
-    for layer, heads in enumerate(keep):
-        gates[:, layer, list(heads)] = 1
-    return gates.to(loaded.model.device)
+def _keep_scores(state: dict[str, Tensor], architecture: Architecture, facts: ModelFacts, keep: Keep) -> None:
+    """Queries make up for the new number of their layer, where a family divides attention scores by it."""
+    stay = [(layer, heads) for layer, heads in enumerate(keep) if heads is not None]
+    for new, (layer, heads) in enumerate(stay):
+        for module, parts in architecture.projections.items():
+            for kind, dim in (("weight", -1 if architecture.transposed else 0), ("bias", 0)):
+                name = f"{architecture.layers}.{new}.{module}.{kind}"
+                if new != layer and name in state and parts[0] == "q":
+                    state[name] = state[name].clone()
+                    queries = state[name].narrow(dim, 0, len(heads) * facts.head_dim)
+                    queries *= (new + 1) / (layer + 1)

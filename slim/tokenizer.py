@@ -3,10 +3,11 @@
 import struct
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from slim import bundled, workspace
 from slim.errors import InputError
+from slim.folder import read_folder
 from slim.hub import reach
 from slim.models import glance, locate
 from slim.records import ModelFacts
@@ -37,10 +38,7 @@ def facts_at_hand(source: str) -> ModelFacts | None:
     """
     if not at_hand(source) or _not_unpacked(source) is not None:
         return None
-    try:
-        return glance(source, AutoConfig.from_pretrained(locate(source), local_files_only=True))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {source!r} has no config that can be read: {str(error).splitlines()[0]}") from error
+    return glance(source, read_folder(source, Path(locate(source))).config)
 
 
 def at_hand(source: str) -> bool:

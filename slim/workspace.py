@@ -7,16 +7,20 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from safetensors import SafetensorError
 
 from slim.errors import InputError, SlimError
 
 Kind = Literal["calibration", "plan", "checkpoint"]
+PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
+SECONDS_APART = 60
+"""By which the clocks of processes and files may disagree."""
 
 
 def home() -> Path:
@@ -53,11 +57,27 @@ def fresh_path(kind: Kind, name: str) -> Path:
 
 
 def check_output(output: Path, needed_bytes: int = 0) -> None:
-    """Raises InputError when `output` is taken, cannot be written, or its disk lacks `needed_bytes`."""
+    """Raises InputError when `output` is taken, cannot be written, or its disk lacks `needed_bytes`.
+
+    What earlier processes left beside it when they were killed is removed first.
+    """
+    sweep(output.absolute().parent)
     if output.is_file():
         raise InputError(f"output {str(output)!r} is an existing file: name a new folder.")
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"output {str(output)!r} exists and is not empty: name a new folder, or empty this one.")
+    _check_room(output, needed_bytes)
+
+
+def check_file(output: Path, needed_bytes: int = 0) -> None:
+    """Raises InputError when the file `output` exists, cannot be written, or its disk lacks `needed_bytes`."""
+    sweep(output.absolute().parent)
+    if output.exists():
+        raise InputError(f"output {str(output)!r} exists: name a new file.")
+    _check_room(output, needed_bytes)
+
+
+def _check_room(output: Path, needed_bytes: int) -> None:
     parent = next(p for p in (output, *output.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"output {str(output)!r} cannot be written: {str(parent)!r} is read-only for you.")
@@ -74,17 +94,74 @@ def new_folder(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """A temporary sibling to fill, renamed to `output` when the block ends well and removed when it does not."""
     check_output(output, needed_bytes)
     output = output.absolute()
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    partial = _partial(output)
     try:
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise _as_slim_error(error, output) from error
+    try:
         yield partial
         if output.is_dir():
             output.rmdir()
         partial.rename(output)
-    except (OSError, SafetensorError) as error:
-        raise _as_slim_error(error, output) from error
+    except Exception as error:
+        if isinstance(error, OSError | SafetensorError) or "os error" in str(
+            error
+        ):  # as the tokenizers' library has it
+            raise _as_slim_error(error, output) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_file(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """The same for a file: a temporary sibling that takes its place when the block ends well."""
+    check_file(output, needed_bytes)
+    with _whole(output) as partial:
+        yield partial
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    path = path.absolute()
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise _as_slim_error(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what was half written in `folder` by processes of this machine that are gone."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            found = PARTIAL.fullmatch(path.name)
+            if found is None or _is_at_work(int(found[1]), path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_at_work(pid: int, on: Path) -> bool:
+    """Whether a process is still the one that made a path, and not one that got its number later."""
+    try:
+        return psutil.Process(pid).create_time() <= on.lstat().st_mtime + SECONDS_APART
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, OSError):
+        return True
+
+
+def _partial(path: Path) -> Path:
+    """Where `path` is written until all of it is there."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 def keep_upload(name: str, content: bytes | memoryview) -> Path:
@@ -105,19 +182,11 @@ def uploads() -> list[Path]:
 
 def write_file(path: Path, content: str | bytes | memoryview) -> None:
     """Writes `content` so that `path` holds all of it or what it held before."""
-    path = path.absolute()
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    except OSError as error:
-        raise _as_slim_error(error, path) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _as_slim_error(error: OSError | SafetensorError, path: Path) -> SlimError:
+def _as_slim_error(error: Exception, path: Path) -> SlimError:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
     if full:
         return SlimError(

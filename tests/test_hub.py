@@ -1,10 +1,10 @@
-"""Datasets of the Hub: the real client against a server of our own that knows as much of the Hub as it asks for."""
+"""The Hub: its real client against a server of our own that knows as much of the Hub as it asks for."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,6 +14,9 @@ import pytest
 
 from slim import tasks, tokenizer
 from slim.errors import InputError
+from slim.models import Loaded
+from slim.plan import save
+from tests.pico import plan_of, save_pico
 
 COMMIT = "a" * 40
 ROWS = "".join(json.dumps({"question": f"{row} + 1?", "answer": str(row + 1)}) + "\n" for row in range(30))
@@ -35,12 +38,35 @@ for given in json.loads(sys.argv[1]):
 """
 
 
+ASK_MODEL = """
+import sys
+from pathlib import Path
+from slim import models, plan
+from slim.errors import InputError
+from slim.prune import prune
+source, file = sys.argv[1:]
+for output in sys.stdin:
+    try:
+        said = prune(plan.load(Path(file)), Path(output.strip()))
+    except InputError as error:
+        said = error
+    print(models.load(source, device="cpu").facts.fingerprint, said, flush=True)
+"""
+
+
 class Hub(BaseHTTPRequestHandler):
-    """What the client asks for: facts, the tree and files of a dataset."""
+    """What the client asks for: facts, the tree and files of a dataset or a model."""
+
+    commit = COMMIT
+    down = False
+    fetched: list[str] = []  # noqa: RUF012  the names of the files that were asked for, over all requests
 
     def do_GET(self) -> None:
         """Any question."""
-        path = self.path.split("?")[0].removeprefix("/api").removeprefix("/datasets/")
+        if self.down:
+            return self.answer(503, b"", {})
+        path = self.path.split("?")[0].removeprefix("/api")
+        path = path.removeprefix("/datasets").removeprefix("/models").removeprefix("/")
         name, rest = "/".join(path.split("/")[:2]), path.split("/")[2:]
         files = REPOSITORIES.get(name)
         if files is None:
@@ -48,12 +74,13 @@ class Hub(BaseHTTPRequestHandler):
         if rest[:1] == ["resolve"]:
             content = files.get(rest[-1])
             if content is None:
-                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-            return self.answer(200, content, {"ETag": f'"{len(content)}"', "X-Repo-Commit": COMMIT})
-        if rest[:1] == ["revision"] and rest[-1] not in ("main", COMMIT):
+                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
+            self.fetched.append(rest[-1])
+            return self.answer(200, content, {"ETag": f'"{len(content)}"', "X-Repo-Commit": self.commit})
+        if rest[:1] == ["revision"] and rest[-1] not in ("main", self.commit):
             return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         tree = [{"type": "file", "oid": "b" * 40, "size": len(files[file]), "path": file} for file in files]
-        facts = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files], "tags": []}
+        facts = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in files], "tags": []}
         return self.answer(200, json.dumps(tree if rest[:1] == ["tree"] else facts).encode(), {})
 
     do_HEAD = do_GET
@@ -130,3 +157,42 @@ def test_a_tokenizer_of_the_hub_without_a_connection() -> None:
     """One sentence as well."""
     with pytest.raises(InputError, match="model 'nobody/nothing' is not here, and the Hub was not reached"):
         tokenizer.load_tokenizer("nobody/nothing")
+
+
+def test_a_model_of_the_hub(
+    hub: str, pico: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at the commit its plan was made for, without a connection too, and refused once the Hub has another.
+
+    No code and no other format of its weights is downloaded.
+    """
+    made = save_pico(pico("llama"), tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    others = {"modeling_x.py": b"raise SystemExit", "pytorch_model.bin": b"x", "consolidated.safetensors": b"x"}
+    monkeypatch.setitem(REPOSITORIES, "nobody/model", files | others)
+    monkeypatch.setattr(Hub, "fetched", [])
+    facts = made.facts.model_copy(update={"source": "nobody/model", "fingerprint": COMMIT})
+    plan = save(plan_of(facts, ((), *((0, 1, 2, 3, 4, 5),) * 3)), tmp_path / "plan.json")
+
+    command = [sys.executable, "-c", ASK_MODEL, "nobody/model", str(plan)]
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as client:
+
+        def ask_for(output: str) -> list[str]:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            print(tmp_path / output, file=client.stdin)
+            return client.stdout.readline().strip().split(" ", 1)
+
+        assert ask_for("first") == [COMMIT, str(tmp_path / "first")]
+        assert set(Hub.fetched) == set(files)
+        monkeypatch.setattr(Hub, "down", True)
+        assert ask_for("second") == [COMMIT, str(tmp_path / "second")]
+        monkeypatch.setattr(Hub, "down", False)
+        monkeypatch.setattr(Hub, "commit", "c" * 40)
+        newer, refused = ask_for("third")
+    assert newer == "c" * 40
+    assert "fingerprint aaaaaaaaaaaa, and that model is now cccccccccccc: calibrate and plan again" in refused
+    assert not (tmp_path / "third").exists()

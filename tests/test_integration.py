@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slim import bundled, models
+from slim.bypass import bypass
 from slim.calibrate import calibrate
 from slim.calibration import Calibration
 from slim.check import check
-from slim.checkpoint import is_stock
+from slim.cuts import is_stock
 from slim.metrics.kl_output import Ablation, ablate
 from slim.plan import make_plan
-from slim.probe import Probe
-from slim.prune import gates_of, prune
+from slim.project import everything
+from slim.prune import prune
 from slim.records import Plan, Settings
 from slim.tasks import Encoded, batches, choose, encode, load_task
 from tests import TEST_CACHE, reference
@@ -46,12 +49,21 @@ save_file({"logits": logits}, taken)
 PLAIN = """
 import importlib.util, json, sys, torch
 assert importlib.util.find_spec("slim") is None
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(2)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)
-ids = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2], return_tensors="pt")
-said = [model.generate(**ids, do_sample=False, max_new_tokens=12, use_cache=cached)[0] for cached in (True, False)]
-print(json.dumps({"class": type(model).__name__, "said": [ids.tolist() for ids in said]}))
+prompt, taken, *folders = sys.argv[1:]
+logits = {}
+for folder in folders:
+    trusted = "auto_map" in json.load(open(folder + "/config.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusted, dtype=torch.float32)
+    ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
+    with torch.no_grad():
+        logits[folder] = model(**ids, use_cache=False).logits
+    said = [model.generate(**ids, do_sample=False, max_new_tokens=12, use_cache=cached)[0] for cached in (True, False)]
+    facts = {"class": type(model).__name__, "module": type(model).__module__, "said": [ids.tolist() for ids in said]}
+    print(json.dumps(facts | {"parameters": sum(p.numel() for p in model.parameters())}))
+save_file(logits, taken)
 """
 
 
@@ -179,7 +191,7 @@ def test_the_planned_checkpoint_has_the_planned_size(plan: Plan, pruned: Path) -
     """Weights in the file, each once: the embedding is tied."""
     made = sum(tensor.numel() for tensor in load_file(pruned / "model.safetensors").values())
     assert made == plan.after.parameters < plan.before.parameters == 134_515_008
-    assert not is_stock(plan)
+    assert not is_stock(plan.model, plan.keep)
     assert plan.removed_heads > 9
 
 
@@ -207,8 +219,7 @@ def test_pruned_is_gated_on_real_text(plan: Plan, pruned: Path) -> None:
     original = models.load(device="cpu", dtype="float64")
     with torch.no_grad():
         found = smaller.model(ids, use_cache=False).logits
-        with Probe(original.model, original.architecture) as probe:
-            probe.gates = gates_of(plan.keep, original, 1)
+        with bypass(original, plan.keep):
             expected = original.model(ids, use_cache=False).logits
         whole = original.model(ids, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -231,10 +242,27 @@ def plain_python() -> Path:
     return python
 
 
-def test_it_loads_where_slim_is_not_installed(pruned: Path, plain_python: Path, tmp_path: Path) -> None:
-    """With transformers alone, and says the same with a cache, without one, and here."""
+@pytest.fixture(scope="module")
+def cut(plan: Plan, pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Plan, Path]]]:
+    """The checkpoint whose layers differ, and two stock ones: without layers, and with a third fewer heads in all."""
+    facts, place = plan.model, tmp_path_factory.mktemp("stock")
+    whole = everything(facts)
+    keeps = {
+        "layers": tuple(None if layer in (11, 21) else heads for layer, heads in enumerate(whole)),
+        "uniform": tuple(tuple(h for h in range(9) if (h + layer) % 3) for layer in range(30)),
+    }
+    made = {name: plan_of(facts, keep) for name, keep in keeps.items()}
+    yield {"per layer": (plan, pruned)} | {name: (of, prune(of, place / name)) for name, of in made.items()}
+    shutil.rmtree(place)
+
+
+def test_they_load_where_slim_is_not_installed(
+    cut: dict[str, tuple[Plan, Path]], plain_python: Path, tmp_path: Path
+) -> None:
+    """With transformers alone, stock ones without remote code, and say the same with a cache, without one, and here."""
+    folders = [str(folder) for _, folder in cut.values()]
     done = subprocess.run(
-        [str(plain_python), "-I", "-c", PLAIN, str(pruned), PROMPT],
+        [str(plain_python), "-I", "-c", PLAIN, PROMPT, str(tmp_path / "logits.safetensors"), *folders],
         cwd=tmp_path,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
         capture_output=True,
@@ -242,11 +270,33 @@ def test_it_loads_where_slim_is_not_installed(pruned: Path, plain_python: Path, 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["class"] == "SlimLlamaForCausalLM"
-    cached, uncached = answer["said"]
-    assert cached == uncached
-    here = models.load(str(pruned), device="cpu")
-    ids = here.tokenizer(PROMPT, return_tensors="pt")
-    said = here.model.generate(**ids, do_sample=False, max_new_tokens=12)  # type: ignore[operator]
-    assert said[0].tolist() == cached
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    logits = load_file(tmp_path / "logits.safetensors")
+    for (name, (made, folder)), answer in zip(cut.items(), answers, strict=True):
+        stock = name != "per layer"
+        assert answer["class"] == ("LlamaForCausalLM" if stock else "SlimLlamaForCausalLM")
+        assert answer["module"].startswith("transformers.models" if stock else "transformers_modules")
+        assert bool(list(folder.glob("*.py"))) != stock
+        assert answer["parameters"] == made.after.parameters
+        cached, uncached = answer["said"]
+        assert cached == uncached
+        here = models.load(str(folder), device="cpu")
+        ids = here.tokenizer(PROMPT, return_tensors="pt")
+        with torch.no_grad():
+            expected = here.model(**ids, use_cache=False).logits
+        torch.testing.assert_close(logits[str(folder)], expected, rtol=0, atol=1e-3)
+        said = here.model.generate(**ids, do_sample=False, max_new_tokens=12)  # type: ignore[operator]
+        assert said[0].tolist() == cached
+
+
+def test_stock_checkpoints_are_the_gated_original(cut: dict[str, tuple[Plan, Path]]) -> None:
+    """On real text, in float64."""
+    ids, original = real_ids(48), models.load(device="cpu", dtype="float64")
+    for name in ("layers", "uniform"):
+        made, folder = cut[name]
+        smaller = models.load(str(folder), device="cpu", dtype="float64")
+        with torch.no_grad():
+            found = smaller.model(ids, use_cache=False).logits
+            with bypass(original, made.keep):
+                expected = original.model(ids, use_cache=False).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

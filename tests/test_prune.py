@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,20 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from slim.checkpoint import MODELING_FILE, PLAN_FILE
 from slim.errors import InputError
-from slim.models import Loaded, load
-from slim.plan import everything
+from slim.models import Loaded
 from slim.plan import load as load_plan
 from slim.probe import Probe
-from slim.prune import gates_of, prune
+from slim.project import everything
+from slim.prune import prune
 from slim.records import Keep, Plan
 from tests import reference
-from tests.pico import FAMILIES, plan_of, random_rows, save_pico
+from tests.pico import FAMILIES, plan_of, save_pico
+from tests.surgery import FULL, IDS, WHOLE, Pruned, cached, file_bytes, held, logits
 
-GROUPED: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+GROUPED: Keep = ((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
 FREE: Keep = ((), (0, 2, 5), (4,), (0, 1, 2, 3, 4))
-WHOLE: Keep = ((), (0, 1, 2, 3, 4, 5), (), (0, 1, 2, 3, 4, 5))
-FULL: Keep = ((0, 1, 2, 3, 4, 5),) * 4
+BLOCKS: Keep = ((), WHOLE, (), WHOLE)
+LAYERS: Keep = (None, (), (0, 2, 3, 5), (3, 4, 5))
 CASES = {
     "llama": ("llama", 2, {}, GROUPED),
     "llama-mha": ("llama", 6, {}, FREE),
@@ -48,13 +48,17 @@ CASES = {
     "gemma2-full": ("gemma2", 2, {}, (FULL[0], (), (3, 4, 5), ())),
     "gemma3_text": ("gemma3_text", 2, {}, GROUPED),
     "gemma3_text-full": ("gemma3_text", 2, {}, ((), (0, 2, 3, 5), (), FULL[0])),
-    "olmo2": ("olmo2", 2, {}, WHOLE),
+    "olmo2": ("olmo2", 2, {}, BLOCKS),
     "phi3": ("phi3", 2, {}, GROUPED),
     "phi3-mha": ("phi3", 6, {}, FREE),
     "gpt2": ("gpt2", 6, {}, FREE),
     "gpt_neox": ("gpt_neox", 6, {}, FREE),
     "gpt_neox-serial": ("gpt_neox", 6, {"use_parallel_residual": False, "attention_bias": False}, FREE),
     "opt": ("opt", 6, {}, FREE),
+    "llama-layers": ("llama", 2, {}, LAYERS),
+    "smollm3-layers": ("smollm3", 2, {}, LAYERS),
+    "gemma3_text-layers": ("gemma3_text", 2, {}, LAYERS),
+    "gpt2-layers": ("gpt2", 6, {}, LAYERS),
 }
 NORMS = {
     "gemma2": ("input_layernorm", "post_attention_layernorm"),
@@ -64,27 +68,6 @@ NORMS = {
     "opt": ("self_attn_layer_norm",),
 }
 """The norms of a layer that only its attention needs; the others have input_layernorm."""
-IDS = torch.stack(random_rows((14, 14)))
-
-
-class Pruned:
-    """An original, a plan with layer 0 removed, and the checkpoint it gives, each loaded from its folder."""
-
-    def __init__(self, original: Loaded, keep: Keep, folder: Path) -> None:
-        self.original, self.folder = original, folder
-        self.plan = plan_of(original.facts, keep)
-        prune(self.plan, folder)
-        self.loaded = load(str(folder), device="cpu", dtype="float64")
-
-    @contextmanager
-    def gated_original(self) -> Iterator[None]:
-        """The original with the plan's heads at gate 0 and its blocks passed by, seen from outside the surgery."""
-        model, facts = self.original.model, self.original.facts
-        gates = gates_of(self.plan.keep, self.original, 1)
-        with Probe(model, self.original.architecture) as probe:
-            probe.gates = gates.expand(1, facts.layers, facts.heads)
-            with reference.without_blocks(model, self.plan.removed_blocks):
-                yield
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
@@ -100,12 +83,6 @@ def case(
         yield Pruned(original, keep, place / "pruned")
 
 
-@torch.no_grad()
-def logits(loaded: Loaded, ids: Tensor = IDS) -> Tensor:
-    """A plain forward without a cache."""
-    return loaded.model(ids, use_cache=False).logits
-
-
 def test_pruned_is_gated(case: Pruned) -> None:
     """Heads and whole blocks together, layer 0 among them; the plan changes the logits a lot."""
     with case.gated_original():
@@ -114,44 +91,30 @@ def test_pruned_is_gated(case: Pruned) -> None:
     assert (expected - logits(case.original)).abs().max() > 0.1
 
 
-def test_heads_gated_by_hand_agree(case: Pruned) -> None:
-    """The same with the gates on the output projection's input, without Slim's probe."""
-    facts = case.original.facts
-    gates = torch.tensor([[float(head in kept) for head in range(facts.heads)] for kept in case.plan.keep])
-    with (
-        reference.gated(case.original.model, gates, facts.head_dim),
-        reference.without_blocks(case.original.model, case.plan.removed_blocks),
-    ):
-        torch.testing.assert_close(logits(case.original), logits(case.loaded), rtol=0, atol=1e-6)
-
-
 def test_sizes_are_the_projected_ones(case: Pruned) -> None:
     """Parameters in memory and on disk, the file but for its header, and the KV cache of a real forward."""
     after, file = case.plan.after, case.folder / "model.safetensors"
     stored = load_file(file)
     assert sum(tensor.numel() for tensor in stored.values()) == after.parameters
     assert sum(parameter.numel() for parameter in case.loaded.model.parameters()) == after.parameters
-    assert after.parameters < case.plan.before.parameters
-    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    assert file.stat().st_size - header == after.bytes
+    assert file_bytes(file) == after.bytes == held(case.loaded) < held(case.original)
+    assert sum(cached(case.loaded)) == after.kv_bytes_per_token * 4 * len(IDS)
+    assert len(cached(case.loaded)) == sum(bool(heads) for heads in case.stay)
+
+
+def test_a_block_goes_with_all_that_only_it_needs(case: Pruned) -> None:
+    """Its projections and norms; a layer that stays keeps everything else."""
     model = case.original.model
     gone = (reference.places_of(model).attention, *NORMS.get(model.config.model_type, ("input_layernorm",)))
-    shrunk = {
-        name for name, p in case.original.model.named_parameters() if name not in stored or not stored[name].numel()
-    }
-    for layer, heads in enumerate(case.plan.keep):
-        owner = next(name for name, module in model.named_modules() if module is reference.layers_of(model)[layer])
-        expected = {
-            name for name, _ in model.named_parameters() if name.startswith(tuple(f"{owner}.{part}." for part in gone))
-        }
-        assert {name for name in shrunk if name.startswith(f"{owner}.")} == (set() if heads else expected)
-    cache = DynamicCache()
-    case.loaded.model(IDS[:, :4], cache=cache, use_cache=True)
-    layers: list[Any] = cache.layers
-    kept = [layer for layer in layers if layer.keys is not None]
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept)
-    assert held == after.kv_bytes_per_token * 4 * len(IDS)
-    assert len(kept) == 4 - len(case.plan.removed_blocks)
+    owner = next(name for name, module in model.named_modules() if module is reference.layers_of(model))
+    stored = {name: tensor for name, tensor in load_file(case.folder / "model.safetensors").items() if tensor.numel()}
+    for new, heads in enumerate(case.stay):
+        layer = [at for at, kept in enumerate(case.plan.keep) if kept is not None][new]
+        parts = [
+            {name.removeprefix(f"{owner}.{at}.") for name in names if name.startswith(f"{owner}.{at}.")}
+            for at, names in ((layer, dict(model.named_parameters())), (new, stored))
+        ]
+        assert parts[1] == {part for part in parts[0] if heads or not part.startswith(tuple(f"{at}." for at in gone))}
 
 
 def rounding(case: Pruned) -> float:
@@ -205,19 +168,27 @@ def test_a_left_padded_batch_agrees(case: Pruned) -> None:
     torch.testing.assert_close(found[:1, 5:], logits(case.loaded, IDS[:1, 5:]), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}],
-    ids=["greedy", "beams", "static", "uncached"],
-)
-def test_generating_is_that_of_the_gated_original(case: Pruned, options: dict[str, object]) -> None:
-    """Twelve tokens after a left-padded batch, whatever keeps the keys and values."""
-    batch = left_padded()
-    common = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
-    found = case.loaded.model.generate(**batch, **common, **options)  # type: ignore[operator]
-    beams = {"num_beams": options["num_beams"]} if "num_beams" in options else {}
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "greedy": ({"do_sample": False}, {}),
+    "static": ({"do_sample": False}, {"cache_implementation": "static"}),
+    "uncached": ({"do_sample": False}, {"use_cache": False}),
+    "beams": ({"do_sample": False, "num_beams": 3}, {}),
+    "sampling": ({"do_sample": True, "top_k": 50, "temperature": 1.5}, {}),
+}
+"""What is asked for, and what keeps the keys and values meanwhile."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generating_is_that_of_the_gated_original(case: Pruned, way: str) -> None:
+    """Twelve tokens after a left-padded batch, whatever keeps the keys and values; the original keeps none."""
+    batch, (asked, cache) = left_padded(), WAYS[way]
+    torch.manual_seed(1)
+    found = case.loaded.model.generate(**batch, max_new_tokens=12, min_new_tokens=12, **asked, **cache)  # type: ignore[operator]
     with case.gated_original():
-        expected = case.original.model.generate(**batch, **common, **beams, use_cache=False)  # type: ignore[operator]
+        torch.manual_seed(1)
+        expected = case.original.model.generate(  # type: ignore[operator]
+            **batch, max_new_tokens=12, min_new_tokens=12, **asked, use_cache=False
+        )
     assert found.shape == (2, 26)
     assert torch.equal(found, expected)
 
@@ -246,7 +217,8 @@ def test_the_config_tells_the_shapes(case: Pruned) -> None:
     """transformers' own key, the stock class by name, and the folder's class in auto_map."""
     config = json.loads((case.folder / "config.json").read_text())
     per_layer = config["per_layer_config"]
-    for layer, heads in enumerate(case.plan.keep):
+    assert config.get("num_hidden_layers", config.get("n_layer")) == len(case.stay)
+    for layer, heads in enumerate(case.stay):
         if not heads:
             assert per_layer[str(layer)] == {"skip": ["attention"]}
         elif len(heads) == case.original.facts.heads:
@@ -396,8 +368,7 @@ def test_every_family_loads_in_a_process_without_slim(pico: Callable[..., Loaded
     folders, names = [], []
     for family in FAMILIES:
         original = save_pico(pico(family, kv_heads=2), tmp_path / family)
-        mha = original.facts.group == 1
-        case = Pruned(original, WHOLE if family == "olmo2" else FREE if mha else GROUPED, tmp_path / f"{family}-pruned")
+        case = Pruned(original, BLOCKS if family == "olmo2" else LAYERS, tmp_path / f"{family}-pruned")
         save_file({"ids": IDS, "logits": logits(case.loaded)}, case.folder / "expected.safetensors")
         folders.append(str(case.folder))
         names.append(f"Slim{type(original.model).__name__}")

@@ -1,7 +1,13 @@
 """Pruning that is refused or fails on the way, and leaves nothing behind."""
 
 import errno
-from collections.abc import Callable
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +21,24 @@ from slim import workspace
 from slim.calibrate import calibrate
 from slim.errors import Cancelled, InputError, SlimError
 from slim.models import Loaded, load
+from slim.project import everything
 from slim.prune import prune
 from slim.records import Keep, Plan, Settings
 from tests.pico import plan_of, random_rows, save_pico
 from tests.reference import measured
 
 KEEP: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+HALF = """
+import sys, time
+from pathlib import Path
+from slim import workspace
+with workspace.new_folder(Path(sys.argv[1])) as partial:
+    (partial / "config.json").write_text("{")
+    (partial / "model.safetensors").write_bytes(bytes(64))
+    print("half", flush=True)
+    time.sleep(600)
+"""
+"""A save that does not come to its end."""
 
 
 @pytest.fixture
@@ -120,6 +138,110 @@ def test_a_disk_that_fills_up_while_saving_leaves_nothing(
     assert not list(tmp_path.glob("*pruned*"))
     assert not list(tmp_path.glob(".*pruned*"))
     assert workspace.runs("checkpoint") == []
+
+
+@contextmanager
+def little_room(place: Path, size: int) -> Iterator[bool]:
+    """A folder on a disk of `size` bytes, or, where none can be mounted, a limit on files; says whether it is one."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if shutil.which("mount") and subprocess.run(command, check=False, capture_output=True).returncode == 0:
+        try:
+            yield True
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)  # weights that were loaded are mapped
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield False
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_real_disk_that_fills_up_leaves_nothing(plan: Plan, tmp_path: Path) -> None:
+    """Whichever file is the one that finds no room: weights, tokenizer, recipe or card."""
+    refused: list[SlimError] = []
+    for room in range(0, 400_000, 8_192):
+        place = tmp_path / f"disk-{room}"
+        with little_room(place, plan.after.bytes + room) as mounted:
+            try:
+                prune(plan, place / "pruned")
+            except SlimError as error:
+                refused.append(error)
+                left = [*place.iterdir(), *workspace.runs("checkpoint")]
+            else:
+                assert load(str(place / "pruned"), device="cpu").facts.layers == 4
+                break
+        assert left == []
+        assert str(place / "pruned") in str(refused[-1])
+        assert ("no space left" if mounted else "could not be written") in str(refused[-1])
+    assert 0 < len(refused) < 48
+
+
+@contextmanager
+def half_saved(output: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of a save."""
+    command = [sys.executable, "-c", HALF, str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "half\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(plan: Plan, tmp_path: Path) -> None:
+    """It never loads, and is gone with the next save beside it; what another process is writing stays."""
+    output = tmp_path / "pruned"
+    with half_saved(output) as killed, half_saved(tmp_path / "other") as busy:
+        killed.kill()
+        killed.wait()
+        left = {path.name for path in tmp_path.glob(".*")}
+        assert left == {f".pruned.partial-{killed.pid}", f".other.partial-{busy.pid}"}
+        assert not output.exists()
+        with pytest.raises(InputError, match="was not found"):
+            load(str(output), device="cpu")
+        prune(plan, output)
+        assert {path.name for path in tmp_path.glob(".*")} == {f".other.partial-{busy.pid}"}
+    assert load(str(output), device="cpu").facts.layers == 4
+
+
+def test_a_process_number_given_anew_protects_nothing(tmp_path: Path) -> None:
+    """What a dead process left is not taken for the work of the one that has its number now; strangers' files stay."""
+    mine, dead, stranger = (
+        tmp_path / name for name in (f".a.partial-{os.getpid()}", f".b.partial-{os.getpid()}", ".c.partial-x")
+    )
+    for path in (mine, dead, stranger):
+        path.mkdir()
+    file = tmp_path / ".plan.json.partial-999999999"
+    file.write_text("{")
+    os.utime(dead, (1, 1))
+    workspace.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, stranger])
+
+
+def test_two_saves_to_one_place_do_not_harm_each_other(tmp_path: Path) -> None:
+    """The second is refused, and the first comes to its end."""
+    output = tmp_path / "run"
+    with workspace.new_folder(output) as partial:
+        (partial / "file").write_text("whole")
+        with pytest.raises(SlimError, match="could not be written"), workspace.new_folder(output):
+            pass
+    assert [path.name for path in output.iterdir()] == ["file"]
+
+
+def test_a_layer_without_heads_loses_its_block(pico: Callable[..., Loaded], tmp_path: Path) -> None:
+    """With its norm and its output bias, not only its heads."""
+    original = save_pico(pico("llama", attention_bias=True), tmp_path / "original")
+    full = everything(original.facts)
+    made = plan_of(original.facts, (full[0], (), *full[2:]))
+    assert made.removed_blocks == (1,)
+    loaded = load(str(prune(made, tmp_path / "pruned")), device="cpu")
+    left = {name for name, p in loaded.model.named_parameters() if name.startswith("model.layers.1.") and p.numel()}
+    parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")
+    assert left == {f"model.layers.1.{part}.weight" for part in parts}
 
 
 @pytest.mark.parametrize("error", [Cancelled("cancelled"), KeyboardInterrupt(), RuntimeError("bug")])
