@@ -39,10 +39,17 @@ def _prune(arguments: dict[str, Any], progress: Progress) -> str:
     return str(prune.prune(plan.load(Path(arguments["plan"])), progress=progress))
 
 
+def _push(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import push
+
+    return push.push(push.planned(Path(arguments.pop("folder")), **arguments), progress)
+
+
 KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {
     "calibrate": _calibrate,
     "check": _check,
     "prune": _prune,
+    "push": _push,
 }
 
 

@@ -1,0 +1,314 @@
+"""Pushing: the Hub's real client against a server of our own that knows as much of the Hub as it asks for."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from slim import jobs, push
+from slim.errors import InputError
+from slim.project import everything
+from slim.prune import prune
+from tests.pico import make_pico, plan_of, save_pico
+
+TOKEN = "hf_good"
+PATIENCE = 120.0
+"""Seconds after which a test gives up; nothing is asserted about time."""
+
+
+class Repositories(ThreadingHTTPServer):
+    """What the server holds: files by repository, and the blobs that were sent before they were committed."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Hub)
+        self.files: dict[str, dict[str, bytes]] = {"me/open": {}}
+        self.private = {"me/open": False}
+        self.blobs: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Making a repository, and a commit of small files in its text and of large ones sent before it."""
+
+    server: Repositories  # type: ignore[override]
+
+    def do_POST(self) -> None:
+        """What the client asks for, as the Hub answers it."""
+        body, path = self.body(), self.path.split("?")[0]
+        self.server.asked.append(path)
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self.answer(401, {"error": "Invalid username or password."})
+        for pattern, reply in ROUTES.items():
+            if found := re.fullmatch(pattern, path):
+                return reply(self, body, *found.groups())
+        return self.answer(404, {})
+
+    def do_PUT(self) -> None:
+        """A large file's content."""
+        content = self.body()
+        oid = self.path.removeprefix("/blobs/")
+        if hashlib.sha256(content).hexdigest() != oid:
+            return self.answer(400, {})
+        self.server.blobs[oid] = content
+        return self.answer(200, {})
+
+    def do_GET(self) -> None:
+        """Facts of a repository."""
+        name = self.path.split("?")[0].removeprefix("/api/models/")
+        if name not in self.server.files:
+            return self.answer(404, {}, {"X-Error-Code": "RepoNotFound"})
+        return self.answer(200, {"id": name, "sha": "a" * 40, "private": self.server.private[name], "tags": []})
+
+    def create(self, body: bytes) -> None:
+        """A repository, in the name of the token's owner alone."""
+        asked = json.loads(body)
+        name = f"{asked['organization']}/{asked['name']}"
+        if asked["organization"] != "me":
+            return self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
+        if name in self.server.files:
+            return self.answer(409, {"url": f"{self.server.url}/{name}", "error": "You already created this repo"})
+        self.server.files[name] = {}
+        self.server.private[name] = asked.get("visibility") == "private"
+        return self.answer(200, {"url": f"{self.server.url}/{name}"})
+
+    def validate(self, body: bytes) -> None:
+        """A card whose base model can not be a Hub id is refused."""
+        base = re.search(r"^base_model: (.*)$", json.loads(body)["content"], re.MULTILINE)
+        good = base is None or re.fullmatch(r"[\w.-]+/[\w.-]+", base[1])
+        self.answer(200 if good else 400, {} if good else {"errors": [{"message": '"base_model" must be a model id'}]})
+
+    def modes(self, body: bytes, name: str) -> None:
+        """How each file is to be sent."""
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in paths}
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self.answer(200, {"files": files})
+
+    def places(self, body: bytes) -> None:
+        """Where large files are to be sent."""
+        verify = {"href": f"{self.server.url}/verify"}
+        places = [
+            wanted | {"actions": {"upload": {"href": f"{self.server.url}/blobs/{wanted['oid']}"}, "verify": verify}}
+            for wanted in json.loads(body)["objects"]
+        ]
+        self.answer(200, {"transfer": "basic", "objects": places})
+
+    def verify(self, body: bytes) -> None:
+        """Whether a large file came."""
+        self.answer(200 if json.loads(body)["oid"] in self.server.blobs else 404, {})
+
+    def commit(self, body: bytes, name: str) -> None:
+        """Small files in the request itself, large ones by what they hash to."""
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                self.server.files[name][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.server.files[name][value["path"]] = self.server.blobs[value["oid"]]
+        page = f"{self.server.url}/{name}/commit/{'c' * 40}"
+        self.answer(200, {"commitUrl": page, "commitOid": "c" * 40})
+
+    def body(self) -> bytes:
+        """What was sent, in pieces or at once."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def answer(self, code: int, value: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(code)
+        for name, text in ({"Content-Length": str(len(content))} | (headers or {})).items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+ROUTES = {
+    "/api/repos/create": Hub.create,
+    "/api/validate-yaml": Hub.validate,
+    r"/api/models/(\w+/\w+)/preupload/main": Hub.modes,
+    r"/\w+/\w+\.git/info/lfs/objects/batch": Hub.places,
+    "/verify": Hub.verify,
+    r"/api/models/(\w+/\w+)/commit/main": Hub.commit,
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[Repositories]:
+    """The server."""
+    server = Repositories()
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pruned llama's folder, with a hidden file and a folder in it."""
+    place = tmp_path_factory.mktemp("push")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIM_HOME", str(place / "workspace"))
+        original = save_pico(make_pico("llama"), place / "original")
+        keep = ((), (0, 2, 3, 5), *everything(original.facts)[2:])
+        folder = prune(plan_of(original.facts, keep), place / "pruned")
+    (folder / ".secret").write_text("stays here")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "kept").write_text("stays here")
+    (folder / "extra").mkdir()
+    (folder / "extra" / "notes [1].txt").write_text("goes along")
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What is not hidden, with no folder of this machine in it."""
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    found = {str(name): (folder / name).read_bytes() for name in names if not str(name).startswith(".")}
+    source = json.loads(found["slim_plan.json"])["model"]["source"]
+    assert Path(source).is_absolute()
+    found["slim_plan.json"] = found["slim_plan.json"].replace(source.encode(), Path(source).name.encode())
+    assert not any(str(folder.parent).encode() in content for content in found.values())
+    return found
+
+
+def environment(endpoint: str, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+    """Settings of the Hub's client, which reads them but once. Its newer way of sending needs a server of its own."""
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return settings | ({"HF_TOKEN": token} if token else {})
+
+
+def slim(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The command as a person runs it."""
+    command = [sys.executable, "-m", "slim.cli", *map(str, arguments)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_TOKEN")}
+    env |= {"COLUMNS": "200"} | settings
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=PATIENCE)
+
+
+def test_without_yes_it_is_told_and_nothing_is_sent(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
+    """Every file with its size, where they would go, and what to add; no request; the same as JSON."""
+    settings = environment(hub.url, tmp_path)
+    shown = slim("push", checkpoint, "me/small", **settings)
+    assert shown.returncode == 0, shown.stderr
+    for name, content in files_of(checkpoint).items():
+        assert re.search(rf"{re.escape(name)} +│ +{len(content):,} ", shown.stdout)
+    assert "secret" not in shown.stdout
+    assert f"These would go to {hub.url}/me/small (open to everyone, if it is new).\n" in shown.stdout
+    assert "Nothing was sent. Add --yes to send them.\n" in shown.stdout
+    told = json.loads(slim("push", checkpoint, "me/small", "--private", "--json", **settings).stdout)
+    assert told["files"] == {name: len(content) for name, content in files_of(checkpoint).items()}
+    assert told["bytes"] == sum(told["files"].values())
+    assert (told["repository"], told["private"], told["pushed"], told["url"]) == ("me/small", True, False, None)
+    assert hub.asked == []
+
+
+def test_every_file_arrives_with_its_bytes(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
+    """Into a repository that is made for it, open or private; again into the one that is there."""
+    settings = environment(hub.url, tmp_path)
+    for name, flags in (("small", ()), ("mine", ("--private",)), ("mine", ("--private",)), ("open", ())):
+        done = slim("push", checkpoint, f"me/{name}", "--yes", *flags, **settings)
+        assert done.returncode == 0, done.stderr
+        assert f"Model: {hub.url}/me/{name}" in done.stdout
+        assert hub.files.pop(f"me/{name}") == files_of(checkpoint)
+        hub.files[f"me/{name}"] = {}
+    assert hub.private == {"me/open": False, "me/small": False, "me/mine": True}
+    told = json.loads(slim("push", checkpoint, "me/small", "--yes", "--json", **settings).stdout)
+    assert (told["pushed"], told["url"]) == (True, f"{hub.url}/me/small")
+
+
+def test_what_the_hub_refuses_is_one_sentence(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
+    """No token, a wrong one, another's name, a private push to an open repository, no connection."""
+    cases = [
+        ("me/new", environment(hub.url, tmp_path, token=None), 2, r"token: there is none .*`hf auth login`"),
+        ("me/new", environment(hub.url, tmp_path, token="hf_bad"), 2, r"'me/new'.*your token.*\(401\)"),
+        ("you/new", environment(hub.url, tmp_path), 2, r"'you/new'.*your token.*\(403\)"),
+        ("me/open", environment(hub.url, tmp_path), 2, r"'me/open' is there already and open to everyone"),
+        ("me/new", environment("http://127.0.0.1:9", tmp_path), 1, r"'me/new' was not sent to http://127\.0\.0\.1:9"),
+        ("me/new", environment(hub.url, tmp_path) | {"HF_HUB_OFFLINE": "1"}, 1, r"HF_HUB_OFFLINE is set"),
+    ]
+    for repository, settings, code, sentence in cases:
+        done = slim("push", checkpoint, repository, "--yes", "--private", **settings)
+        assert done.returncode == code, done.stderr
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+        assert re.search(sentence, done.stderr), done.stderr
+    assert hub.files == {"me/open": {}}
+
+
+@pytest.mark.parametrize("name", ["small", "me/small/er", "me/sm all", "me/a--b", ""])
+def test_a_name_that_is_none_is_refused(checkpoint: Path, name: str) -> None:
+    """Before anything is asked."""
+    with pytest.raises(InputError, match=f"repository {name!r}"):
+        push.planned(checkpoint, name)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Missing, empty, or without safetensors."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_text("x")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="is no checkpoint"):
+            push.planned(folder, "me/small")
+
+
+def page(folder: str) -> None:
+    """What the Prune page shows of a checkpoint."""
+    from pathlib import Path
+
+    from pages.publish import show_publish
+
+    show_publish(Path(folder))
+
+
+def test_the_page_lists_first_and_sends_on_a_button(
+    hub: Repositories, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad name is one sentence; a good one lists the files; the button starts a job whose end is told."""
+    for name, value in environment(hub.url, tmp_path / "hub").items():
+        monkeypatch.setenv(name, value)
+    opened = AppTest.from_function(page, kwargs={"folder": str(checkpoint)}, default_timeout=60).run()
+    assert not opened.exception
+    assert not opened.button
+    opened.text_input[0].set_value("small").run()
+    assert "lacks its owner" in opened.error[0].value
+    assert not opened.button
+    opened.text_input[0].set_value("me/small").run()
+    table = opened.dataframe[0].value
+    assert dict(zip(table["file"], table["bytes"], strict=True)) == {
+        name: len(content) for name, content in files_of(checkpoint).items()
+    }
+    assert hub.asked == []
+    opened.button[0].click().run()
+    (job,) = jobs.jobs("push")
+    deadline = time.monotonic() + PATIENCE
+    while (found := jobs.state_of(job.id)) and found.unfinished and time.monotonic() < deadline:
+        time.sleep(0.1)
+    opened.run()
+    assert not opened.exception
+    assert opened.success[0].value == f"Sent: {hub.url}/me/small"
+    assert hub.files["me/small"] == files_of(checkpoint)
+    assert hub.private["me/small"] is True
