@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.frame import PLOT, duration, newest_job, show_job
 from pages.head_detail import NAMES, Shown, clickable, title_of
-from slim import check, check_charts, jobs, models, plan
+from slim import check, check_charts, jobs, models, scores
 from slim.calibration import Calibration
 from slim.faithfulness import Faithfulness, Verdict, rank_correlation
 from slim.workload import seconds_of
@@ -45,7 +45,7 @@ def check_seconds(calibration: Calibration) -> float:
     """About how long a check takes here: each head alone runs a part of the model, each joint removal all of it."""
     facts = calibration.facts
     length = facts.dataset.tokens / facts.dataset.rows
-    orders = len(check.criteria(calibration, plan.default_weights(calibration)))
+    orders = len(check.criteria(calibration, scores.default_weights(calibration)))
     heads = min(check.HEADS, facts.model.layers * facts.model.heads)
     forwards = check.ROWS * length * (0.6 * heads + orders * len(check.SHARES))
     device, dtype = models.resolve_device(facts.settings.device), models.resolve_dtype(facts.settings.dtype)

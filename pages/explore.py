@@ -8,17 +8,15 @@ import pandas as pd
 import streamlit as st
 
 from pages.criteria import show_faithfulness
-from pages.frame import PLOT, chosen_calibration, facts_line, page_title, plain_errors, sentence, weight_sliders
+from pages.frame import PLOT, chosen_calibration, facts_line, page_title, sentence, weight_sliders
 from pages.head_detail import Shown, chosen_head, clickable, head_table, show_head
 from pages.task_vs_general import show_difference
-from slim import charts, detail, plan, workspace
+from slim import charts, detail, scores
 from slim.calibration import Calibration
 from slim.detail import Measure
 from slim.errors import SlimError
 from slim.faithfulness import rank_correlation
 from slim.metrics import CRITERIA
-
-CALIBRATION = "explore-calibration"
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -26,16 +24,6 @@ def _measures(
     path: str, started: str, checked: float, weights: tuple[tuple[str, float], ...], _calibration: Calibration
 ) -> dict[str, Measure]:
     return detail.measures(_calibration, dict(weights))
-
-
-def follow_link() -> None:
-    """The calibration that the link names, where it is there."""
-    name = st.query_params.get("calibration")
-    if name and CALIBRATION not in st.session_state:
-        with plain_errors():
-            found = [path for path in workspace.runs("calibration") if path.name == name]
-        if found:
-            st.session_state[CALIBRATION] = found[0]
 
 
 def choose_weights(calibration: Calibration) -> dict[str, float]:
@@ -47,7 +35,7 @@ def choose_weights(calibration: Calibration) -> dict[str, float]:
     used = {name: weight for name, weight in chosen.items() if weight > 0}
     if not used:
         st.caption("Every weight is 0, so the first ones are used.")
-    return used or dict(plan.default_weights(calibration))
+    return used or dict(scores.default_weights(calibration))
 
 
 def show_maps(shown: Shown) -> None:
@@ -158,9 +146,8 @@ VIEWS: dict[str, Callable[[Shown], None]] = {
 
 page_title("Explore")
 st.html(Path(__file__).parent / "assets" / "explore.css")
-follow_link()
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    path, calibration = chosen_calibration(CALIBRATION)
+    path, calibration = chosen_calibration("explore-calibration")
     with st.popover("Weights of the score", icon=":material/tune:"):
         weights = choose_weights(calibration)
 st.query_params["calibration"] = path.name

@@ -2,15 +2,16 @@
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from slim import calibration, charts, jobs, plan, workspace
+from slim import calibration, charts, jobs, scores, workspace
 from slim.calibration import CHECK_FILE, Calibration
+from slim.choice import first_choice, metrics_of
 from slim.errors import SlimError
 from slim.jobs import Job
 from slim.metrics import CRITERIA
@@ -160,28 +161,38 @@ def open_calibration(path: Path) -> Calibration:
         return read_calibration(path)
 
 
+def went_back() -> bool:
+    """Whether the browser's Back or Forward brought this run, so that its link counts and not what was kept."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
 def chosen_calibration(key: str) -> tuple[Path, Calibration]:
-    """The calibration chosen on a page."""
+    """The calibration chosen on a page, at first the one that the link names."""
+    name = st.query_params.get("calibration")
+    if name and (key not in st.session_state or went_back()):
+        with plain_errors():
+            found = [path for path in workspace.runs("calibration") if path.name == name]
+        if found:
+            st.session_state[key] = found[0]
+        else:
+            st.info(sentence(f"the link's calibration {name!r} is not here."), icon=":material/link_off:")
     path = choose_run("calibration", "Calibration", key, "pages/calibrate.py")
     return path, open_calibration(path)
 
 
-def weight_sliders(calibration: Calibration, unit: Unit, across: bool = False) -> dict[str, float]:
-    """A slider for each metric that may weigh in the score of a `unit`, the same on every page."""
-    first = plan.default_weights(calibration)
-    names = sorted(calibration.level(unit), key=list(CRITERIA).index)
-    places: Sequence[Any] = st.columns(len(names)) if across else [st] * len(names)
+def weight_key(unit: Unit, name: str) -> str:
+    """Under which a metric's weight is kept in the session, the same on every page."""
+    return f"weight-{unit}-{name}"
+
+
+def weight_sliders(calibration: Calibration, unit: Unit) -> dict[str, float]:
+    """A slider for each metric that may weigh in the score of a `unit`."""
+    for name, weight in first_choice(calibration, unit).weights.items():
+        st.session_state.setdefault(weight_key(unit, name), weight)
     return {
-        name: place.slider(
-            CRITERIA[name].title,
-            0.0,
-            1.0,
-            float(first.get(name, 0.0)),
-            0.05,
-            key=f"weight-{unit}-{name}",
-            persist_state="session",
-        )
-        for place, name in zip(places, names, strict=True)
+        name: st.slider(CRITERIA[name].title, 0.0, 1.0, step=0.05, key=weight_key(unit, name), persist_state="session")
+        for name in metrics_of(calibration, unit)
     }
 
 
@@ -198,7 +209,7 @@ def facts_line(calibration: Calibration) -> str:
 def show_maps(calibration: Calibration, key: str) -> None:
     """The four maps, layers × heads: KL, entropy, variance and the composite score."""
     heads = calibration.level("head")
-    score = plan.composite(calibration, plan.default_weights(calibration), "head")
+    score = scores.composite(calibration, scores.default_weights(calibration), "head")
     figures = [
         charts.heatmap(heads[name], CRITERIA[name].title, CRITERIA[name].unit, log=name in LOG_SCALED)
         for name in ("kl_output" if "kl_output" in heads else "kl_uniform", "entropy", "variance")

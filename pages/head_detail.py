@@ -1,7 +1,6 @@
 """One head in detail: which one is chosen, its figures, what removing it costs, and where it looks on a real row."""
 
 import html
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +14,16 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from pages.frame import PLOT, sentence
-from slim import charts, detail, models
+from pages.preview import ONE_AT_A_TIME, open_model, show_preview
+from slim import charts, detail
 from slim.calibration import Calibration
-from slim.charts import Head
+from slim.chart_style import Head
 from slim.detail import Measure
 from slim.errors import SlimError
 from slim.metrics import CRITERIA
 from slim.models import Loaded
+from slim.project import everything
+from slim.records import Keep, ModelFacts
 from slim.tasks import Encoded
 
 HEAD, LINK = "explore-head", "head"
@@ -30,7 +32,6 @@ NAMES: dict[str, str] = {"composite": "Composite score", "random": "Chance", "sk
 }
 NO_UNIT = ("0..1", "0..2", "1 = first to go")
 """Ranges that a figure needs no reminder of where space is short."""
-ONE_AT_A_TIME = threading.Lock()
 TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:.875rem;line-height:1.6;max-height:18rem;overflow-y:auto"
 
 
@@ -120,8 +121,16 @@ def show_head(shown: Shown) -> None:
     _show_costs(shown)
     if st.toggle("Its attention on a row of the task", key="attention", bind="query-params"):
         _show_attention(shown.calibration, layer, head)
+    if st.toggle("Answers without it", key="without", bind="query-params"):
+        show_preview(facts.source, _all_but(layer, head, facts), "explore-preview", f"Without {layer}.{head}")
     st.markdown(_figures_table(shown.measures, layer, head))
     st.caption("In brackets the 95% interval over resampled rows. Place 1 would go first.")
+
+
+def _all_but(layer: int, head: int, facts: ModelFacts) -> Keep:
+    """The plan that removes one head alone, legal or not."""
+    whole = everything(facts)
+    return (*whole[:layer], tuple(other for other in whole[layer] or () if other != head), *whole[layer + 1 :])
 
 
 def _stepped() -> None:
@@ -167,11 +176,6 @@ def _interval(low: float | None, high: float | None) -> str:
     return rf"\[{low:.3g}, {high:.3g}\]"
 
 
-@st.cache_resource(max_entries=1, show_spinner="Loading the model")
-def _model(source: str, device: str, dtype: str, fingerprint: str) -> Loaded:
-    return models.load(source, device=device, dtype=dtype)
-
-
 @st.cache_resource(max_entries=4, show_spinner="Reading the rows")
 def _rows(path: str, started: str, _calibration: Calibration, _loaded: Loaded) -> Encoded:
     return detail.rows_of(_calibration, _loaded)
@@ -189,7 +193,7 @@ def _show_attention(calibration: Calibration, layer: int, head: int) -> None:
     """Where the head looks on a row of the calibration: a map, and the text shaded."""
     facts, key = calibration.facts, (str(calibration.path), calibration.facts.started)
     try:
-        loaded = _model(facts.model.source, facts.settings.device, facts.settings.dtype, facts.model.fingerprint)
+        loaded = open_model(facts.model.source, facts.settings.device, facts.settings.dtype)
         encoded = _rows(*key, calibration, loaded)
         row = 0
         if len(encoded.rows) > 1:

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 400
 LEVEL = 0.95
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""The quantiles an interval lies between."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,19 @@ def resampled(
     """The ratio of `ratio_of_sums` (…), and that of each resample of the rows (RESAMPLES, …)."""
     rows = len(parts)
     weights = weights.reshape(*weights.shape, *[1] * (parts.ndim - weights.ndim))
-    picks = generator.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
-    above, below = (np.tensordot(picks, sums, (1, 0)) for sums in (parts, weights))
+    drawn = picks(rows, generator)
+    above, below = (np.tensordot(drawn, sums, (1, 0)) for sums in (parts, weights))
     return _ratio(parts.sum(0), weights.sum(0)), _ratio(above, below)
+
+
+def picks(rows: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """How often each row is in each resample.  # (RESAMPLES, R)"""
+    return generator.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
 
 
 def ends(drawn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where the middle 95% of the resamples begin and end."""
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    low, high = np.quantile(drawn, ENDS, axis=0)
     return low, high
 
 

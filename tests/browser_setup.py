@@ -1,10 +1,18 @@
-"""Brings a browser for the browser tier where there is none: Debian's package as root, else Playwright's download."""
+"""What the browser tier needs: a browser, Debian's package as root or else Playwright's download, and a served app."""
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PACKAGES = ("chromium", "fonts-noto-core")
 
@@ -44,6 +52,31 @@ def ensure_browser() -> str | None:
     if not system_browser():
         _quietly(sys.executable, "-m", "playwright", "install", "chromium")
     return system_browser() or playwright_browser()
+
+
+@contextmanager
+def served(workspace: Path) -> Iterator[str]:
+    """The address of the dashboard, served from the repository on a workspace."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port)]
+    environment = {**os.environ, "SLIM_HOME": str(workspace)}
+    server = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                with urlopen(f"{address}/_stcore/health", timeout=1):
+                    break
+            except (URLError, OSError):
+                if server.poll() is not None:
+                    raise RuntimeError("the app ended while it was starting") from None
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,15 @@
 
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from tests.browser_setup import playwright_browser, system_browser
+from tests.browser_setup import FLAGS, playwright_browser, served, system_browser
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
@@ -27,7 +22,6 @@ PAGES = {
     "prune": "Prune",
     "compare": "Compare",
 }
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +47,8 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def app(workspace: Path) -> Iterator[str]:
     """The address of the dashboard, served from the repository."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port)]
-    server = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "SLIM_HOME": str(workspace)}, start_new_session=True
-    )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            with urlopen(f"{address}/_stcore/health", timeout=1):
-                break
-        except (URLError, OSError):
-            assert server.poll() is None, "the app ended while it was starting"
-            time.sleep(0.5)
-    yield address
-    os.killpg(server.pid, 15)
-    server.wait(20)
+    with served(workspace) as address:
+        yield address
 
 
 class Visitor:
@@ -144,14 +122,15 @@ def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace
     visitor.picture("3-maps")
 
     visitor.click(page.get_by_role("button", name="Choose what to prune"))
-    weight = page.get_by_test_id("stMetric").filter(has_text="Parameters")
+    weight = page.locator(".board [data-figure=parameters]")
     expect(weight).to_contain_text(" M", timeout=30_000)
     visitor.settle()
     before = weight.inner_text()
-    drag_slider(visitor, "Threshold", -0.05)
-    expect(page.get_by_test_id("stSlider").filter(has_text="Threshold")).to_contain_text(re.compile(r"0\.7\d"))
-    expect(weight).not_to_have_text(before, use_inner_text=True, timeout=15_000)
-    expect(page.get_by_test_id("stMetric").filter(has_text="Forecast loss")).to_contain_text("nats")
+    drag_line(visitor, 0.8, 0.75, lambda: expect(weight).not_to_have_text(before, use_inner_text=True))
+    expect(page.get_by_role("slider", name="Threshold", exact=True)).to_have_attribute(
+        "aria-valuenow", re.compile(r"0\.7[45]")
+    )
+    expect(page.locator(".board[data-source=plan] [data-figure=loss]")).to_contain_text("nats", timeout=15_000)
     visitor.settle()
     visitor.picture("4-threshold")
 
@@ -173,23 +152,20 @@ def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace
     assert len(list((workspace / "checkpoints").glob("*/model.safetensors"))) == 1
 
 
-def drag_slider(visitor: Visitor, label: str, share: float) -> None:
-    """Drags a slider's thumb by a share of its track with the mouse held down."""
-    page = visitor.page
-    slider = page.get_by_test_id("stSlider").filter(has_text=label)
-    thumb = slider.get_by_role("slider")
-    thumb.scroll_into_view_if_needed()
-    track, grip = slider.bounding_box(), thumb.bounding_box()
-    assert track
-    assert grip
-    # The hidden input is wider than the round thumb at its left end.
-    x, y = grip["x"] + grip["height"] / 2, grip["y"] + grip["height"] / 2
+def drag_line(visitor: Visitor, start: float, end: float, midway: Callable[[], None]) -> None:
+    """Drags the board's line from one score to another with the mouse held down; `midway` looks before it is let go."""
+    page, plot = visitor.page, visitor.page.locator(".board .plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box
+    y = box["y"] + box["height"] / 2
     visitor.clicks += 1
-    page.mouse.move(x, y)
+    page.mouse.move(box["x"] + box["width"] * start / 1.01, y)
     page.mouse.down()
     for step in range(1, 9):
-        page.mouse.move(x + share * track["width"] * step / 8, y)
+        page.mouse.move(box["x"] + box["width"] * (start + (end - start) * step / 8) / 1.01, y)
         page.wait_for_timeout(30)
+    midway()
     page.mouse.up()
 
 
