@@ -377,9 +377,12 @@ def test_a_layer_has_a_line_of_its_own(page: Page, small: Calibration) -> None:
     expect_link(page, "protect", None)
     page.get_by_role("button", name="Same line as the others").click()
     expect_link(page, "layers", None)
-    page.get_by_role("spinbutton", name="Threshold").fill("0.5")
-    page.keyboard.press("Enter")
-    expect_link(page, "layers", "3:0.5")
+    exact = page.get_by_role("spinbutton", name="Threshold")
+    for typed, value in (("0.515", "0.515"), ("-1", "0.515"), ("", "0.515"), ("7", "1.01")):
+        exact.fill(typed)
+        page.keyboard.press("Enter")
+        expect(exact).to_have_value(value)
+        expect_link(page, "layers", f"3:{value}")
     page.keyboard.press("Escape")
     expect(on_board(page, ".which")).to_have_text("All that scores")
 

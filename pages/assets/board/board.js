@@ -286,7 +286,8 @@ class Board {
     on("redo", "click", () => this.step(1));
     on("reset", "click", () => this.make(this.model.units[this.choice.unit].first));
     on("exact", "change", ({ target }) => {
-      if (target.value !== "" && target.checkValidity()) this.threshold(rounded(target.valueAsNumber));
+      if (target.valueAsNumber >= 0) this.threshold(rounded(target.valueAsNumber));
+      target.value = String(this.choice.per_layer[this.selected] ?? this.choice.threshold);
       this.commit();
     });
     on("same", "click", () => {
