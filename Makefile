@@ -22,6 +22,9 @@ bench: $(READY)  ## measure what the documents say
 	@$(BIN)/python -m benchmarks.speed
 	@$(BIN)/python -m benchmarks.sketch
 	@$(BIN)/python -m benchmarks.forecast
+	@$(BIN)/python -m benchmarks.pace
+	@$(BIN)/python -m benchmarks.planner
+	@$(BIN)/python -m benchmarks.board
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Slim needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
