@@ -138,7 +138,7 @@ def report(calibration: Calibration, rows: int) -> None:
     loaded = models.load(bundled.NAME)
     task = tasks.load_task("bundled:briefs", split="validation")
     encoded = tasks.encode(tasks.choose(task, rows, 0), loaded.tokenizer, calibration.facts.settings.max_length)
-    found = list(removals(calibration))
+    found = [removal for removal in removals(calibration) if removal.removed.any()]
     masks = np.stack([removal.removed for removal in found])
     costs, perplexity, base, count = measured(loaded, encoded, masks)
     if calibration.sketch is None or calibration.check is None:
