@@ -15,8 +15,8 @@ from slim import cli, jobs, plan, tasks
 from slim.errors import Cancelled, InputError, SlimError
 from slim.jobs import worker
 from slim.jobs.store import Job, JobStore
-from slim.models import Loaded, load
 from slim.legal import legal_heads
+from slim.models import Loaded, load
 from slim.prune import prune
 from tests.pico import make_pico, pico_tokenizer, plan_of, random_rows, save_pico
 from tests.reference import block_kl, measured
