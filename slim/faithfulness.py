@@ -135,6 +135,6 @@ def _least_absolute(design: NDArray[np.float64], y: NDArray[np.float64]) -> NDAr
     weights = np.ones_like(y)
     fit = np.zeros(design.shape[1])
     for _ in range(50):
-        fit, *_ = np.linalg.lstsq(design * weights[:, None], y * weights, rcond=None)
+        fit = np.linalg.lstsq(design * weights[:, None], y * weights, rcond=None)[0].astype(np.float64)
         weights = 1 / np.sqrt(np.maximum(np.abs(y - design @ fit), 1e-3))
     return fit
