@@ -1,5 +1,8 @@
 """Verbs that hand a checkpoint on: export, push, serve."""
 
+import atexit
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +10,7 @@ import typer
 from rich.table import Table
 
 from slim.cli.shared import AsJson, app, out, print_json, progress_bar
+from slim.errors import Cancelled
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
 
@@ -73,6 +77,13 @@ def push(
     out.print(f"Model: {url}", soft_wrap=True)
 
 
+def _leave() -> None:
+    """Ends the process at once: an answer under way still computes in a thread, which Python's own end would abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(Cancelled.exit_code)
+
+
 @app.command()
 def serve(
     folder: Model = "bundled:smollm2-135m",
@@ -97,4 +108,7 @@ def serve(
     with stage.listen(host, port) as place:  # before the model is loaded, which takes longer
         with progress_bar() as progress:
             loaded = models.load(folder, device=device, dtype=dtype, progress=progress)
-        stage.serve(loaded, name, place, ready)
+        try:
+            stage.serve(loaded, name, place, ready)
+        finally:
+            atexit.register(_leave)
