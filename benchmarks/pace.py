@@ -11,18 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from transformers import DynamicCache
-
-from benchmarks.measure import interleaved, machine, table
-from benchmarks.speed import tokens
+from benchmarks.measure import machine, table
 from slim import bundled, models
 from slim.models import Loaded
+from slim.pace import Decoding, prefill, tokens
 from slim.plan import load as load_plan
 from slim.project import CONTEXT, Speedup, everything, project, speedup
 from slim.prune import prune
 from slim.records import ByThreshold, Keep, ModelFacts, Plan
+from slim.timing import interleaved
 
 ROWS = (1, 8)
 PROMPT = 64
@@ -67,36 +64,6 @@ def plan_of(facts: ModelFacts, keep: Keep) -> Plan:
         before=project(facts, everything(facts)),
         after=project(facts, keep),
     )
-
-
-@torch.inference_mode()
-def prefill(loaded: Loaded, ids: Tensor) -> None:
-    """A prompt's keys and values, and the logits of every position: the work that the projection counts."""
-    loaded.model(ids, use_cache=True)
-
-
-class Decoding:
-    """One token after the other, all rows at once."""
-
-    def __init__(self, loaded: Loaded, prompt: Tensor, steps: int) -> None:
-        self.loaded, self.prompt, self.steps = loaded, prompt, steps
-        self.cache = DynamicCache()
-        prefill_into(loaded, prompt, self.cache)
-
-    @torch.inference_mode()
-    def __call__(self) -> None:
-        """`steps` tokens after the prompt, and back to it."""
-        ids = self.prompt[:, -1:]
-        for _ in range(self.steps):
-            logits = self.loaded.model(ids, cache=self.cache, use_cache=True).logits
-            ids = logits[:, -1].argmax(-1, keepdim=True)
-        self.cache.crop(-self.steps)
-
-
-@torch.inference_mode()
-def prefill_into(loaded: Loaded, ids: Tensor, cache: DynamicCache) -> None:
-    """Fills `cache` with the prompt."""
-    loaded.model(ids, cache=cache, use_cache=True)
 
 
 def figures(seconds: dict[str, float], promised: dict[str, float], what: str) -> list[list[str]]:

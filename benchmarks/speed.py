@@ -18,12 +18,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.measure import in_fresh_process, interleaved, machine, peak_growth, table
+from benchmarks.measure import machine, table
 from slim import bundled, models
 from slim.metrics import CRITERIA
 from slim.metrics.kl_output import kl_divergence
 from slim.models import Loaded
+from slim.pace import tokens
 from slim.probe import Probe
+from slim.timing import in_fresh_process, interleaved, peak_growth
 
 STATISTICS = ("entropy", "kl_uniform", "variance", "block_influence")
 TIMED = (512, 1024)
@@ -33,12 +35,6 @@ HEADS = ((0, 0), (6, 4), (12, 8), (18, 2), (24, 6), (29, 5))
 ROWS, LENGTH = 2, 128
 """What heads are ablated on."""
 Pass = Callable[[Loaded, Tensor], object]
-
-
-def tokens(loaded: Loaded, rows: int, length: int) -> Tensor:
-    """Any tokens: what they say changes no cost.  # (rows, length)"""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(loaded.model.config.vocab_size, (rows, length), generator=generator)
 
 
 # How the attention statistics can be had: each goes over all heads of one batch of tokens (B, T).

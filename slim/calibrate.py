@@ -107,24 +107,9 @@ def measure(
             estimates[name] = {level: Estimate.unsure(values) for level, values in scores.items()}
             positions[name], rows[name], methods[name] = 0, 0, criterion.method
     order = [name for name in CRITERIA if name in estimates]
-    layout = task.layout
     facts = CalibrationFacts(
         model=loaded.facts,
-        dataset=DatasetFacts(
-            source=task.source,
-            config=task.config,
-            revision=task.revision,
-            split=task.split,
-            kind=task.kind,
-            template=layout.template.name if layout else None,
-            columns=dict(layout.columns) if layout else {},
-            prompt=layout.prompt if layout else None,
-            rows=len(encoded.rows),
-            tokens=encoded.tokens,
-            truncated_rows=encoded.truncated_rows,
-            lost_tokens=encoded.lost_tokens,
-            left_out=encoded.left_out,
-        ),
+        dataset=dataset_facts(task, encoded),
         settings=settings,
         metrics={
             name: MetricFacts(
@@ -145,6 +130,26 @@ def measure(
         notes=tuple(work.notes),
     )
     return Calibration(facts, {name: estimates[name] for name in order}, sketch)
+
+
+def dataset_facts(task: tasks.Task, encoded: tasks.Encoded) -> DatasetFacts:
+    """What a record says of the rows it comes from."""
+    layout = task.layout
+    return DatasetFacts(
+        source=task.source,
+        config=task.config,
+        revision=task.revision,
+        split=task.split,
+        kind=task.kind,
+        template=layout.template.name if layout else None,
+        columns=dict(layout.columns) if layout else {},
+        prompt=layout.prompt if layout else None,
+        rows=len(encoded.rows),
+        tokens=encoded.tokens,
+        truncated_rows=encoded.truncated_rows,
+        lost_tokens=encoded.lost_tokens,
+        left_out=encoded.left_out,
+    )
 
 
 def device_name(loaded: Loaded) -> str:

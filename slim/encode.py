@@ -21,7 +21,8 @@ class Encoded:
     """Rows as token ids, each at most `max_length` long.
 
     `starts[i]` is the place of the first token of row i whose prediction counts; without any, that is 1 everywhere.
-    `lost_tokens` were cut off the `truncated_rows`; `left_out` rows predict nothing and are not among `rows`.
+    `lost_tokens` were cut off the `truncated_rows`; `left_out` rows predict nothing and are not among `rows`. `places`
+    says which of the given examples each row is of.
     """
 
     rows: tuple[Tensor, ...]
@@ -29,6 +30,7 @@ class Encoded:
     starts: tuple[int, ...] = ()
     lost_tokens: int = 0
     left_out: int = 0
+    places: tuple[int, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -90,6 +92,11 @@ def text_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     return _asked(example, tokenizer) + example.answer
 
 
+def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that ask for the example's answer: those of its row up to where the answer starts."""
+    return _ids(_asked(example, tokenizer), example, tokenizer)
+
+
 def encode(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -103,8 +110,9 @@ def encode(
     """
     rows: list[Tensor] = []
     starts: list[int] = []
+    places: list[int] = []
     truncated = lost = 0
-    for example in examples:
+    for place, example in enumerate(examples):
         text = text_of(example, tokenizer)
         ids = _ids(text, example, tokenizer)
         start = 1 if positions == "all" else _answer_start(example, text, ids, tokenizer)
@@ -113,6 +121,7 @@ def encode(
             continue
         rows.append(row)
         starts.append(start)
+        places.append(place)
         truncated += len(ids) > max_length
         lost += max(0, len(ids) - max_length)
     if not rows and positions == "all":
@@ -124,7 +133,7 @@ def encode(
             f"positions='answer': the first {max_length:,} tokens of no chosen row reach its answer: "
             "choose a larger max_length, or positions='all'."
         )
-    return Encoded(tuple(rows), truncated, tuple(starts), lost, len(examples) - len(rows))
+    return Encoded(tuple(rows), truncated, tuple(starts), lost, len(examples) - len(rows), tuple(places))
 
 
 def batches(encoded: Encoded, size: int, padding_side: str = "right") -> Iterator[Batch]:

@@ -74,12 +74,13 @@ class Layout:
             return self._conversation(row, number)
         said = {role: as_text(row.get(column)) for role, column in self.columns.items()}
         said |= {column: as_text(row.get(column)) for column in self._further} | {LABELS: labels}
+        choices: list[str] = []
         if self.template.name == "choices":
             choices, chosen = self._choice(row, number)
             said["choices"] = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False))
             said["key"] = chosen
         prompt = _PLACEHOLDER.sub(lambda match: said[match[1]] if match[1] else match[0][0], self.prompt)
-        return Example(prompt, said[self.template.answer].strip())
+        return Example(prompt, said[self.template.answer].strip(), choices=tuple(choice.strip() for choice in choices))
 
     def _conversation(self, row: Values, number: int) -> Example | None:
         """The turns up to the last one of the assistant, which is the answer; None where it says nothing."""

@@ -1,8 +1,10 @@
 """The frozen records of every stage. Each is checked when it is made and survives a trip through JSON unchanged."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slim.errors import InputError
 
 Unit = Literal["head", "group", "block", "layer"]
 """What is removed as one: a query head, the query heads of a KV head, an attention block, or a layer, MLP and all."""
@@ -14,6 +16,15 @@ Keep = tuple[tuple[int, ...] | None, ...]
 
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """A record of what a person gave. Raises InputError naming the first value that cannot be."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
 
 
 class ModelFacts(Record):

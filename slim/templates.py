@@ -11,12 +11,14 @@ Turn = tuple[str, str]
 class Example:
     """What is asked and the answer that is expected.
 
-    `turns` is all that was said before the answer; empty where that is `prompt` alone.
+    `turns` is all that was said before the answer; empty where that is `prompt` alone. `choices` are the answers that
+    are offered, where some are.
     """
 
     prompt: str
     answer: str
     turns: tuple[Turn, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

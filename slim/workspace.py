@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from slim.errors import InputError, SlimError
 
-Kind = Literal["calibration", "plan", "checkpoint"]
+Kind = Literal["calibration", "plan", "checkpoint", "evaluation", "judgement"]
 PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
 SECONDS_APART = 60
 """By which the clocks of processes and files may disagree."""
@@ -48,7 +48,7 @@ def fresh_path(kind: Kind, name: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     stem = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "run"
     folder = subfolder(f"{kind}s")
-    suffix = ".json" if kind == "plan" else ""
+    suffix = ".json" if kind in ("plan", "judgement") else ""
     number, path = 1, folder / f"{stem}-{stamp}{suffix}"
     while path.exists():
         number += 1

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from slim.cli import cut, dashboard, measure, share  # noqa: F401  each adds its verbs, in this order
+from slim.cli import cut, dashboard, evaluate, judge, measure, share  # noqa: F401  each adds its verbs, in this order
 from slim.cli.shared import app, err
 from slim.errors import Cancelled, SlimError
 

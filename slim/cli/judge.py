@@ -1,0 +1,148 @@
+"""The verb that lets a judge compare two models' answers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from slim import bundled
+from slim.cli.shared import AsJson, app, err, out, parse_pairs, print_json, progress_bar
+from slim.errors import InputError, SlimError
+
+if TYPE_CHECKING:
+    from slim.judge.verdicts import Judgement
+
+
+@app.command()
+def judge(
+    pruned: Annotated[str, typer.Option(help="checkpoint folder, or any other model")],
+    original: Annotated[
+        str, typer.Option(help="bundled:smollm2-135m, a folder, a .gguf file or a Hub id")
+    ] = bundled.NAME,
+    dataset: Annotated[str, typer.Option(help="bundled:briefs, bundled:triage, a file or a Hub id")] = "bundled:briefs",
+    config: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
+    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: test)")] = None,
+    revision: Annotated[str | None, typer.Option(help="revision of a Hub dataset")] = None,
+    template: Annotated[str | None, typer.Option(help="how rows become a prompt: summarisation, maths, chat …")] = None,
+    columns: Annotated[str | None, typer.Option(help="for instance question=ask,answer=reply")] = None,
+    prompt: Annotated[str | None, typer.Option(help="wording of the prompt, with {column} in it")] = None,
+    samples: Annotated[int, typer.Option(help="rows to compare on")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens at which an answer is cut")] = 128,
+    batch_size: Annotated[int, typer.Option(help="rows that are answered at a time")] = 16,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible URL; its key is read from SLIM_JUDGE_KEY or OPENAI_API_KEY"),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="the judge's name (default: the endpoint's only one)")] = None,
+    rubric: Annotated[Path | None, typer.Option(help="text file with the criteria")] = None,
+    measure: Annotated[
+        Literal["auto", "rouge-l", "exact"], typer.Option(help="of the reference judge, where there is no endpoint")
+    ] = "auto",
+    min_coverage: Annotated[float, typer.Option(help="share of the pairs that must be judged to name a winner")] = 0.8,
+    concurrency: Annotated[int, typer.Option(help="calls at a time")] = 16,
+    timeout: Annotated[float, typer.Option(help="seconds that a call may take")] = 60.0,
+    retries: Annotated[int, typer.Option(help="of a call that failed")] = 5,
+    max_tokens: Annotated[int, typer.Option(help="of a judge's answer")] = 512,
+    price_in: Annotated[float | None, typer.Option(help="of a million tokens that the judge reads")] = None,
+    price_out: Annotated[float | None, typer.Option(help="of a million tokens that it writes")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "float64", "bfloat16"], typer.Option(help="number format")] = "auto",
+    seed: Annotated[int, typer.Option(help="chooses the rows, the draws and the resamples")] = 0,
+    output: Annotated[Path | None, typer.Option(help="JSON file (default: in the workspace)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the answers of two models: by a judge at an endpoint, or with the dataset's own answers."""
+    from slim import judge as stage
+
+    settings = stage.AnswerSettings.checked(
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+    )
+    asking = {"concurrency": concurrency, "timeout": timeout, "retries": retries, "max_tokens": max_tokens}
+    with progress_bar() as progress:
+        found, path = stage.judge(
+            original,
+            pruned,
+            dataset,
+            config=config,
+            split=split,
+            revision=revision,
+            template=template,
+            columns=parse_pairs("columns", columns) if columns else None,
+            prompt=prompt,
+            samples=samples,
+            settings=settings,
+            endpoint=endpoint,
+            judge_model=judge_model,
+            asking=asking,
+            rubric=_text(rubric),
+            measure=measure,
+            min_coverage=min_coverage,
+            prices=_prices(price_in, price_out),
+            device=device,
+            dtype=dtype,
+            output=output,
+            progress=progress,
+            tell=err.print,
+        )
+    if as_json:
+        print_json(found.model_dump(mode="json", exclude={"comparisons"}) | {"path": str(path)})
+    else:
+        _show(found, path)
+    if found.figures.coverage < min_coverage:
+        reason, count = max(found.figures.failures.items(), key=lambda item: item[1])
+        raise SlimError(
+            f"{found.figures.coverage:.0%} of the pairs were judged, less than min_coverage={min_coverage:g}, so no "
+            f"winner is named ({count} pairs: {reason}): run it again, which asks only for what is missing."
+        )
+
+
+def _show(found: "Judgement", path: Path) -> None:
+    figures, summary = found.figures, found.summary
+    out.print(f"Judge: {found.judge.name}", markup=False)
+    table = Table("", "pairs", "share")
+    for title, count, share in (
+        ("pruned model wins", summary.pruned_model, summary.pruned_model_pct),
+        ("original wins", summary.original_model, summary.original_model_pct),
+        ("tie", summary.tie, summary.tie_pct),
+        ("no verdict", summary.error, summary.error_pct),
+    ):
+        table.add_row(title, f"{count:,}", f"{share:.1f}%")
+    out.print(table)
+    for title, rate in (("Win rate", figures.win_rate), ("At equal length", figures.length_controlled)):
+        if rate is not None:
+            out.print(f"{title} of the pruned model: {rate.words(3)}.")
+    if figures.flip_rate is not None:
+        out.print(
+            f"Verdicts that changed with the order: {figures.flips:,} ({figures.flip_rate:.1%}), counted as ties."
+        )
+    lengths = "{:,.0f} characters by the original, {:,.0f} by the pruned model".format(*figures.mean_length)
+    cut = [one.truncated for one in (found.generated["original_model"], found.generated["pruned_model"])]
+    empty = [one.empty for one in (found.generated["original_model"], found.generated["pruned_model"])]
+    out.print(f"Mean answer: {lengths}; cut: {cut[0]:,} and {cut[1]:,}; empty: {empty[0]:,} and {empty[1]:,}.")
+    for reason, count in figures.failures.items():
+        out.print(f"No verdict on {count:,}: {reason}.", style="yellow", markup=False)
+    for note in found.notes:
+        out.print(f"Note: {note}.", style="yellow", markup=False)
+    winner = {"original_model": "the original", "pruned_model": "the pruned model", "tie": "none, a tie"}
+    out.print(f"Winner: {winner[found.overall_winner] if found.overall_winner else 'none is named'}.")
+    out.print(f"Judgement: {path}", soft_wrap=True)
+
+
+def _text(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"rubric {str(path)!r} cannot be read: name a text file with the criteria.") from error
+
+
+def _prices(price_in: float | None, price_out: float | None) -> tuple[float, float] | None:
+    if price_in is None and price_out is None:
+        return None
+    if (price_in or 0) < 0 or (price_out or 0) < 0:
+        raise InputError("price_in, price_out: a price below 0: give the price of a million tokens.")
+    return price_in or 0.0, price_out or 0.0

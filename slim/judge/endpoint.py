@@ -1,0 +1,133 @@
+"""A judge's endpoint: its address, the key that opens it, and why a call to it failed."""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+from openai import AsyncOpenAI
+from pydantic import Field
+
+from slim.errors import InputError, SlimError
+from slim.records import Record
+
+KEYS = ("SLIM_JUDGE_KEY", "OPENAI_API_KEY")
+"""Environment variables that may hold the key; the first that is set."""
+VERSION = 1
+"""Of what is kept: raise it when the same question is put in another way."""
+UNNAMED = "default"
+"""The name that is asked for where an endpoint does not say which models it has."""
+KEY_REFUSED = "the endpoint refuses the key"
+Messages = list[dict[str, str]]
+
+
+class Endpoint(Record):
+    """A judge and how it is asked. The key is no part of it: it is read from the environment with each run."""
+
+    url: str = Field(description="base URL, without /chat/completions")
+    model: str
+    concurrency: int = Field(default=16, ge=1, le=1000)
+    timeout: float = Field(default=60.0, gt=0, description="seconds that one try may take")
+    retries: int = Field(default=5, ge=0, le=100)
+    max_tokens: int = Field(default=512, ge=1, description="of a judge's answer")
+
+    def key_of(self, messages: Messages) -> str:
+        """What an answer is kept under: the judge, and the rubric, question, outputs and order in the messages."""
+        asked = [VERSION, self.url, self.model, self.max_tokens, messages]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def base_url(url: str) -> str:
+    """The base URL of an endpoint, given as such or with /chat/completions. Raises InputError for what is neither."""
+    text = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        more = "@" in parts.netloc or bool(parts.query or parts.fragment)
+    except ValueError:
+        named = more = False
+    if more:
+        raise InputError(f"endpoint: the URL may hold no key, user or query: set {KEYS[0]} in the environment instead.")
+    if not named:
+        raise InputError("endpoint: the URL must be http(s)://host/path: write for instance http://127.0.0.1:8000/v1.")
+    return text
+
+
+def prepare(url: str, model: str | None, asking: dict[str, Any]) -> tuple[Endpoint, SlimError | None]:
+    """The endpoint, and what is wrong with it where nothing but earlier answers could help.
+
+    Where no `model` is named it is the endpoint's only one. Raises InputError for a bad URL or setting or several
+    models, and where no model is named, what is wrong with the endpoint.
+    """
+    place, trouble = base_url(url), None
+    made = Endpoint.checked(url=place, model=model or UNNAMED, **asking)
+    try:
+        names = models_of(place, made.timeout)
+    except SlimError as error:
+        if model is None:
+            raise
+        names, trouble = [], error
+    if model is not None or not names:
+        return made, trouble
+    if len(names) > 1:
+        raise InputError(
+            f"judge_model: {place} has {len(names):,} models ({', '.join(names[:5])} …): name one of them."
+        )
+    return made.model_copy(update={"model": names[0]}), None
+
+
+def models_of(url: str, timeout: float) -> list[str]:
+    """The models that an endpoint names; none where it keeps no list.
+
+    Raises InputError where it refuses the key, SlimError where it does not answer.
+    """
+
+    async def names() -> list[str]:
+        async with connect(url, timeout, retries=1) as client:
+            return [model.id async for model in client.models.list()]
+
+    try:
+        return asyncio.run(names())
+    except openai.AuthenticationError as error:
+        raise InputError(f"endpoint {url}: {reason_of(error)}: set {KEYS[0]} or {KEYS[1]}.") from None
+    except openai.APIConnectionError as error:
+        raise SlimError(f"endpoint {url}: {reason_of(error)}: is it running, and is the URL right?") from None
+    except (openai.OpenAIError, AttributeError, TypeError, ValueError):  # the list is no part of what is needed
+        return []
+
+
+def connect(url: str, timeout: float, retries: int) -> AsyncOpenAI:
+    """A client of the endpoint, with the key of the environment, or a word in its place where there is none."""
+    key = next((found for name in KEYS if (found := os.environ.get(name, "").strip())), "none")
+    return AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
+
+
+def without_key(text: str) -> str:
+    """The text without the key, which an endpoint may repeat."""
+    for name in KEYS:
+        if key := os.environ.get(name, "").strip():
+            text = text.replace(key, "…")
+    return text
+
+
+def reason_of(error: Exception) -> str:
+    """Why a call failed, in the same words for the same cause, so that they can be counted. Never the server's text."""
+    if isinstance(error, openai.APITimeoutError):
+        return "the endpoint took longer than the timeout"
+    if isinstance(error, openai.APIConnectionError):
+        return "the endpoint does not answer"
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return f"{KEY_REFUSED} (HTTP {error.status_code})"
+    if isinstance(error, openai.APIStatusError):
+        return f"HTTP {error.status_code} from the endpoint{_hint(error)}"
+    return "an answer that is not of the OpenAI API"
+
+
+def _hint(error: openai.APIStatusError) -> str:
+    """The endpoint's own code of the error, a bare word."""
+    code = getattr(error, "code", None)
+    return without_key(f" ({code})") if isinstance(code, str) and re.fullmatch(r"[a-z_]{3,40}", code) else ""
