@@ -35,7 +35,7 @@ def _scaled(value: int, millions: str, billions: str) -> str:
 
 def show_projection(made: Plan) -> None:
     """What the plan would weigh and cost, beside the original."""
-    columns = st.columns(6)
+    columns = [*st.columns(3), *st.columns(3)]
     for column, (title, words, value) in zip(columns, SIZES, strict=False):
         change = value(made.after) / value(made.before) - 1 if value(made.before) else 0.0
         column.metric(title, words(made.after), f"{change:.1%}", delta_color="inverse", border=True)
