@@ -8,13 +8,13 @@ from slim.calibration import Calibration
 from slim.records import Plan
 
 FIELDS = {
-    "params": ("Parameters at most", 0.9, "of the original's"),
-    "bytes": ("Bytes on disk at most", 0.9, "of the original's"),
-    "kv": ("KV cache at most", 0.7, "of the original's"),
-    "flops": ("Work per token at most", 0.9, "of the original's"),
-    "prefill": ("Prefill faster at least", 1.1, "times, where work sets the pace"),
-    "decode": ("Decoding faster at least", 1.1, "times, where reading weights and cache sets the pace"),
-    "loss": ("Forecast loss at most", 0.1, "nats/token"),
+    "params": ("Parameters at most", "of the original's"),
+    "bytes": ("Bytes on disk at most", "of the original's"),
+    "kv": ("KV cache at most", "of the original's"),
+    "flops": ("Work per token at most", "of the original's"),
+    "prefill": ("Prefill faster at least", "times, where work sets the pace"),
+    "decode": ("Decoding faster at least", "times, where reading weights and cache sets the pace"),
+    "loss": ("Forecast loss at most", "nats/token"),
 }
 
 
@@ -33,9 +33,9 @@ def budget_plan(calibration: Calibration) -> Plan | None:
         )
         limits = {}
         for name, column in zip(FIELDS, [*st.columns(4), *st.columns(4)], strict=False):
-            title, usual, of = FIELDS[name]
+            title, of = FIELDS[name]
             value = column.number_input(
-                title, 0.0, None, None, 0.05, placeholder=f"no limit, e.g. {usual:g}", help=of, key=f"budget-{name}"
+                title, 0.0, None, None, 0.05, placeholder="no limit", help=of, key=f"budget-{name}"
             )
             if value is not None:
                 limits[name] = float(value)
