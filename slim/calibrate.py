@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 from diskcache import Cache
-from pydantic import ValidationError
 
 import slim
 from slim import bundled, models, results, tasks, workspace
@@ -71,13 +70,8 @@ def calibrate(
     return save(calibration, output)
 
 
-def checked_settings(**values: Any) -> Settings:
-    """Settings from what a person gave. Raises InputError naming the first value that cannot be."""
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
+checked_settings = Settings.checked
+"""Settings from what a person gave. Raises InputError naming the first value that cannot be."""
 
 
 def measure(

@@ -7,8 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from slim import held_out, models, own_rows, pace, results, workspace
 from slim.calibrate import dataset_facts, device_name, versions
 from slim.errors import InputError
@@ -112,13 +110,8 @@ def evaluate(
     return save(Evaluation(facts, table(parts, drawn.examples if drawn else ())), output)
 
 
-def checked_settings(**values: Any) -> EvaluationSettings:
-    """Settings from what a person gave. Raises InputError naming the first value that cannot be."""
-    try:
-        return EvaluationSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
+checked_settings = EvaluationSettings.checked
+"""Settings from what a person gave. Raises InputError naming the first value that cannot be."""
 
 
 def standard_parts(

@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from slim.cli.shared import AsJson, app, err, out, parse_pairs, print_json, progress_bar
+from slim.cli.shared import (
+    AsJson,
+    Columns,
+    Config,
+    Device,
+    Dtype,
+    Prompt,
+    Revision,
+    app,
+    err,
+    out,
+    parse_pairs,
+    print_json,
+    progress_bar,
+)
 from slim.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,12 +40,12 @@ def evaluate(
         str | None, typer.Option(help="standard tasks by name, or YAML files of tasks: arc_easy,hellaswag,mine.yaml")
     ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="time all models in turn, and measure their memory")] = False,
-    config: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
+    config: Config = None,
     split: Annotated[str | None, typer.Option(help="split to draw rows from (default: test)")] = None,
-    revision: Annotated[str | None, typer.Option(help="revision of a Hub dataset")] = None,
+    revision: Revision = None,
     template: Annotated[str | None, typer.Option(help="kind of task: summarisation, maths, classification …")] = None,
-    columns: Annotated[str | None, typer.Option(help="for instance question=ask,answer=reply")] = None,
-    prompt: Annotated[str | None, typer.Option(help="wording of the prompt, with {column} in it")] = None,
+    columns: Columns = None,
+    prompt: Prompt = None,
     samples: Annotated[int, typer.Option(help="held-out rows")] = 64,
     max_length: Annotated[int, typer.Option(help="tokens of a row beyond which it is cut")] = 512,
     batch_size: Annotated[int, typer.Option(help="rows per forward")] = 4,
@@ -45,8 +59,8 @@ def evaluate(
     speed_tokens: Annotated[int, typer.Option(help="tokens of the prompt that is timed")] = 256,
     speed_steps: Annotated[int, typer.Option(help="tokens that are decoded for timing")] = 32,
     repeats: Annotated[int, typer.Option(help="timed runs of each, of which the median counts")] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[Literal["auto", "float32", "float64", "bfloat16"], typer.Option(help="number format")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="chooses the rows, and resamples them for the intervals")] = 0,
     output: Annotated[Path | None, typer.Option(help="new run folder (default: in the workspace)")] = None,
     as_json: AsJson = False,

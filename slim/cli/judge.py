@@ -7,7 +7,21 @@ import typer
 from rich.table import Table
 
 from slim import bundled
-from slim.cli.shared import AsJson, app, err, out, parse_pairs, print_json, progress_bar
+from slim.cli.shared import (
+    AsJson,
+    Columns,
+    Config,
+    Device,
+    Dtype,
+    Prompt,
+    Revision,
+    app,
+    err,
+    out,
+    parse_pairs,
+    print_json,
+    progress_bar,
+)
 from slim.errors import InputError, SlimError
 
 if TYPE_CHECKING:
@@ -21,12 +35,12 @@ def judge(
         str, typer.Option(help="bundled:smollm2-135m, a folder, a .gguf file or a Hub id")
     ] = bundled.NAME,
     dataset: Annotated[str, typer.Option(help="bundled:briefs, bundled:triage, a file or a Hub id")] = "bundled:briefs",
-    config: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
+    config: Config = None,
     split: Annotated[str | None, typer.Option(help="split to draw rows from (default: test)")] = None,
-    revision: Annotated[str | None, typer.Option(help="revision of a Hub dataset")] = None,
+    revision: Revision = None,
     template: Annotated[str | None, typer.Option(help="how rows become a prompt: summarisation, maths, chat …")] = None,
-    columns: Annotated[str | None, typer.Option(help="for instance question=ask,answer=reply")] = None,
-    prompt: Annotated[str | None, typer.Option(help="wording of the prompt, with {column} in it")] = None,
+    columns: Columns = None,
+    prompt: Prompt = None,
     samples: Annotated[int, typer.Option(help="rows to compare on")] = 50,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at which an answer is cut")] = 128,
     batch_size: Annotated[int, typer.Option(help="rows that are answered at a time")] = 16,
@@ -47,8 +61,8 @@ def judge(
     max_tokens: Annotated[int, typer.Option(help="of a judge's answer")] = 512,
     price_in: Annotated[float | None, typer.Option(help="of a million tokens that the judge reads")] = None,
     price_out: Annotated[float | None, typer.Option(help="of a million tokens that it writes")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[Literal["auto", "float32", "float64", "bfloat16"], typer.Option(help="number format")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="chooses the rows, the draws and the resamples")] = 0,
     output: Annotated[Path | None, typer.Option(help="JSON file (default: in the workspace)")] = None,
     as_json: AsJson = False,

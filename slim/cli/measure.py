@@ -7,7 +7,22 @@ import typer
 from rich.table import Table
 
 from slim import bundled
-from slim.cli.shared import AsJson, app, err, out, parse_pairs, parse_weights, print_json, progress_bar
+from slim.cli.shared import (
+    AsJson,
+    Columns,
+    Config,
+    Device,
+    Dtype,
+    Prompt,
+    Revision,
+    app,
+    err,
+    out,
+    parse_pairs,
+    parse_weights,
+    print_json,
+    progress_bar,
+)
 from slim.faithfulness import Faithfulness
 
 
@@ -15,20 +30,20 @@ from slim.faithfulness import Faithfulness
 def calibrate(
     model: Annotated[str, typer.Option(help="bundled:smollm2-135m, a folder, a .gguf file or a Hub id")] = bundled.NAME,
     dataset: Annotated[str, typer.Option(help="bundled:briefs, bundled:triage, a file or a Hub id")] = "bundled:briefs",
-    config: Annotated[str | None, typer.Option(help="configuration of a Hub dataset")] = None,
+    config: Config = None,
     split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
-    revision: Annotated[str | None, typer.Option(help="revision of a Hub dataset")] = None,
+    revision: Revision = None,
     template: Annotated[str | None, typer.Option(help="how rows become a prompt: summarisation, maths, chat …")] = None,
-    columns: Annotated[str | None, typer.Option(help="for instance question=ask,answer=reply")] = None,
-    prompt: Annotated[str | None, typer.Option(help="wording of the prompt, with {column} in it")] = None,
+    columns: Columns = None,
+    prompt: Prompt = None,
     samples: Annotated[int, typer.Option(help="rows to measure on")] = 32,
     max_length: Annotated[int, typer.Option(help="tokens of a row beyond which it is cut")] = 320,
     batch_size: Annotated[int, typer.Option(help="rows per forward")] = 4,
     positions: Annotated[Literal["all", "answer"], typer.Option(help="predictions that loss and KL count")] = "all",
     kl: Annotated[Literal["fisher", "exact", "none"], typer.Option(help="forecast or leave out each head")] = "fisher",
     draws: Annotated[int, typer.Option(help="random directions per row in the loss sketch")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[Literal["auto", "float32", "float64", "bfloat16"], typer.Option(help="number format")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="chooses the rows and the sketch's directions")] = 0,
     check: Annotated[
         bool, typer.Option(help="leave heads out to check every criterion, and correct the forecast")
