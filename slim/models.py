@@ -70,8 +70,7 @@ def locate(source: str, progress: Progress = silent) -> str:
         raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        digest = _digest([path])[:12]
-        return str(bundled.unpack(path, f"{path.stem}-{digest}", progress))
+        return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", progress))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model {source!r} is a folder without a config.json: name a Hugging Face model folder.")
@@ -129,7 +128,7 @@ def load(
     if placement is None:
         model.to(target)
     name = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
-    fingerprint = folder.name if of_hub else _digest(sorted(folder.glob("*.safetensors")))  # a commit, or the weights
+    fingerprint = folder.name if of_hub else digest(sorted(folder.glob("*.safetensors")))  # a commit, or the weights
     return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
 
 
@@ -185,7 +184,8 @@ def facts_of(
     )
 
 
-def _digest(files: list[Path]) -> str:
+def digest(files: list[Path]) -> str:
+    """What stands for the contents of `files`, in their order."""
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

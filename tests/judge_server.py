@@ -19,6 +19,8 @@ class Scripted:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     wait: float = 0.0
+    drip: float = 0.0
+    """Seconds between two bytes of the body."""
     hang_up: bool = False
     finish: str = "stop"
     refusal: str | None = None
@@ -111,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        self.answer(said.status, said.body if said.body is not None else _completion(said), said.headers)
+        body = said.body if said.body is not None else _completion(said)
+        self.answer(said.status, body, said.headers, said.drip)
 
     def locked(self) -> bool:
         """Whether the key is another one; the refusal repeats it, as some endpoints do."""
@@ -122,14 +125,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(401, json.dumps({"error": error}).encode())
         return True
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, drip: float = 0) -> None:
         """Status, headers and body."""
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        for part in [body[place : place + 1] for place in range(len(body))] if drip else [body]:
+            self.wfile.write(part)
+            time.sleep(drip)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""

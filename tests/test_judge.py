@@ -148,6 +148,7 @@ def test_a_judge_that_always_says_a_names_no_winner(judge: Judge) -> None:
         (Scripted("", refusal="No."), "refusal"),
         (Scripted('{"reason": "it is so very', finish="length"), "the judge's answer was cut at its most tokens"),
         (Scripted(status=500, body=b""), "HTTP 500 from the endpoint"),
+        (Scripted(status=429, body=b""), "HTTP 429 from the endpoint"),
         (Scripted(body=b"{}"), "an answer that is not of the OpenAI API"),
     ],
 )

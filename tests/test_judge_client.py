@@ -131,6 +131,83 @@ def test_a_timeout_is_a_failure() -> None:
         assert failures(ask(server, 2, timeout=0.2)) == {"the endpoint took longer than the timeout"}
 
 
+def test_the_timeout_holds_for_an_answer_that_drips() -> None:
+    """A byte now and then keeps no try alive, and what follows a try that was given up is another try."""
+    with serving(always(Scripted("late", drip=0.05))) as server:
+        assert failures(ask(server, 2, timeout=0.3)) == {"the endpoint took longer than the timeout"}
+        assert len(server.asked) == 2
+        assert failures(ask(server, 1, timeout=0.3, retries=1)) == {"the endpoint took longer than the timeout"}
+        assert len(server.asked) == 4
+        server.script = lambda asked, count: verdict("A") if count > 4 else Scripted("late", drip=0.05)
+        assert failures(ask(server, 1, timeout=0.3, retries=1)) == {None}
+
+
+def no_system(message: dict[str, Any], status: int = 400) -> Script:
+    """An endpoint that takes no system turn, and says so."""
+
+    def script(asked: dict[str, Any], count: int) -> Scripted:
+        if any(turn["role"] == "system" for turn in asked["messages"]):
+            return Scripted(status=status, body=json.dumps(message).encode())
+        return verdict("A")
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ({"error": {"message": "System role not supported", "type": "BadRequestError"}}, 400),
+        ({"error": {"message": "Unsupported value", "param": "messages[0].role", "code": "unsupported_value"}}, 400),
+        ({"message": "Only user and assistant roles are supported!"}, 400),
+        ({"detail": [{"loc": ["messages", 0, "role"], "msg": "Input should be 'user' or 'assistant'"}]}, 422),
+    ],
+)
+def test_a_refused_system_turn_goes_into_the_users(message: dict[str, Any], status: int) -> None:
+    """Once for the run, with nothing lost; what is kept is under what was asked, not how."""
+    with serving(no_system(message, status)) as server:
+        assert failures(ask(server, 4, concurrency=1)) == {None}
+        assert [len(asked["messages"]) for asked in server.asked] == [2, 1, 1, 1, 1]
+        system, user = (turn["content"] for turn in questions(1)[0])
+        assert server.asked[1]["messages"] == [{"role": "user", "content": f"{system}\n\n{user}"}]
+        assert {asked["response_format"]["type"] for asked in server.asked} == {"json_schema"}
+        server.script = always(verdict("B"))
+        assert all(reply.known for reply in ask(server, 4))
+
+
+def test_an_endpoint_that_takes_neither_system_turns_nor_schemas() -> None:
+    """Both are found out, whichever it says first."""
+    refuses = no_system({"error": {"message": "System role not supported"}})
+
+    def script(asked: dict[str, Any], count: int) -> Scripted:
+        plain = "response_format" not in asked
+        return refuses(asked, count) if plain else Scripted(status=400, body=b'{"error": {"message": "no forms"}}')
+
+    for first in (script, lambda asked, count: _worse(refuses(asked, count), script(asked, count))):
+        with serving(first) as server:
+            assert failures(ask(server, 3, concurrency=1)) == {None}
+            assert [len(asked["messages"]) for asked in server.asked[-2:]] == [1, 1]
+            assert not any("response_format" in asked for asked in server.asked[-2:])
+
+
+def _worse(one: Scripted, other: Scripted) -> Scripted:
+    return one if one.status != 200 else other
+
+
+def test_a_question_too_long_for_the_judge_fails_alone() -> None:
+    """With the endpoint's own code; the others are asked as before."""
+
+    def script(asked: dict[str, Any], count: int) -> Scripted:
+        if "question 3" not in asked["messages"][1]["content"]:
+            return verdict("A")
+        error = {"message": "This model's maximum context length is 8 tokens", "code": "context_length_exceeded"}
+        return Scripted(status=400, body=json.dumps({"error": error}).encode())
+
+    with serving(script) as server:
+        found = [reply.failure for reply in ask(server, 6, concurrency=1)]
+        assert found == [None] * 3 + ["HTTP 400 from the endpoint (context_length_exceeded)"] + [None] * 2
+        assert server.asked[-1]["response_format"]["type"] == "json_schema"
+
+
 def test_an_endpoint_that_goes_down_is_left_alone() -> None:
     """Its answers up to then are kept, the calls under way fail, and the rest is not asked."""
     with serving(lambda asked, count: verdict("A") if count < 10 else Scripted(hang_up=True)) as server:

@@ -50,13 +50,18 @@ def judge(
         typer.Option(help="OpenAI-compatible URL; its key is read from SLIM_JUDGE_KEY or OPENAI_API_KEY"),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="the judge's name (default: the endpoint's only one)")] = None,
+    local_judge: Annotated[
+        str | None, typer.Option(help="model that is served on this machine for the run, in place of an endpoint")
+    ] = None,
     rubric: Annotated[Path | None, typer.Option(help="text file with the criteria")] = None,
     measure: Annotated[
-        Literal["auto", "rouge-l", "exact"], typer.Option(help="of the reference judge, where there is no endpoint")
+        Literal["auto", "rouge-l", "exact"], typer.Option(help="of the reference judge, where there is no other")
     ] = "auto",
     min_coverage: Annotated[float, typer.Option(help="share of the pairs that must be judged to name a winner")] = 0.8,
-    concurrency: Annotated[int, typer.Option(help="calls at a time")] = 16,
-    timeout: Annotated[float, typer.Option(help="seconds that a call may take")] = 60.0,
+    concurrency: Annotated[int | None, typer.Option(help="calls at a time (default: 16, a local judge 1)")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="seconds that one try of a call may take (default: 60, a local judge 600)")
+    ] = None,
     retries: Annotated[int, typer.Option(help="of a call that failed")] = 5,
     max_tokens: Annotated[int, typer.Option(help="of a judge's answer")] = 512,
     price_in: Annotated[float | None, typer.Option(help="of a million tokens that the judge reads")] = None,
@@ -67,7 +72,7 @@ def judge(
     output: Annotated[Path | None, typer.Option(help="JSON file (default: in the workspace)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the answers of two models: by a judge at an endpoint, or with the dataset's own answers."""
+    """Compare the answers of two models: by a judge at an endpoint or on this machine, or with the dataset's own."""
     from slim import judge as stage
 
     settings = stage.AnswerSettings.checked(
@@ -77,6 +82,7 @@ def judge(
         seed=seed,
     )
     asking = {"concurrency": concurrency, "timeout": timeout, "retries": retries, "max_tokens": max_tokens}
+    asking = {name: value for name, value in asking.items() if value is not None}
     with progress_bar() as progress:
         found, path = stage.judge(
             original,
@@ -92,6 +98,7 @@ def judge(
             settings=settings,
             endpoint=endpoint,
             judge_model=judge_model,
+            local_judge=local_judge,
             asking=asking,
             rubric=_text(rubric),
             measure=measure,

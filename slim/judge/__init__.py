@@ -16,6 +16,7 @@ from slim.errors import InputError
 from slim.judge.cost import estimate
 from slim.judge.endpoint import prepare
 from slim.judge.figures import figures, overall, remarks
+from slim.judge.local import find
 from slim.judge.pairs import answered
 from slim.judge.prompt import RUBRIC
 from slim.judge.reference import ReferenceMeasure, referee
@@ -43,6 +44,7 @@ def judge(
     settings: AnswerSettings | None = None,
     endpoint: str | None = None,
     judge_model: str | None = None,
+    local_judge: str | None = None,
     asking: dict[str, Any] | None = None,
     rubric: str | None = None,
     measure: ReferenceMeasure = "auto",
@@ -56,8 +58,9 @@ def judge(
 ) -> tuple[Judgement, Path]:
     """Which of two models answers rows of a task better, and the file that says so.
 
-    With an `endpoint` its model `judge_model` is asked in both orders, `asking` being further fields of `Endpoint`;
-    without one the answers are compared with the dataset's own by `measure`. What was answered or judged in an earlier
+    With an `endpoint` its model `judge_model` is asked in both orders, `asking` being further fields of `Endpoint`. A
+    `local_judge` is a model that is served here for the run and asked alike. Without either the answers are compared
+    with the dataset's own by `measure`. What was answered or judged in an earlier
     run is not asked again. The rows are those that the pruned model was not calibrated on. `prices` are of a million
     tokens read and written; `tell` hears what it will take before anything long starts.
 
@@ -68,6 +71,7 @@ def judge(
     rubric = _checked_rubric(rubric)
     if not 0 <= min_coverage <= 1:
         raise InputError(f"min_coverage={min_coverage:g}: it is a share of the pairs: choose 0 to 1.")
+    _check_one_judge(endpoint, judge_model, local_judge)
     if output is not None:
         _check_output(output)
     task = held_out.open_task(
@@ -80,10 +84,14 @@ def judge(
     if len(examples) < samples:
         notes.append(f"there are {len(examples):,} such rows, not {samples:,}: all of them were used")
 
-    asked = trouble = None
+    asked = trouble = local = None
     by_data = referee(task.kind, [example.answer for example in task.examples], measure)
     if endpoint is not None:
         asked, trouble = prepare(endpoint, judge_model, asking or {})
+    elif local_judge is not None:
+        local = find(local_judge, progress)
+        asked = local.endpoint(asking or {})
+    if asked is not None:
         tell(f"{len(examples):,} pairs, {estimate(examples, settings, asked, rubric, prices).sentence()}")
     else:
         tell(f"{len(examples):,} pairs, no calls: the reference judge compares with the dataset's own answers.")
@@ -92,7 +100,7 @@ def judge(
     notes += both.notes
     pairs = both.pairs
     if asked is not None:
-        compared, facts = by_endpoint(pairs, asked, rubric, progress, trouble)
+        compared, facts = by_endpoint(pairs, asked, rubric, progress, trouble, local, device)
     else:
         compared, facts = by_reference(pairs, by_data)
     found = figures(compared, facts.both_orders, settings.seed)
@@ -140,6 +148,12 @@ def _checked_rubric(rubric: str | None) -> str:
     if rubric is not None and not rubric.strip():
         raise InputError("rubric: it is empty: write what makes an answer good, or leave it out.")
     return RUBRIC if rubric is None else rubric.strip()
+
+
+def _check_one_judge(endpoint: str | None, judge_model: str | None, local_judge: str | None) -> None:
+    for name, given in (("endpoint", endpoint), ("judge_model", judge_model)):
+        if local_judge is not None and given is not None:  # not shown: a URL may hold a key
+            raise InputError(f"{name}, local_judge={local_judge!r}: one run has one judge: leave one of them out.")
 
 
 def _check_output(output: Path) -> None:

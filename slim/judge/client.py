@@ -6,6 +6,7 @@ down does not cost every remaining call its retries.
 """
 
 import asyncio
+import re
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx2
 import openai
 from diskcache import Cache, Timeout
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletion
 from pydantic import Field
 
 from slim import workspace
@@ -40,6 +41,7 @@ FORMATS: tuple[dict[str, Any], ...] = (
 """How an answer's form is asked for; an endpoint that refuses one is asked with the next. The last is the prompt's."""
 PATIENCE = 8
 """Calls that fail in a row, each after its retries, before the rest is not asked; `concurrency` where that is more."""
+_OF_THE_ROLE = re.compile(r"\b(system|roles?)\b", re.IGNORECASE)
 
 
 class Reply(Record):
@@ -88,6 +90,8 @@ class _Run:
     total: int
     done: int
     format: int = 0
+    folded: bool = field(init=False)
+    """Whether the system turn stands in the user's, as the endpoint takes none."""
     failures: int = 0
     """In a row, without an answer in between."""
     stopped: str | None = None
@@ -95,6 +99,7 @@ class _Run:
     options: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.folded = not self.endpoint.system_turn
         self.options = {"temperature": 0, "max_tokens": self.endpoint.max_tokens}
 
     async def all(self, waiting: deque[tuple[int, Messages]]) -> dict[int, Reply]:
@@ -106,7 +111,8 @@ class _Run:
                 self.progress(self.done, self.total, "Judging")
 
         self.progress(self.done, self.total, "Judging")
-        client = connect(self.endpoint.url, self.endpoint.timeout, self.endpoint.retries)
+        asked = self.endpoint
+        client = connect(asked.url, asked.timeout, asked.retries, own=asked.identity is not None)
         async with client, asyncio.TaskGroup() as group:
             for _ in range(min(self.endpoint.concurrency, len(waiting))):
                 group.create_task(work())
@@ -119,7 +125,7 @@ class _Run:
             answer = await self.formatted(client, messages)
         except openai.OpenAIError as error:
             return self.failed(error)
-        except (ValueError, TypeError) as error:  # an answer that is not of the protocol
+        except (ValueError, TypeError, AttributeError, LookupError) as error:  # an answer that is not of the protocol
             return self.failed(error)
         self.failures = 0
         try:
@@ -140,31 +146,36 @@ class _Run:
         return answer
 
     async def adapted(self, client: AsyncOpenAI, messages: Messages, form: dict[str, Any]) -> dict[str, Any]:
-        """The raw answer; a setting that the model refuses by name is left out from then on."""
+        """The raw answer; a setting or a system turn that is refused by name is left out from then on."""
+        fold = self.folded
         while True:
             options = dict(self.options)
             try:
-                return await self.call(client, messages, options | form)
-            except openai.BadRequestError as error:
-                if error.param not in options:
+                answer = await self.call(client, folded(messages) if fold else messages, options | form)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if error.param in options:
+                    self.options.pop(error.param, None)
+                    if error.param == "max_tokens":
+                        self.options["max_completion_tokens"] = self.endpoint.max_tokens
+                elif not fold and _OF_THE_ROLE.search(f"{error.message} {error.body}"):
+                    fold = True
+                else:
                     raise
-                self.options.pop(error.param, None)
-                if error.param == "max_tokens":
-                    self.options["max_completion_tokens"] = self.endpoint.max_tokens
+            else:
+                self.folded = self.folded or fold
+                return answer
 
     async def call(self, client: AsyncOpenAI, messages: Messages, options: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self.endpoint.model, "messages": messages, **options}
-        # post, because the typed method walks every request by its types, a quarter of the work of a call
-        done = await client.post("/chat/completions", cast_to=ChatCompletion, body=body)
-        choices = getattr(done, "choices", None)
-        if not choices or choices[0].message is None:
-            raise ValueError("no choices")
-        message, usage = choices[0].message, done.usage
+        # post and the plain response, because openai's types take a third of the work of a call
+        done = (await client.post("/chat/completions", cast_to=httpx2.Response, body=body)).json()
+        choice, usage = done["choices"][0], done.get("usage") or {}
+        message = choice["message"]
         return {
-            "text": without_key(str(message.content or "")),
-            "refusal": without_key(str(getattr(message, "refusal", None) or "")),
-            "finish": str(choices[0].finish_reason or ""),
-            "tokens": [int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)] if usage else [0, 0],
+            "text": without_key(str(message.get("content") or "")),
+            "refusal": without_key(str(message.get("refusal") or "")),
+            "finish": str(choice.get("finish_reason") or ""),
+            "tokens": [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")],
         }
 
     def failed(self, error: Exception) -> Reply:
@@ -178,6 +189,12 @@ class _Run:
         if self.failures >= max(self.endpoint.concurrency, PATIENCE) and not self.stopped:
             self.stopped = f"not asked: the endpoint had stopped answering ({reason})"
         return Reply(failure=reason)
+
+
+def folded(messages: Messages) -> Messages:
+    """The conversation with the text of its system turn at the start of the user's."""
+    system, user, *more = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *more]
 
 
 def _of_cache(cache: Cache, key: str) -> Reply | None:

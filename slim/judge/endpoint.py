@@ -1,15 +1,18 @@
 """A judge's endpoint: its address, the key that opens it, and why a call to it failed."""
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
 import re
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import Field
 
 from slim.errors import InputError, SlimError
@@ -34,10 +37,15 @@ class Endpoint(Record):
     timeout: float = Field(default=60.0, gt=0, description="seconds that one try may take")
     retries: int = Field(default=5, ge=0, le=100)
     max_tokens: int = Field(default=512, ge=1, description="of a judge's answer")
+    system_turn: bool = Field(default=True, description="whether it takes one; else its text stands in the user turn")
+    identity: str | None = Field(
+        default=None, description="of a judge that was started for the run, whose address is another one each time"
+    )
 
     def key_of(self, messages: Messages) -> str:
         """What an answer is kept under: the judge, and the rubric, question, outputs and order in the messages."""
-        asked = [VERSION, self.url, self.model, self.max_tokens, messages]
+        judge = [self.url, self.model] if self.identity is None else [self.identity]
+        asked = [VERSION, *judge, self.max_tokens, messages]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -100,10 +108,37 @@ def models_of(url: str, timeout: float) -> list[str]:
         return []
 
 
-def connect(url: str, timeout: float, retries: int) -> AsyncOpenAI:
-    """A client of the endpoint, with the key of the environment, or a word in its place where there is none."""
-    key = next((found for name in KEYS if (found := os.environ.get(name, "").strip())), "none")
-    return AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
+def connect(url: str, timeout: float, retries: int, own: bool = False) -> AsyncOpenAI:
+    """A client of the endpoint, with the key of the environment, or a word in its place where there is none.
+
+    A server of one's `own` is sent no key, and no proxy stands between.
+    """
+    keys = (found for name in KEYS if (found := os.environ.get(name, "").strip()))
+    key = "none" if own else next(keys, "none")
+    transport = _Bounded(timeout, verify=_tls(), trust_env=not own)
+    return AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries, http_client=transport)
+
+
+class _Bounded(DefaultAsyncHttpxClient):
+    """Ends each try after `limit` seconds. httpx bounds each read alone, so that an answer may drip in for ever."""
+
+    def __init__(self, limit: float, **options: Any) -> None:
+        super().__init__(timeout=limit, **options)
+        self._limit = limit
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """The response with its body. Raises httpx's own error where it is not there in time."""
+        try:
+            async with asyncio.timeout(self._limit):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("the whole answer took too long", request=request) from error
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes longer than many a call, so it is done once."""
+    return httpx2.create_ssl_context()
 
 
 def without_key(text: str) -> str:

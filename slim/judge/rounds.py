@@ -1,12 +1,14 @@
 """The verdicts on pairs of answers: from an endpoint asked in both orders, or from the dataset's own answer."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from slim.errors import InputError, SlimError
 from slim.judge import client
 from slim.judge.client import Reply
 from slim.judge.endpoint import KEY_REFUSED, KEYS, Endpoint
+from slim.judge.local import LocalJudge
 from slim.judge.pairs import Pair
 from slim.judge.prompt import ORDERS, RUBRIC, Order, messages, read, winner
 from slim.judge.reference import Referee
@@ -20,9 +22,12 @@ def by_endpoint(
     rubric: str = RUBRIC,
     progress: Progress = silent,
     trouble: SlimError | None = None,
+    local: LocalJudge | None = None,
+    device: str = "auto",
 ) -> tuple[list[Comparison], JudgeFacts]:
     """The verdict on each pair, asked in both orders, and what that took.
 
+    A `local` judge's server is started on `device` where an answer is not known yet, and stopped after the last.
     Raises InputError where the endpoint refuses the key, and `trouble`, where it is given, instead of making a call.
     """
     fit = [pair for pair in pairs if pair.failure is None]
@@ -30,9 +35,12 @@ def by_endpoint(
         messages(pair.question, pair.original.text, pair.pruned.text, order, rubric) for pair in fit for order in ORDERS
     ]
     with client.kept() as cache:
-        if trouble is not None and None in client.known(endpoint, asked, cache):
+        missing = None in client.known(endpoint, asked, cache)
+        if trouble is not None and missing:
             raise trouble
-        replies = client.ask(endpoint, asked, cache, progress)
+        server = local.started(endpoint, device, progress) if local is not None and missing else nullcontext(endpoint)
+        with server as there:
+            replies = client.ask(there, asked, cache, progress)
     if replies and all(reply.failure and reply.failure.startswith(KEY_REFUSED) for reply in replies):
         raise InputError(f"endpoint {endpoint.url}: {replies[0].failure}: set {' or '.join(KEYS)}.")
     found = iter(zip(replies[:: len(ORDERS)], replies[1 :: len(ORDERS)], strict=True))
@@ -42,9 +50,10 @@ def by_endpoint(
     ]
     told = [reply for reply in replies if reply.failure is None or reply.text]
     return compared, JudgeFacts(
-        kind="endpoint",
-        name=endpoint.model,
-        endpoint=endpoint.url,
+        kind="endpoint" if local is None else "local",
+        name=endpoint.model if local is None else local.source,
+        fingerprint=None if local is None else local.fingerprint,
+        endpoint=endpoint.url if local is None else None,
         rubric=rubric,
         both_orders=True,
         calls=sum(not reply.known for reply in told),

@@ -117,8 +117,9 @@ class Generated(Record):
 class JudgeFacts(Record):
     """Who judged and by what. Never the key."""
 
-    kind: Literal["endpoint", "reference"]
+    kind: Literal["endpoint", "local", "reference"] = Field(description="local: a model served for the run")
     name: str
+    fingerprint: str | None = Field(default=None, description="of a local judge's files, or its commit on the Hub")
     endpoint: str | None = None
     rubric: str | None = None
     both_orders: bool
