@@ -20,6 +20,8 @@ from slim.workspace import Kind
 
 LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
+GO_ON = ("calibrate", "evaluate", "judge")
+"""Kinds of jobs whose rows are kept as they are done."""
 _framed = False
 
 # Streamlit collects garbage after every run of a page. Without this it would walk all of torch each time, every second
@@ -39,6 +41,7 @@ def navigation() -> st.Page:
             st.Page("pages/calibrate.py", title="Calibrate", icon=":material/speed:"),
             st.Page("pages/explore.py", title="Explore", icon=":material/grid_on:"),
             st.Page("pages/prune.py", title="Prune", icon=":material/content_cut:"),
+            st.Page("pages/evaluate.py", title="Evaluate", icon=":material/monitoring:"),
             st.Page("pages/compare.py", title="Compare", icon=":material/compare:"),
         ],
         position="top",
@@ -96,9 +99,7 @@ def show_job(job: Job | None) -> None:
         st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
     elif job.state == "cancelled":
         goes_on = "The rows that are done are kept, and the same request goes on from there."
-        st.info(
-            f"Cancelled. {goes_on if job.kind == 'calibrate' else 'Nothing was kept of it.'}", icon=":material/cancel:"
-        )
+        st.info(f"Cancelled. {goes_on if job.kind in GO_ON else 'Nothing was kept of it.'}", icon=":material/cancel:")
 
 
 @st.fragment(run_every=1.0)
@@ -167,16 +168,35 @@ def went_back() -> bool:
     return context is not None and context.is_history_navigation
 
 
-def chosen_calibration(key: str) -> tuple[Path, Calibration]:
-    """The calibration chosen on a page, at first the one that the link names."""
-    name = st.query_params.get("calibration")
+def follow_link(kind: Kind, key: str) -> None:
+    """Chooses under `key` the run that the page's link names, where nothing was chosen since it was opened."""
+    name = st.query_params.get(kind)
     if name and (key not in st.session_state or went_back()):
         with plain_errors():
-            found = [path for path in workspace.runs("calibration") if path.name == name]
+            found = [path for path in workspace.runs(kind) if path.name == name]
         if found:
             st.session_state[key] = found[0]
         else:
-            st.info(sentence(f"the link's calibration {name!r} is not here."), icon=":material/link_off:")
+            st.info(sentence(f"the link's {kind} {name!r} is not here."), icon=":material/link_off:")
+
+
+def follow_job(job: Job | None, kind: Kind, key: str) -> bool:
+    """Chooses under `key` what a job made that was watched here, or what the link names. Whether the job is unfinished.
+
+    What `kind` of run it makes is also what the link calls it.
+    """
+    watched = f"{key}-watched"
+    if job is not None and job.unfinished:
+        st.session_state[watched] = job.id
+    elif job is not None and st.session_state.pop(watched, None) == job.id and (made := result_of(job)):
+        st.session_state[key] = made
+    follow_link(kind, key)
+    return job is not None and job.unfinished
+
+
+def chosen_calibration(key: str) -> tuple[Path, Calibration]:
+    """The calibration chosen on a page, at first the one that the link names."""
+    follow_link("calibration", key)
     path = choose_run("calibration", "Calibration", key, "pages/calibrate.py")
     return path, open_calibration(path)
 

@@ -8,6 +8,8 @@ SCALE = "Viridis"
 ACCENT = "#0d9488"
 QUIET = "#94a3b8"
 ALARM = "#e4572e"
+LINES = ("#0d9488", "#e4572e", "#3b82f6", "#d19a00", "#a855f7", "#ec4899", "#84a500", "#06b6d4", "#a16207", "#6366f1")
+"""One for each of several things side by side."""
 BETWEEN = [[0, "#c2410c"], [0.25, "#f59e6b"], [0.5, "rgba(148,163,184,0.25)"], [0.75, "#5eb8ae"], [1, "#0f766e"]]
 """From less to more than nothing; the middle lets the page through, so that it is quiet in light and dark."""
 GRID = "rgba(148,163,184,0.25)"

@@ -6,10 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from slim.chart_style import ACCENT, ALARM, GRID, QUIET, WHISKER, Head, framed, lowest, ring, steady
+from slim.chart_style import ACCENT, ALARM, GRID, LINES, QUIET, WHISKER, Head, framed, lowest, ring, steady
 from slim.faithfulness import Correction, Faithfulness, Verdict
-
-LINES = ("#0d9488", "#e4572e", "#3b82f6", "#d19a00", "#a855f7", "#ec4899", "#84a500", "#06b6d4", "#a16207", "#6366f1")
 
 
 def correlations(

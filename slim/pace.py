@@ -49,6 +49,10 @@ class Timed(Record):
     low: float = Field(gt=0)
     high: float = Field(gt=0)
 
+    def words(self, digits: int) -> str:
+        """The median and its ratio to the original's: "41.2  1.21× [1.15, 1.30]"."""
+        return f"{self.value:,.{digits}f}  {self.times:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+
 
 class Pace(Record):
     """A model's pace at one batch size."""

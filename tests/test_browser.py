@@ -20,6 +20,7 @@ PAGES = {
     "calibrate": "Calibrate",
     "explore": "Explore",
     "prune": "Prune",
+    "evaluate": "Evaluate",
     "compare": "Compare",
 }
 
@@ -95,7 +96,7 @@ def test_a_direct_link_to_a_fresh_server(visitor: Visitor) -> None:
     """The very first visitor may follow a link to an inner page: it stands in the frame, with every page in reach."""
     visitor.open("prune")
     visitor.settle()
-    for title in ("Home", "Calibrate", "Explore", "Prune", "Compare"):
+    for title in ("Home", "Calibrate", "Explore", "Prune", "Evaluate", "Compare"):
         expect(visitor.page.get_by_role("link", name=title, exact=True)).to_be_visible()
     expect(visitor.page.get_by_text("There is no calibration yet.")).to_be_visible()
     assert visitor.hosts <= {"127.0.0.1", ""}

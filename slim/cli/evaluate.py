@@ -1,7 +1,7 @@
 """The verb that tells what a checkpoint is still worth, and how fast it is: evaluate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -162,8 +162,8 @@ def _speed(facts: "EvaluationFacts") -> list[Table]:
             mine = one.pace[place]
             table.add_row(
                 one.name,
-                *(_timed(timed, digits) for timed, digits in ((mine.prefill, 0), (mine.decode, 1))),
-                _timed(mine.first_token, 3),
+                *(timed.words(digits) for timed, digits in ((mine.prefill, 0), (mine.decode, 1))),
+                mine.first_token.words(3),
                 f"{mine.cache_bytes / 1e6:,.2f}",
             )
         found.append(table)
@@ -172,11 +172,6 @@ def _speed(facts: "EvaluationFacts") -> list[Table]:
         for one in facts.models:
             if (taken := one.footprint) is not None:
                 sizes = (f"{size / 1e6:,.1f}" for size in (taken.file_bytes, taken.peak_bytes))
-                table.add_row(one.name, f"{one.parameters:,}", *sizes, _timed(taken.load, 2))
+                table.add_row(one.name, f"{one.parameters:,}", *sizes, taken.load.words(2))
         found.append(table)
     return found
-
-
-def _timed(timed: Any, digits: int) -> str:
-    times = f"{timed.times:.2f}× [{timed.low:.2f}, {timed.high:.2f}]"
-    return f"{timed.value:,.{digits}f}  {times}"

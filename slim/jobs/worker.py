@@ -39,6 +39,20 @@ def _prune(arguments: dict[str, Any], progress: Progress) -> str:
     return str(prune.prune(plan.load(Path(arguments["plan"])), progress=progress))
 
 
+def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import evaluate
+
+    settings = evaluate.checked_settings(**arguments.pop("settings"))
+    return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
+
+
+def _judge(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import judge
+
+    settings = judge.AnswerSettings.checked(**arguments.pop("settings"))
+    return str(judge.judge(**arguments, settings=settings, progress=progress, tell=print)[1])
+
+
 def _push(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import push
 
@@ -48,6 +62,8 @@ def _push(arguments: dict[str, Any], progress: Progress) -> str:
 KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {
     "calibrate": _calibrate,
     "check": _check,
+    "evaluate": _evaluate,
+    "judge": _judge,
     "prune": _prune,
     "push": _push,
 }

@@ -1,0 +1,174 @@
+"""An evaluation's figures in words and tables: a card for each checkpoint, and a line for each model."""
+
+import html
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from slim.evaluation import EvaluationFacts, in_words
+from slim.pace import Timed
+from slim.quantities import Quantity, Standing, one_of
+
+STANDINGS: dict[Standing, tuple[str, str]] = {
+    "better": ("better", "#0d9488"),
+    "worse": ("worse", "#e4572e"),
+    "same": ("the same", "#94a3b8"),
+    "apart": ("differs", "#94a3b8"),
+    "open": ("no sure difference", "#94a3b8"),
+    "unknown": ("unknown, one row", "#94a3b8"),
+}
+IN_SHORT = ("prefill", "decode", "parameters", "file")
+"""What a checkpoint's summary says besides quality."""
+STYLE = """<style>
+.slim-table { overflow-x: auto; }
+.slim-table table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+.slim-table th { text-align: left; font-weight: 600; opacity: .7; }
+.slim-table th, .slim-table td { padding: .3rem .7rem .3rem 0; border: 0; vertical-align: top; }
+.slim-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem; }
+.slim-cards > div { border: 1px solid rgba(148, 163, 184, .4); border-radius: .5rem; padding: .8rem 1rem; }
+.slim-cards > div { min-width: 0; }
+.slim-cards b { overflow-wrap: anywhere; }
+.slim-cards small { opacity: .65; display: block; }
+.slim-cards tbody tr:first-child td { border-top: 0; }
+.slim-table tr + tr td, .slim-table tbody tr:first-child td { border-top: 1px solid rgba(148, 163, 184, .3); }
+</style>"""
+
+
+def show_summary(facts: EvaluationFacts, found: Sequence[Quantity]) -> None:
+    """A card for each checkpoint: what it has more or less than the original, and whether that is sure."""
+    if len(facts.models) == 1:
+        st.info("There is no checkpoint beside the original in this evaluation.", icon=":material/info:")
+        return
+    told = in_short(found)
+    cards = [
+        f"<div><b>{html.escape(facts.models[model].name)}</b>"
+        + _table([], [_card_line(one, model) for one in told if one.changes[model] is not None])
+        + "</div>"
+        for model in range(1, len(facts.models))
+    ]
+    st.html(f"<div class='slim-cards'>{STYLE}{''.join(cards)}</div>")
+    st.caption(
+        "Differences of quality with 95% intervals over the same rows of both; of speed with the lowest and highest of "
+        "runs side by side. “No sure difference”: the interval holds 0. KL is the distance to the original itself."
+    )
+
+
+def in_short(found: Sequence[Quantity]) -> list[Quantity]:
+    """Quality, pace and size: what tells most."""
+    return [one for one in found if one.group == "quality" or one.name.partition("-")[0] in IN_SHORT]
+
+
+def _card_line(quantity: Quantity, model: int) -> list[str]:
+    word, tone = STANDINGS[quantity.standing(model) or "unknown"]
+    return [
+        f"{html.escape(quantity.title)}<small>{'more' if quantity.higher_is_better else 'less'} is better</small>",
+        html.escape(quantity.change_in_words(model)),
+        f"<span style='color:{tone}'>●</span>&nbsp;{word}",
+    ]
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already: whoever makes them escapes what a person or a file has named."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+    top = f"<thead>{row(head, 'th')}</thead>" if head else ""
+    body = "".join(row(line, "td") for line in lines)
+    return f"<div class='slim-table'><table>{top}<tbody>{body}</tbody></table></div>"
+
+
+def _show(frame: pd.DataFrame) -> None:
+    """A table of plain text."""
+    head = [html.escape(str(name)) for name in frame.columns]
+    lines = [[html.escape(str(cell)) for cell in line] for line in frame.itertuples(index=False)]
+    st.html(STYLE + _table(head, lines))
+
+
+def show_tables(facts: EvaluationFacts, found: Sequence[Quantity]) -> None:
+    if facts.measures:
+        st.subheader("Quality", anchor=False)
+        _show(quality_table(facts, found))
+    for place, pace in enumerate(facts.original.pace):
+        st.subheader(f"Speed, {pace.rows} row{'s' if pace.rows > 1 else ''} at a time", anchor=False)
+        _show(speed_table(facts, place))
+    if facts.original.pace:
+        st.caption(
+            "The median, and how many times as fast as the original: median, lowest and highest of runs in turn."
+        )
+    st.subheader("Size", anchor=False)
+    _show(size_table(facts, found))
+
+
+def quality_table(facts: EvaluationFacts, found: Sequence[Quantity]) -> pd.DataFrame:
+    """A line for each measure and model."""
+    lines = []
+    for key, about in facts.measures.items():
+        quantity = one_of(found, key)
+        lead = [quantity.label, "more" if about.higher_is_better else "less", f"{about.rows:,}"]
+        for model, one in enumerate(facts.models):
+            if (score := one.scores.get(key)) is None:
+                continue
+            said = quantity.standing(model)
+            lines.append(
+                [
+                    *lead,
+                    one.name,
+                    in_words(about, score.figure),
+                    quantity.change_in_words(model),
+                    STANDINGS[said][0] if said else "",
+                ]
+            )
+            lead = ["", "", ""]
+    return pd.DataFrame(
+        lines, columns=["measure", "better", "rows", "model", "figure", "difference to the original", "that is"]
+    )
+
+
+def speed_table(facts: EvaluationFacts, place: int) -> pd.DataFrame:
+    """A line for each model, at one batch size."""
+    rows = facts.original.pace[place].rows
+    lines = [
+        [
+            one.name,
+            _timed(mine.prefill, 0, one is facts.original),
+            _timed(mine.decode, 1, one is facts.original),
+            _timed(mine.first_token, 3, one is facts.original),
+            f"{mine.cache_bytes / 1e6:,.2f}",
+        ]
+        for one in facts.models
+        for mine in one.pace
+        if mine.rows == rows
+    ]
+    return pd.DataFrame(
+        lines, columns=["model", "prefill, tokens/s", "decoding, tokens/s", "first token, s", "KV cache, MB"]
+    )
+
+
+def _timed(timed: Timed, digits: int, original: bool) -> str:
+    return f"{timed.value:,.{digits}f}" if original else timed.words(digits).replace("  ", " · ")
+
+
+def _plain(quantity: Quantity) -> list[str]:
+    return ["" if figure is None else f"{figure.value:,.{quantity.digits}f}" for figure in quantity.figures]
+
+
+def size_table(facts: EvaluationFacts, found: Sequence[Quantity]) -> pd.DataFrame:
+    """A line for each model: parameters, and what was measured of its files and memory."""
+    columns = {"model": [one.name for one in facts.models]}
+    for quantity in found:
+        if quantity.name in ("parameters", "file", "peak_memory"):
+            counted = quantity.name == "parameters"
+            columns[quantity.title if counted else quantity.label] = [
+                " · ".join(
+                    filter(None, (f"{one.parameters:,}" if counted else figure, quantity.change_in_words(model)))
+                )
+                for model, (one, figure) in enumerate(zip(facts.models, _plain(quantity), strict=True))
+            ]
+    if facts.original.footprint is not None:
+        columns["loading, s"] = [
+            "" if one.footprint is None else _timed(one.footprint.load, 2, one is facts.original)
+            for one in facts.models
+        ]
+    return pd.DataFrame(columns)
