@@ -25,6 +25,7 @@ bench: $(READY)  ## measure what the documents say
 	@$(BIN)/python -m benchmarks.pace
 	@$(BIN)/python -m benchmarks.planner
 	@$(BIN)/python -m benchmarks.board
+	@$(BIN)/python -m benchmarks.judge
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Slim needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

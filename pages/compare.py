@@ -1,50 +1,48 @@
-"""Compare: the original and a pruned model answer the same prompt, side by side."""
-
-import random
+"""Compare: both models on one prompt, or a judge, and the person, on hundreds of rows."""
 
 import streamlit as st
 
-from pages.frame import choose_run, page_title, plain_errors
-from pages.preview import ONE_AT_A_TIME, answer_places, examples, open_model, show_answer
-from slim import generate
-from slim.checkpoint import recipe
-from slim.generate import Answer
+from pages.frame import follow_job, newest_job, page_title, plain_errors, show_job
+from pages.judge_form import request
+from pages.playground import show_playground
+from pages.verdicts_view import show_past
+from slim import jobs, workspace
+
+RUN, VIEW = "compare-judgement", "compare-view"
+TRY, JUDGE = "Try a prompt", "Judge"
 
 
-def another() -> None:
-    st.session_state["compare-prompt"] = random.choice(examples()).prompt
+def show_judge() -> None:
+    """The judgements that were made, the one under way, and the form for another."""
+    past = workspace.runs("judgement")
+    busy = follow_job(job, "judgement", RUN)
+
+    form = st.expander("A new judgement", icon=":material/gavel:", expanded=not past)
+    show_job(job)
+    if past:
+        show_past(RUN)
+    else:
+        st.caption("There is no judgement yet. Choose a checkpoint above, and who judges.")
+
+    with form:  # filled last: where it cannot be used the page ends, and what was found before is shown already
+        arguments, enough = request()
+        if st.button("Judge", type="primary", icon=":material/play_arrow:", disabled=busy or not enough):
+            with plain_errors():
+                jobs.start("judge", **arguments)
+            st.rerun()
 
 
 page_title("Compare")
-path = choose_run("checkpoint", "Pruned model", "compare-checkpoint", "pages/prune.py")
 with plain_errors():
-    made = recipe(path)
-
-st.session_state.setdefault("compare-prompt", examples()[0].prompt)
-prompt = st.text_area("Prompt", key="compare-prompt", persist_state="session", height=180)
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    asked = st.button("Answer with both", type="primary", icon=":material/play_arrow:", disabled=not prompt.strip())
-    st.button("Another example", icon=":material/shuffle:", on_click=another)
-    limit = st.slider("Most tokens", 16, 512, 96, 16, key="compare-limit", persist_state="session", width=260)
-
-sizes = (made.before.parameters, made.after.parameters)
-places = answer_places(
-    (
-        f"**Original** · {sizes[0] / 1e6:,.1f} M parameters",
-        f"**Pruned** · {sizes[1] / 1e6:,.1f} M parameters ({sizes[1] / sizes[0] - 1:.1%})",
-    )
+    job = newest_job("judge")
+linked = "judgement" in st.query_params or (job is not None and job.unfinished)
+st.session_state.setdefault(VIEW, JUDGE if linked else TRY)
+view = st.segmented_control(
+    "View", [TRY, JUDGE], required=True, key=VIEW, persist_state="session", label_visibility="collapsed"
 )
-
-if asked:
-    with plain_errors(), ONE_AT_A_TIME:
-        pair = [open_model(made.model.source), open_model(str(path))]
-        last: dict[int, Answer] = {}
-        for index, answer in generate.side_by_side(pair, prompt, limit):
-            last[index] = answer
-            show_answer(places[index], answer)
-    st.session_state["compare-answers"] = (str(path), prompt, last)
-elif "compare-answers" in st.session_state:
-    shown_for, shown_prompt, last = st.session_state["compare-answers"]
-    if (shown_for, shown_prompt) == (str(path), prompt):
-        for index, answer in last.items():
-            show_answer(places[index], answer)
+if view == JUDGE:
+    with plain_errors():
+        show_judge()
+else:
+    st.query_params.pop("judgement", None)
+    show_playground()

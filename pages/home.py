@@ -9,7 +9,8 @@ STEPS = (
     ("speed", "Calibrate", "Run the model on rows of your task and measure every attention head and block."),
     ("grid_on", "Explore", "See which heads carry the task: KL, entropy, variance, layer by layer."),
     ("content_cut", "Prune", "Drag a threshold; size and forecast loss follow. Then remove the weights for real."),
-    ("compare", "Compare", "Original and pruned answer the same prompt side by side."),
+    ("monitoring", "Evaluate", "What the smaller model is still worth, and how fast it is, each with its interval."),
+    ("compare", "Compare", "Original and pruned answer side by side; a judge, or you, says which is better."),
 )
 
 page_title("Make a language model smaller, knowing the cost first")
