@@ -115,7 +115,10 @@ def test_a_server_goes_with_an_error_in_the_block(models: Path) -> None:
     def stop(number: int, frame: object) -> None:
         raise SlimError("cancelled")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, stop),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job of a shell may ignore it
+    }
     try:
         for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SlimError)):
             servers: list[psutil.Process] = []
@@ -125,7 +128,8 @@ def test_a_server_goes_with_an_error_in_the_block(models: Path) -> None:
                 time.sleep(PATIENCE)
             assert [gone(one.pid) for one in servers] == [True]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_server_goes_with_a_parent_that_is_killed(models: Path) -> None:
