@@ -1,14 +1,13 @@
 """What a person asks of an evaluation: which checkpoints beside which model, on what, and whether they are timed."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import streamlit as st
 
+from pages.checkpoints import checkpoint_names, cut_from
 from pages.frame import plain_errors, sentence
 from pages.task_data import choose_data, choose_source, open_task
-from slim import held_out, workspace
 from slim.errors import InputError
 from slim.evaluation import EvaluationSettings
 from slim.tasks import Positions
@@ -21,9 +20,7 @@ DATA = "evaluate-data"
 
 def choose_models() -> tuple[list[str], str | None]:
     """The checkpoints, and the model to compare them with; None: the one they were cut from, if that is known."""
-    with plain_errors():
-        known = held_out.labels([str(path) for path in workspace.runs("checkpoint")])
-    names = {source: name for name, source in known.items()}
+    names = checkpoint_names()
     left, right = st.columns(2)
     chosen = left.multiselect(
         "Checkpoints",
@@ -35,7 +32,7 @@ def choose_models() -> tuple[list[str], str | None]:
         key="evaluate-checkpoints",
         persist_state=KEEP,
     )
-    original, problem = _original(chosen)
+    original, problem = cut_from(chosen)
     baseline = right.text_input(
         "Compare with",
         placeholder=f"The model they were cut from{f': {original}' if original else ''}",
@@ -46,16 +43,6 @@ def choose_models() -> tuple[list[str], str | None]:
     if problem and not baseline:
         st.warning(sentence(problem), icon=":material/help:")
     return chosen, baseline or None
-
-
-def _original(chosen: Sequence[str]) -> tuple[str | None, str | None]:
-    """What all were cut from, or why that is not known."""
-    if not chosen:
-        return None, None
-    try:
-        return held_out.original_of(chosen), None
-    except InputError as error:
-        return None, str(error)
 
 
 def choose_rows() -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import streamlit as st
 
+from pages.checkpoints import checkpoint_names, cut_from
 from pages.frame import plain_errors, sentence
 from pages.task_data import choose_data, choose_source, open_task
-from slim import bundled, held_out, workspace
+from slim import bundled, held_out
 from slim.answers import AnswerSettings
-from slim.errors import InputError
 from slim.judge.cost import estimate
 from slim.judge.endpoint import KEYS, UNNAMED, Endpoint, base_url
 from slim.judge.prompt import RUBRIC
@@ -49,9 +49,7 @@ def request() -> tuple[dict[str, Any], bool]:
 
 def _models() -> tuple[str | None, str | None]:
     """The original and the pruned model, as far as they are known."""
-    with plain_errors():
-        known = held_out.labels([str(path) for path in workspace.runs("checkpoint")])
-    names = {source: name for name, source in known.items()}
+    names = checkpoint_names()
     left, right = st.columns(2)
     pruned = right.selectbox(
         "Pruned model",
@@ -64,12 +62,7 @@ def _models() -> tuple[str | None, str | None]:
         key="judge-pruned",
         persist_state=KEEP,
     )
-    source = problem = None
-    if pruned:
-        try:
-            source = held_out.original_of([pruned])
-        except InputError as error:
-            problem = str(error).replace("baseline: ", "", 1)
+    source, problem = cut_from([pruned] if pruned else [])
     original = left.selectbox(
         "Original",
         [bundled.NAME],
@@ -80,7 +73,7 @@ def _models() -> tuple[str | None, str | None]:
         persist_state=KEEP,
     )
     if problem and not original:
-        st.warning(sentence(problem), icon=":material/help:")
+        st.warning(sentence(problem.replace("baseline: ", "", 1)), icon=":material/help:")
     return original or source, pruned
 
 
