@@ -8,6 +8,7 @@ from slim.calibration import Calibration
 from slim.records import Plan
 
 FIELDS = {
+    "heads": ("Heads at most", "of the original's"),
     "params": ("Parameters at most", "of the original's"),
     "bytes": ("Bytes on disk at most", "of the original's"),
     "kv": ("KV cache at most", "of the original's"),

@@ -23,19 +23,20 @@ from slim.errors import InputError
 from slim.forecast import forecast
 from slim.options import Options, options_of
 from slim.plan import check_unit, finished, shapes_for
-from slim.project import Quantity, everything, prices, size_of
+from slim.project import Price, everything, heads_of, prices
 from slim.records import ByBudget, Keep, Pins, Plan, Unit
 
-SHARES: Mapping[str, Quantity] = {
+SHARES: Mapping[str, str] = {
+    "heads": "heads",
     "params": "parameters",
     "bytes": "bytes",
     "kv": "kv_bytes_per_token",
     "flops": "flops_per_token",
 }
 """Limits that are shares of the original at most."""
-SPEEDS: Mapping[str, Quantity] = {"prefill": "flops_per_token", "decode": "bytes_read_per_token"}
+SPEEDS: Mapping[str, str] = {"prefill": "flops_per_token", "decode": "bytes_read_per_token"}
 """Limits that are times as fast as the original at least."""
-LIMITED: Mapping[str, Quantity] = {**SHARES, **SPEEDS}
+LIMITED: Mapping[str, str] = {**SHARES, **SPEEDS}
 LOSS = "loss"
 MOVES = 12
 """Most layers that change in one step of the search that minds interactions."""
@@ -65,8 +66,8 @@ def plan_for_budget(
 ) -> Plan:
     """The plan with the least forecast loss within `limits`; with a limit of loss alone, the one with the fewest bytes.
 
-    `limits` are `params`, `bytes`, `kv`, `flops` (share of the original at most), `prefill`, `decode` (times as fast at
-    least) and `loss` (nats/token at most, on the rows that did not choose).
+    `limits` are `heads`, `params`, `bytes`, `kv`, `flops` (share of the original at most), `prefill`, `decode` (times
+    as fast at least) and `loss` (nats/token at most, on the rows that did not choose).
 
     Raises InputError for a limit that makes no sense, or that cannot be met: it says which, and what can be reached.
     """
@@ -90,7 +91,7 @@ def curve(
     planner = Planner(calibration, unit, uniform, pins)
     for share in np.linspace(1, planner.least("bytes"), points):
         keep = planner.additive({"bytes": float(share) + 1e-9})
-        yield size_of(planner.prices, keep, planner.facts.group).bytes / planner.before.bytes, keep
+        yield planner.prices["bytes"].of(keep, planner.facts.group) / planner.whole["bytes"], keep
 
 
 def checked_limits(limits: Mapping[str, float]) -> None:
@@ -117,8 +118,9 @@ class Planner:
             raise InputError("budget: the calibration has no loss sketch: calibrate with --kl fisher or exact.")
         self.calibration, self.facts, self.unit, self.pins = calibration, calibration.facts.model, unit, pins or Pins()
         check_unit(unit, self.facts)
-        self.prices = prices(self.facts)
-        self.before = size_of(self.prices, everything(self.facts), self.facts.group)
+        self.prices: dict[str, Price] = {"heads": heads_of(self.facts), **prices(self.facts)}
+        whole = everything(self.facts)
+        self.whole = {name: price.of(whole, self.facts.group) for name, price in self.prices.items()}
         sketch = calibration.sketch.fold(0)
         shapes: list[tuple[int, int] | None] = [None]
         if uniform and unit != "layer":
@@ -154,7 +156,7 @@ class Planner:
         found = forecast(self.calibration, keep)
         return found.nats_per_token if found else float("nan")
 
-    def least(self, quantity: Quantity, limits: Mapping[str, float] | None = None) -> float:
+    def least(self, quantity: str, limits: Mapping[str, float] | None = None) -> float:
         """The smallest share of the original that a quantity can be brought to within `limits`. Raises Infeasible."""
         found = []
         for options in self.options:
@@ -164,7 +166,7 @@ class Planner:
                 found.append(sum(amount[option] for amount, option in zip(amounts, chosen, strict=True)))
         if not found:
             raise Infeasible
-        return float(min(found) + self.prices[quantity].fixed) / getattr(self.before, quantity)
+        return float(min(found) + self.prices[quantity].fixed) / self.whole[quantity]
 
     def _minded(self, sizes: Mapping[str, float]) -> Keep:
         """The better one of the additive optimum and what minding interactions makes of it, by unseen rows."""
@@ -248,7 +250,7 @@ class Planner:
         found = []
         for name, limit in limits.items():
             quantity = LIMITED[name]
-            whole = getattr(self.before, quantity)
+            whole = self.whole[quantity]
             share = limit if name in SHARES else 1 / limit
             amounts = [amount / whole for amount in self._amounts(options, quantity)]
             found.append(Bound(amounts, share - self.prices[quantity].fixed / whole))
@@ -291,7 +293,7 @@ class Planner:
             raise Infeasible
         return [int(part.argmax()) for part in np.split(found.x, starts[1:])]
 
-    def _amounts(self, options: Options, quantity: Quantity) -> list[NDArray[np.int64]]:
+    def _amounts(self, options: Options, quantity: str) -> list[NDArray[np.int64]]:
         """What each option of each layer takes."""
         price, group = self.prices[quantity], self.facts.group
         return [

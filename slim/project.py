@@ -118,6 +118,12 @@ def prices(facts: ModelFacts) -> Prices:
     }
 
 
+def heads_of(facts: ModelFacts) -> Price:
+    """What counts query heads, as a price counts bytes."""
+    one = np.ones(facts.layers, dtype=np.int64)
+    return Price(0, 0 * one, 0 * one, one, 0 * one)
+
+
 def _layer_names(facts: ModelFacts) -> list[list[str]]:
     prefix = f"{architecture_of(facts.model_type).layers}."
     found: list[list[str]] = [[] for _ in range(facts.layers)]

@@ -189,8 +189,8 @@ class ByBudget(Record):
 
     kind: Literal["budget"] = "budget"
     limits: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        description="params, bytes, kv, flops: share of the original at most; prefill, decode: times as fast at least; "
-        "loss: nats/token at most"
+        description="heads, params, bytes, kv, flops: share of the original at most; prefill, decode: times as fast "
+        "at least; loss: nats/token at most"
     )
 
     def __str__(self) -> str:

@@ -21,8 +21,8 @@ def plan(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="the cheapest plan within limits: params, bytes, kv, flops (share of the original at most), prefill, "
-            "decode (times as fast at least), loss (nats/token at most); for instance params=0.9,loss=0.05"
+            help="the cheapest plan within limits: heads, params, bytes, kv, flops (share of the original at most), "
+            "prefill, decode (times as fast at least), loss (nats/token at most); for instance params=0.9,loss=0.05"
         ),
     ] = None,
     unit: Annotated[Unit, typer.Option(help="what is removed as one")] = "head",
