@@ -31,6 +31,10 @@ class Architecture:
     per KV head, `qkv` a block of all three per head."""
     output: str = "self_attn.o_proj"
     """The projection that reads one block per query head."""
+    mlp_output: str = "mlp.down_proj"
+    """The projection that writes what the MLP found."""
+    parallel: str | None = None
+    """The config's switch under which attention and MLP read the same residual."""
     transposed: bool = False
     """Whether the weights of these projections are stored (in, out)."""
     only_for_attention: tuple[str, ...] = ("self_attn", "input_layernorm")
@@ -71,7 +75,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(),
     "qwen3": Architecture(),
     "smollm3": Architecture(),
-    "starcoder2": Architecture(),
+    "starcoder2": Architecture(mlp_output="mlp.c_proj"),
     "granite": Architecture(residual_multiplier="residual_multiplier"),
     "gemma2": Architecture(
         **_TWO_NORMS,
@@ -95,6 +99,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_adds="attn",
         projections={"attn.c_attn": ("q", "k", "v")},
         output="attn.c_proj",
+        mlp_output="mlp.c_proj",
         transposed=True,
         only_for_attention=("attn", "ln_1"),
         sets_head_size=False,
@@ -107,6 +112,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_adds="attention",
         projections={"attention.query_key_value": ("qkv",)},
         output="attention.dense",
+        mlp_output="mlp.dense_4h_to_h",
+        parallel="use_parallel_residual",
         only_for_attention=("attention", "input_layernorm"),  # the MLP has a norm of its own, parallel or not
         sets_head_size=False,
         stored_as={"lm_head.weight": "embed_out.weight"},
@@ -114,6 +121,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "opt": Architecture(
         layers="model.decoder.layers",
         mlp_adds="fc2",
+        mlp_output="fc2",
         output="self_attn.out_proj",
         only_for_attention=("self_attn", "self_attn_layer_norm"),
         sets_head_size=False,

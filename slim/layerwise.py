@@ -1,0 +1,121 @@
+"""A model one layer at a time: the hidden states of rows are carried through it, so a pass runs one layer alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim.architectures import Architecture, decoder_layers
+from slim.tasks import Batch
+
+
+class _Passed(nn.Module):
+    """Stands for a layer that is not run: hands on what was computed before, or what it gets."""
+
+    def __init__(self, hidden: Tensor | None = None) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states if self.hidden is None else self.hidden
+
+
+class _Enough(Exception):
+    """All that was to be seen of a pass has been seen."""
+
+
+@contextmanager
+def _alone(layers: nn.ModuleList, index: int) -> Iterator[None]:
+    original = list(layers)
+    try:
+        for place in range(len(layers)):
+            if place != index:
+                layers[place] = _Passed()
+        yield
+    finally:
+        for place, layer in enumerate(original):
+            layers[place] = layer
+
+
+class Stream:
+    """Rows on their way through a model: `hidden` is what enters the layer `index`.  # (B, T, E) of each batch"""
+
+    def __init__(self, model: Any, architecture: Architecture, batches: Sequence[Batch]) -> None:
+        self.model, self.batches = model, batches
+        self.layers = decoder_layers(model, architecture)
+        self.index = 0
+        self.hidden: list[Tensor] = []
+        with _alone(self.layers, -1):
+            for batch in batches:
+                self.hidden.append(self._entering(batch))
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer at hand."""
+        return self.layers[self.index]
+
+    def seen(self, modules: Mapping[str, nn.Module], until: str | None = None) -> Iterator[dict[str, Tensor]]:
+        """Runs the layer at hand over every batch and gives what entered and left each of `modules`, as NAME.in and
+        NAME.out, and what left the layer as `left`. With `until`, the run stops where that module is entered."""
+        for batch, hidden in zip(self.batches, self.hidden, strict=True):
+            yield self._run(batch, hidden, modules, until)
+
+    def advance(self, left: Sequence[Tensor] | None = None) -> None:
+        """Goes through the layer at hand as it is now; `left` is what leaves it where that is known."""
+        self.hidden = list(left) if left is not None else [seen["left"] for seen in self.seen({})]
+        self.index += 1
+
+    def _entering(self, batch: Batch) -> Tensor:
+        found: list[Tensor] = []
+        handle = self.layers[0].register_forward_hook(lambda module, args, output: found.append(output))
+        try:
+            self._forward(batch)
+        finally:
+            handle.remove()
+        return found[0]
+
+    @torch.no_grad()
+    def _run(
+        self, batch: Batch, hidden: Tensor, modules: Mapping[str, nn.Module], until: str | None
+    ) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+
+        def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        def entered(name: str) -> Any:
+            def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen[f"{name}.in"] = args[0] if args else kwargs["hidden_states"]
+                if name == until:
+                    raise _Enough
+
+            return note
+
+        def leaving(name: str) -> Any:
+            def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                seen[name] = output[0] if isinstance(output, tuple) else output
+
+            return note
+
+        with ExitStack() as stack:
+            stack.enter_context(_alone(self.layers, self.index))
+            handles = [
+                self.layer.register_forward_pre_hook(given, with_kwargs=True),
+                self.layer.register_forward_hook(leaving("left")),
+            ]
+            for name, module in modules.items():
+                handles.append(module.register_forward_pre_hook(entered(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(leaving(f"{name}.out")))
+            for handle in handles:
+                stack.callback(handle.remove)
+            with suppress(_Enough):
+                self._forward(batch)
+        return seen
+
+    @torch.no_grad()
+    def _forward(self, batch: Batch) -> None:
+        self.model(**batch.inputs(self.model.device), use_cache=False, logits_to_keep=1)
