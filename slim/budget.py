@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from slim.absorbed import AbsorbedSketch
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.forecast import forecast
 from slim.options import Options, options_of
 from slim.plan import check_unit, finished, shapes_for
 from slim.project import Price, everything, heads_of, prices
-from slim.records import ByBudget, Keep, Pins, Plan, Unit
+from slim.records import ByBudget, Forecast, Keep, Pins, Plan, Unit
 
 SHARES: Mapping[str, str] = {
     "heads": "heads",
@@ -63,8 +64,11 @@ def plan_for_budget(
     *,
     uniform: bool = False,
     pins: Pins | None = None,
+    absorbed: AbsorbedSketch | None = None,
 ) -> Plan:
     """The plan with the least forecast loss within `limits`; with a limit of loss alone, the one with the fewest bytes.
+
+    With what repair can make up for (`absorbed`), that is the loss once it is repaired.
 
     `limits` are `heads`, `params`, `bytes`, `kv`, `flops` (share of the original at most), `prefill`, `decode` (times
     as fast at least) and `loss` (nats/token at most, on the rows that did not choose).
@@ -72,9 +76,10 @@ def plan_for_budget(
     Raises InputError for a limit that makes no sense, or that cannot be met: it says which, and what can be reached.
     """
     checked_limits(limits)
-    planner = Planner(calibration, unit, uniform, pins)
+    planner = Planner(calibration, unit, uniform, pins, absorbed)
     keep = planner.solve(limits)
-    return finished(calibration, keep, unit, ByBudget(limits=dict(limits)), planner.pins, uniform)
+    reason = ByBudget(limits=dict(limits))
+    return finished(calibration, keep, unit, reason, planner.pins, uniform, repaired=planner.repaired(keep))
 
 
 def curve(
@@ -113,11 +118,21 @@ def checked_limits(limits: Mapping[str, float]) -> None:
 class Planner:
     """Everything that plans of one model, unit and set of pins share."""
 
-    def __init__(self, calibration: Calibration, unit: Unit, uniform: bool = False, pins: Pins | None = None) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        unit: Unit,
+        uniform: bool = False,
+        pins: Pins | None = None,
+        absorbed: AbsorbedSketch | None = None,
+    ) -> None:
         if calibration.sketch is None:
             raise InputError("budget: the calibration has no loss sketch: calibrate with --kl fisher or exact.")
         self.calibration, self.facts, self.unit, self.pins = calibration, calibration.facts.model, unit, pins or Pins()
         check_unit(unit, self.facts)
+        if absorbed and unit == "layer":
+            raise InputError("unit layer: what repair makes up for is known of heads, groups and blocks: choose one.")
+        self.absorbed, choosing = absorbed, absorbed.fold(0) if absorbed else None
         self.prices: dict[str, Price] = {"heads": heads_of(self.facts), **prices(self.facts)}
         whole = everything(self.facts)
         self.whole = {name: price.of(whole, self.facts.group) for name, price in self.prices.items()}
@@ -125,7 +140,7 @@ class Planner:
         shapes: list[tuple[int, int] | None] = [None]
         if uniform and unit != "layer":
             shapes = [*shapes_for(self.facts, unit)]
-        found = [options_of(self.facts, sketch, unit, self.pins, shape) for shape in shapes]
+        found = [options_of(self.facts, sketch, unit, self.pins, shape, choosing) for shape in shapes]
         self.options = [options for options in found if options]
         if not self.options:
             raise InputError("pins: no legal shape honours all of them: take one back.")
@@ -153,8 +168,12 @@ class Planner:
 
     def loss(self, keep: Keep) -> float:
         """Forecast nats/token on the rows that do not choose, as a plan shows it."""
-        found = forecast(self.calibration, keep)
+        found = self.repaired(keep) or forecast(self.calibration, keep)
         return found.nats_per_token if found else float("nan")
+
+    def repaired(self, keep: Keep) -> Forecast | None:
+        """The forecast for a plan once it is repaired, where that was measured."""
+        return self.absorbed.forecast(keep, self.calibration.facts.settings.seed) if self.absorbed else None
 
     def least(self, quantity: str, limits: Mapping[str, float] | None = None) -> float:
         """The smallest share of the original that a quantity can be brought to within `limits`. Raises Infeasible."""

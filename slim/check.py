@@ -21,6 +21,7 @@ from slim.faithfulness import (
     rank_correlation,
 )
 from slim.forecast import removed_columns
+from slim.held_out import task_of
 from slim.metrics import CRITERIA
 from slim.metrics.kl_output import Ablation, Full, ablate
 from slim.models import Loaded
@@ -47,6 +48,14 @@ def check(
     `weights` are the composite's, `rows` how many rows of the same data are measured on, `heads` how many heads are
     left out alone. Raises InputError when the model or the data are not those of the calibration any more.
     """
+    loaded = same_model(calibration, progress)
+    encoded, unseen = rows_to_check(calibration, loaded, rows)
+    found = measure_check(calibration, loaded, encoded, unseen, weights, heads, progress)
+    return save_check(calibration, found)
+
+
+def same_model(calibration: Calibration, progress: Progress = silent) -> Loaded:
+    """The calibration's model. Raises InputError when its source names another one now."""
     settings = calibration.facts.settings
     loaded = models.load(
         calibration.facts.model.source, device=settings.device, dtype=settings.dtype, progress=progress
@@ -56,17 +65,19 @@ def check(
             f"calibration: {calibration.facts.model.source!r} is another model now than when it was measured: "
             "calibrate again."
         )
-    encoded, unseen = rows_to_check(calibration, loaded, rows)
-    found = measure_check(calibration, loaded, encoded, unseen, weights, heads, progress)
-    return save_check(calibration, found)
+    return loaded
+
+
+def calibrated_rows(calibration: Calibration, loaded: Loaded) -> tasks.Encoded:
+    """The rows of the calibration as its model's tokens."""
+    settings = calibration.facts.settings
+    rows = tasks.choose(task_of(calibration.facts.dataset), settings.samples, settings.seed)
+    return tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions)
 
 
 def rows_to_check(calibration: Calibration, loaded: Loaded, rows: int) -> tuple[tasks.Encoded, bool]:
     """Rows of the calibration's data that it did not see, and True; those it did see where there are no others."""
-    data, settings = calibration.facts.dataset, calibration.facts.settings
-    task = tasks.load_task(
-        data.source, data.config, data.split, data.revision, data.template, data.columns or None, data.prompt
-    )
+    task, settings = task_of(calibration.facts.dataset), calibration.facts.settings
     seen = tasks.choose(task, settings.samples, settings.seed)
     drawn = tasks.choose(task, settings.samples + 4 * rows, settings.seed + 1)
     others = [example for example in drawn if example not in set(seen)][:rows]

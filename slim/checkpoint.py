@@ -2,24 +2,28 @@
 
 import copy
 import json
+import shutil
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 import slim
-from slim import bundled, modeling, workspace
+from slim import bundled, modeling, models, workspace
 from slim.architectures import Architecture
 from slim.cuts import is_stock, shape_of
 from slim.errors import InputError
-from slim.folder import read_folder
+from slim.folder import WEIGHTS, read_folder
+from slim.hub import snapshot
 from slim.models import HUB_ID, Loaded, locate, pruned_class
 from slim.plan import load as load_plan
 from slim.project import speedup
 from slim.records import Plan
+from slim.recovery import RECOVERY_FILE, Recovery
 
 PLAN_FILE = "slim_plan.json"
 MODELING_FILE = "modeling_slim.py"
@@ -27,6 +31,9 @@ SHARD_BYTES = 5_000_000_000
 """Of weights in one file; more are split over several."""
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 """What a config says of each layer, one after the other."""
+CARRIED = (".json", ".jinja", ".model", ".txt")
+"""Kinds of files that a checkpoint written anew keeps as they are: config, tokenizer, plan. Code never comes along."""
+RECOVERY_TITLE = "## Recovery"
 
 
 def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
@@ -89,6 +96,74 @@ def write(output: Path, loaded: Loaded, state: dict[str, Tensor], plan: Plan, sh
     workspace.remember(output, "checkpoint")
 
 
+def rewrite(
+    source: str | Path,
+    output: Path,
+    state: Mapping[str, Tensor],
+    recovery: Recovery,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Saves the model `source` again as the new folder `output`, with other weights and what was done to them.
+
+    `state` holds the weights that changed, by their names in the model, in any number format: they are stored in the
+    one they had. Raises InputError when `source` is no model or `output` cannot be written.
+    """
+    place = Path(locate(str(source)))
+    folder = place if place.is_dir() else snapshot(str(place))
+    stored = read_folder(str(source), folder)
+    loaded = models.load(str(source), device="cpu", dtype=str(stored.dtype).removeprefix("torch."))
+    found = loaded.model.load_state_dict(dict(state), strict=False)
+    if found.unexpected_keys:
+        raise RuntimeError(f"{source} has no weights named {found.unexpected_keys[0]}")
+    with workspace.new_folder(output, sum(map(prod, stored.shapes.values())) * loaded.facts.itemsize) as partial:
+        loaded.model.save_pretrained(partial, max_shard_size=shard_bytes)
+        for file in folder.iterdir():
+            if file.suffix in CARRIED and file.name != f"{WEIGHTS}.index.json" and file.is_file():
+                shutil.copyfile(file, partial / file.name)
+        if loaded.model.config.is_heterogeneous:
+            stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(loaded.model.config)]
+            _name_the_class(partial, stock.__name__, loaded.architecture)
+        (partial / RECOVERY_FILE).write_text(recovery.model_dump_json(indent=1), encoding="utf-8")
+        (partial / "README.md").write_text(_card_of(folder, recovery), encoding="utf-8")
+    workspace.remember(output, "checkpoint")
+
+
+def _card_of(source: Path, recovery: Recovery) -> str:
+    """The card of a checkpoint that was made from the one in the folder `source`."""
+    if (source / PLAN_FILE).is_file():
+        return model_card(load_plan(source / PLAN_FILE), recovery)
+    readme = source / "README.md"
+    card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else f"# {source.name}\n"
+    return card.partition(f"\n{RECOVERY_TITLE}\n")[0].rstrip() + "\n" + recovery_section(recovery)
+
+
+def recovery_section(recovery: Recovery) -> str:
+    """What a card says of the steps of a recovery; empty where there was none."""
+    if not recovery.steps:
+        return ""
+    lines = [
+        f"| {step.method} | {Path(step.dataset.source).name} | {step.before.kl:.4f} → {step.after.kl:.4f} | "
+        f"{step.before.ratio:.3f}× → {step.after.ratio:.3f}× | {step.after.rows} | {'yes' if step.applied else 'no'} |"
+        for step in recovery.steps
+    ]
+    return "\n".join(
+        [
+            "",
+            RECOVERY_TITLE,
+            "",
+            "Measured before and after each step, on rows that took no part in it: KL to the original in nats/token, "
+            "perplexity as times the original's.",
+            "",
+            "| step | rows of | KL | perplexity | rows | applied |",
+            "|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"The exact record is in `{RECOVERY_FILE}`.",
+            "",
+        ]
+    )
+
+
 def recipe(folder: Path) -> Plan:
     """The plan that made a checkpoint. Raises InputError where there is none, or not the one of these weights."""
     stored = read_folder(str(folder), Path(locate(str(folder))))
@@ -118,7 +193,7 @@ def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> Non
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def model_card(plan: Plan) -> str:
+def model_card(plan: Plan, recovery: Recovery | None = None) -> str:
     """The README of a checkpoint: what was done, what it gives, how to load it."""
     stock = is_stock(plan.model, plan.keep)
     trust = "" if stock else ", trust_remote_code=True"
@@ -159,7 +234,7 @@ What decided, per {plan.unit}: {plan.reason}.
 | | original | this model |
 |---|---|---|
 {table}
-{loss}
+{loss}{recovery_section(recovery or Recovery())}
 ## Load it
 
 {how}
@@ -180,3 +255,26 @@ def _base_model(source: str) -> str:
     if source == bundled.NAME:
         source = bundled.HUB_NAME
     return f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
+
+
+def adapter_card(base: str, recovery: Recovery) -> str:
+    """The README of an adapter that goes on top of the checkpoint `base`."""
+    trust = ", trust_remote_code=True" if (Path(base) / MODELING_FILE).is_file() else ""
+    return f"""---
+library_name: peft
+tags: [pruned, slim, lora]
+---
+# An adapter for {Path(base).name}
+{recovery_section(recovery)}
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("BASE"{trust})
+model = PeftModel.from_pretrained(base, "PATH")
+```
+
+Made with Slim {slim.__version__}.
+"""

@@ -9,7 +9,8 @@ from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
 from slim.plan import load as load_plan
 from slim.progress import Progress, silent
-from slim.records import CalibrationFacts, Plan
+from slim.records import CalibrationFacts, DatasetFacts, Plan
+from slim.recovery import recovery_of, role_of
 from slim.sources import is_hub_id
 
 UNSEEN = ("test", "validation")
@@ -52,6 +53,46 @@ def draw(
 
     Raises InputError where no such row is left.
     """
+    seen, reasons = _seen(sources, task)
+    drawn = tasks.choose(task, samples + len(seen), seed, progress)
+    kept = [example for example in drawn if example not in seen][:samples]
+    if not kept:
+        raise InputError(
+            f"dataset {task.source!r}: calibration or recovery drew every row of split {task.split!r}: "
+            "name another split or another file."
+        )
+    return kept, "; ".join(reasons) or f"split {task.split}; no model here was calibrated"
+
+
+def calibration_task(plan: Plan) -> tasks.Task:
+    """The rows that a plan's calibration drew from. Raises InputError where that is not known any more."""
+    facts = _calibration(plan)
+    if facts is None:
+        raise InputError(
+            "dataset: repair takes the rows of the plan's calibration, and that is gone or was never there: name a "
+            "dataset, or leave repair out."
+        )
+    return task_of(facts.dataset)
+
+
+def task_of(data: DatasetFacts) -> tasks.Task:
+    """The rows that a record tells of."""
+    return tasks.load_task(
+        data.source, data.config, data.split, data.revision, data.template, data.columns or None, data.prompt
+    )
+
+
+def calibrated_on(source: str, task: tasks.Task) -> set[tasks.Example]:
+    """The rows of `task` that the calibration of a checkpoint drew."""
+    plan = plan_of(source)
+    facts = _calibration(plan) if plan else None
+    if facts is None or not _same_rows(facts.dataset, task):
+        return set()
+    return set(tasks.choose(task, facts.settings.samples, facts.settings.seed))
+
+
+def _seen(sources: Sequence[str], task: tasks.Task) -> tuple[set[tasks.Example], dict[str, None]]:
+    """The rows of `task` that checkpoints were made from, and what is to be said of it."""
     seen: set[tasks.Example] = set()
     reasons: dict[str, None] = {}
     for source in sources:
@@ -61,19 +102,17 @@ def draw(
         facts = _calibration(plan)
         if facts is None:
             reasons[f"which rows {Path(source).name} was calibrated on is not known"] = None
-        elif _same_rows(facts, task):
-            seen |= set(tasks.choose(task, facts.settings.samples, facts.settings.seed))
+        elif _same_rows(facts.dataset, task):
+            seen |= calibrated_on(source, task)
             reasons[f"rows of split {task.split} that the calibration did not draw"] = None
         else:
             reasons[f"split {task.split}; calibrated on {facts.dataset.source}, split {facts.dataset.split}"] = None
-    drawn = tasks.choose(task, samples + len(seen), seed, progress)
-    kept = [example for example in drawn if example not in seen][:samples]
-    if not kept:
-        raise InputError(
-            f"dataset {task.source!r}: the calibration drew every row of split {task.split!r}: "
-            "name another split or another file."
-        )
-    return kept, "; ".join(reasons) or f"split {task.split}; no model here was calibrated"
+        for step in recovery_of(Path(source).expanduser()).steps:
+            if _same_rows(step.dataset, task):
+                drawn = tasks.choose(task, step.samples, step.seed)
+                seen |= {example for example in drawn if role_of(example) != "report"}
+                reasons[f"rows of split {task.split} that the recovery did not learn or choose by"] = None
+    return seen, reasons
 
 
 def _calibration(plan: Plan) -> CalibrationFacts | None:
@@ -85,12 +124,11 @@ def _calibration(plan: Plan) -> CalibrationFacts | None:
         return None
 
 
-def _same_rows(facts: CalibrationFacts, task: tasks.Task) -> bool:
+def _same_rows(data: DatasetFacts, task: tasks.Task) -> bool:
     def place(source: str) -> str:
         path = Path(source).expanduser()
         return str(path.absolute()) if path.exists() else source
 
-    data = facts.dataset
     return (place(data.source), data.config, data.split) == (place(task.source), task.config, task.split)
 
 

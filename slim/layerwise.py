@@ -68,7 +68,7 @@ class Stream:
         self.index += 1
 
     def _entering(self, batch: Batch) -> Tensor:
-        found: list[Tensor] = []
+        found: list[Any] = []
         handle = self.layers[0].register_forward_hook(lambda module, args, output: found.append(output))
         try:
             self._forward(batch)

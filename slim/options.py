@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
 from math import comb
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slim.architectures import architecture_of
 from slim.cuts import shape_of
 from slim.forecast import removed_columns
 from slim.legal import PINNED, best_set, every_shape
@@ -55,34 +57,76 @@ class Options:
 
 
 def options_of(
-    facts: ModelFacts, sketch: LossSketch, unit: Unit, pins: Pins, shape: tuple[int, int] | None = None
+    facts: ModelFacts,
+    sketch: LossSketch,
+    unit: Unit,
+    pins: Pins,
+    shape: tuple[int, int] | None = None,
+    measured: "Measured | None" = None,
 ) -> Options | None:
     """The options of every layer by the rows of `sketch`; None where the pins leave a layer none.
 
-    With a `shape`, (KV groups, query heads per group), a layer keeps that or goes whole.
+    With a `shape`, (KV groups, query heads per group), a layer keeps that or goes whole. Effects that are `measured`
+    take the place of the sketch's.
     """
     fixed = pinned(np.zeros((facts.layers, units_per_layer(unit, facts))), pins, unit, facts)
     fixed = np.repeat(fixed, facts.heads // fixed.shape[1], 1)  # (L, H)
     shapes, gone = _shapes(facts, unit, shape), None if shape or unit == "layer" else ()
-    few = sum(comb(facts.kv_heads, n) * comb(facts.group, m) ** n for n, m in shapes) <= ENUMERATED
-    every = [gone, *(heads for n, m in shapes for heads in legal_sets(facts, n, m))] if few else []
-    all_sets = _Sets(every, facts.heads)
+    every = None if measured else _every(facts, shapes, gone)
     kept, effects = [], []
     for layer, pins_here in enumerate(fixed):
         scores = sketch.scores[:, layer]  # (R, H+2)
-        sets = all_sets if few else _Sets([gone, *_best_sets(facts, scores, pins_here, shapes)], facts.heads)
-        fits = ((pins_here <= 0) | sets.stays).all(1) & ((pins_here >= 0) | ~sets.stays).all(1)
+        if measured:
+            sets = _Sets(measured.kept[layer], facts.heads)
+            legal = [option == gone or shape_of(option or (), facts.group) in _counts(shapes) for option in sets.kept]
+        else:
+            sets = every or _Sets([gone, *_best_sets(facts, scores, pins_here, shapes)], facts.heads)
+            legal = [True] * len(sets.kept)
+        fits = ((pins_here <= 0) | sets.stays).all(1) & ((pins_here >= 0) | ~sets.stays).all(1) & legal
         places = np.flatnonzero(fits)
         if not len(places):
             return None
-        effect = sets.columns[places] @ scores.T  # (options, R)
+        effect = measured.effects[layer][places] if measured else sets.columns[places] @ scores.T  # (options, R)
         best: dict[tuple[int, int] | None, int] = {}
         for index in np.argsort(np.square(effect).sum(1), kind="stable"):
             option = sets.kept[places[index]]
             best.setdefault(None if option is None else shape_of(option, facts.group), int(index))
         kept.append([sets.kept[places[index]] for index in best.values()])
         effects.append(effect[list(best.values())].astype(np.float64))
-    return Options(kept, effects, float(sketch.tokens.sum()))
+    return Options(kept, effects, float((measured or sketch).tokens.sum()))
+
+
+class Measured(Protocol):
+    """Effects of what each layer may keep, however they were measured."""
+
+    @property
+    def kept(self) -> list[list[Kept]]: ...
+    @property
+    def effects(self) -> list[NDArray[np.float32]]: ...  # per layer (options, R)
+    @property
+    def tokens(self) -> NDArray[np.int64]: ...
+
+
+def candidates(facts: ModelFacts, sketch: LossSketch) -> list[list[Kept]]:
+    """What each layer may keep when heads, groups or blocks go: every legal set, or the best of each shape."""
+    shapes = _shapes(facts, "block" if architecture_of(facts.model_type).whole_blocks else "head", None)
+    every = _every(facts, shapes, ())
+    if every:
+        return [every.kept] * facts.layers
+    free = np.zeros(facts.heads)
+    return [[(), *_best_sets(facts, sketch.scores[:, layer], free, shapes)] for layer in range(facts.layers)]
+
+
+def _counts(shapes: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    """(query heads, KV heads) of shapes."""
+    return {(groups * per_group, groups) for groups, per_group in shapes}
+
+
+def _every(facts: ModelFacts, shapes: list[tuple[int, int]], gone: Kept) -> "_Sets | None":
+    """Every legal set; None where there are too many."""
+    if sum(comb(facts.kv_heads, n) * comb(facts.group, m) ** n for n, m in shapes) > ENUMERATED:
+        return None
+    return _Sets([gone, *(heads for n, m in shapes for heads in legal_sets(facts, n, m))], facts.heads)
 
 
 class _Sets:

@@ -17,7 +17,7 @@ from slim.errors import InputError
 from slim.forecast import forecast, warnings
 from slim.legal import PINNED, changes, every_shape, legal_heads, uniform_heads
 from slim.project import everything, project
-from slim.records import ByBudget, ByThreshold, Keep, ModelFacts, Pins, Plan, Unit
+from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit
 from slim.scores import composite, default_weights
 
 
@@ -69,8 +69,10 @@ def finished(
     pins: Pins,
     uniform: bool,
     wanted: NDArray[np.bool_] | None = None,
+    repaired: Forecast | None = None,
 ) -> Plan:
-    """The plan that keeps `keep`, with everything that follows from it; `wanted` (L, H) is what was to stay."""
+    """The plan that keeps `keep`, with everything that follows from it; `wanted` (L, H) is what was to stay,
+    `repaired` the forecast for it once it is repaired, where that was measured."""
     facts, expected = calibration.facts.model, forecast(calibration, keep)
     return Plan(
         model=facts,
@@ -85,7 +87,8 @@ def finished(
         before=project(facts, everything(facts)),
         after=project(facts, keep),
         forecast=expected,
-        notes=warnings(expected) if keep != everything(facts) else (),
+        repaired=repaired,
+        notes=warnings(repaired or expected) if keep != everything(facts) else (),
     )
 
 

@@ -33,7 +33,7 @@ def prune(
     workspace.check_output(output, plan.after.bytes)
     progress(0, 3, "Loading the original")
     loaded = models.load(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
-    _check_same(plan, loaded)
+    check_same(plan, loaded)
     progress(1, 3, "Removing weights")
     state = pruned_state(loaded.model, loaded.architecture, loaded.facts, plan.keep)
     progress(2, 3, "Saving the checkpoint")
@@ -42,7 +42,7 @@ def prune(
     return output
 
 
-def _check_same(plan: Plan, loaded: Loaded) -> None:
+def check_same(plan: Plan, loaded: Loaded) -> None:
     """Raises InputError when the plan is not one for `loaded`."""
     planned, found = plan.model, loaded.facts
     if found.fingerprint != planned.fingerprint:

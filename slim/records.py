@@ -214,6 +214,7 @@ class Plan(Record):
     before: Size
     after: Size
     forecast: Forecast | None = None
+    repaired: Forecast | None = Field(default=None, description="the forecast for the pruned model once it is repaired")
     notes: tuple[str, ...] = Field(default=(), description="what a person should know before cutting")
 
     @model_validator(mode="after")

@@ -1,219 +1,138 @@
-"""Closed-form repair: least squares of what is left onto what was, layer by layer, without training.
+"""The stage of closed-form repair: a pruned checkpoint in, a better one out, or the same where it is not better."""
 
-The rows run through the original and through the pruned model side by side, one layer at a time. Whatever writes to the
-residual stream (the output projections of attention and MLP) is corrected so that the residual where it is read next is
-the original's again: with x what the projection reads and e what is missing there,
-
-    ΔW = E[e xᵀ] · (E[x xᵀ] + λ · mean(diag E[x xᵀ]) · I)⁻¹
-
-so that earlier errors are mended, too, and what a removed block or layer gave is absorbed by what remains before it.
-SparseGPT (Frantar & Alistarh 2023) and FLAP (An et al. 2024) solve or correct against a layer's own pruned input; the
-target here is the original model. λ is chosen for each matrix on rows that took no part in the fit; no correction at
-all is one of the choices.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
+from pydantic import Field
 
-from slim.architectures import residual_multiplier
-from slim.layerwise import Stream
-from slim.models import Loaded
-from slim.records import Keep
-from slim.tasks import Batch
+from slim import checkpoint, held_out, results, tasks, workspace
+from slim.errors import InputError
+from slim.least_squares import Fitted, repair_weights
+from slim.models import resolve_dtype
+from slim.progress import Progress, silent
+from slim.prune import prune
+from slim.records import Keep, Plan, Record
+from slim.recover import Bench, bench
+from slim.rowwise import Work
+from slim.workload import Workload, memory_there, seconds_of
 
-STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""The λ that are tried, strongest first."""
-PATIENCE = 2
-"""Weaker λ that may do worse, one after another, before no more are tried."""
-
-
-Part = Literal["attention", "mlp"]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """How a matrix was corrected: with which λ, None for not at all, and the share of the squared error on the choosing
-    rows that is left."""
-
-    layer: int
-    name: str
-    strength: float | None
-    left: float
+PASSES = 4.5
+"""Forwards that a repair takes over its rows: the original once, the checkpoint more than twice, and the moments."""
+STREAMS = 5
+"""Numbers of the model's width that are kept of each token: both residuals, before, between and after a layer."""
+MATRICES = 6
+"""Second moments of the widest projection, and what solving takes, in float64."""
 
 
-def repair_weights(
-    original: Loaded,
-    pruned: Loaded,
-    keep: Keep,
-    fit: Sequence[Batch],
-    choose: Sequence[Batch],
-    advance: Callable[[int], None] = lambda layer: None,
-) -> list[Fitted]:
-    """Corrects the weights of `pruned` in place and says how; `layer` counts the layers of the pruned model.
+class RepairSettings(Record):
+    """What a person chooses for a repair."""
 
-    `keep` says what of each of the original's layers stayed in it. The moments are of the rows in `fit`, λ is chosen on
-    those in `choose`. What comes before the first removal stays as it is. `advance` hears of each layer before it.
+    samples: int = Field(default=128, ge=4, description="rows drawn: to fit, to choose and decide by and to tell of")
+    batch_size: int = Field(default=8, ge=1)
+    max_length: int = Field(default=320, ge=2, description="tokens of a row beyond which it is cut")
+    positions: tasks.Positions = Field(default="all", description="predictions that the figures count")
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float64"] = "auto"
+
+
+def repair(
+    source: str,
+    dataset: str | None = None,
+    settings: RepairSettings | None = None,
+    *,
+    original: str | None = None,
+    output: Path | None = None,
+    progress: Progress = silent,
+    tell: Callable[[Workload], None] = lambda planned: None,
+    **data: Any,
+) -> Path:
+    """The folder of a repaired checkpoint (default: a new run in the workspace).
+
+    `dataset` and `data`, what `tasks.load_task` takes, are by default those of the calibration. Rows that took no part
+    decide whether the repair is applied. Raises InputError for what cannot be used or was not pruned.
     """
-    rows = [*fit, *choose]
-    was = _Original(original, keep, rows)
-    now = Stream(pruned.model, pruned.architecture, rows)
-    architecture, found = pruned.architecture, []
-    writers: dict[Part, str] = {"attention": architecture.output, "mlp": architecture.mlp_output}
-    for index, layer in enumerate(was.stay):
-        advance(index)
-        if was.intact(index):
-            was.stream.advance()
-            now.advance(was.stream.hidden)
-            continue
-        for part, name in writers.items():
-            if part == "attention" and not keep[layer]:
-                continue
-            writer: Any = now.layer.get_submodule(name)
-            moments = [_Moments() for _ in ("fit", "choose")]
-            for place, (x, error) in enumerate(_missing(was.goals(index, part), now, writer, was, part)):
-                valid = rows[place].valid.to(x.device)
-                moments[place >= len(fit)].add(x[valid], error[valid], writer.bias is not None)
-            change, fitted = _solved(*moments, index, name)
-            found.append(fitted)
-            if change is not None:
-                _correct(writer, change)
-        now.advance()
-    return found
+    settings = settings or RepairSettings()
+    plan = held_out.plan_of(source)
+    if plan is None:
+        raise InputError(f"checkpoint {source!r} has no {checkpoint.PLAN_FILE}: repair is for what Slim pruned.")
+    output = output or workspace.fresh_path("checkpoint", f"{Path(source).name}-repaired")
+    workspace.check_output(output, plan.after.bytes)
+    task = tasks.load_task(dataset, **data) if dataset else held_out.calibration_task(plan)
+    at = bench(source, task, settings, original, progress)
+    planned = workload(at, settings)
+    tell(planned)
+    work = Work(progress, planned.forwards)
+    with results.kept() as cache:
+        before = at.figures(at.student, settings.batch_size, cache, work)
+        fitted = fit(at, plan.keep, settings, work)
+        changed_facts = at.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
+        after = at.figures(replace(at.student, facts=changed_facts), settings.batch_size, cache, work)
+    applied = after["decide"].kl < before["decide"].kl
+    chosen = settings.model_dump() | {"matrices": [asdict(one) for one in fitted]}
+    step = at.step("repair", before, after, applied, chosen, [*work.notes, _said(fitted)])
+    names = {f"{one.name}.{kind}" for one in fitted if one.strength for kind in ("weight", "bias")}
+    changed = {
+        name: weight.detach().cpu()
+        for name, weight in at.student.model.named_parameters()
+        if applied and name.endswith(tuple(names))
+    }
+    checkpoint.rewrite(source, output, changed, at.earlier.then(step))
+    return output
 
 
-def _missing(
-    goals: Sequence[Tensor], now: Stream, writer: Any, was: "_Original", part: Part
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `writer` reads in each batch (B, T, F), and what it fails to write (B, T, E)."""
-    early = was.by_itself or (part == "attention" and not was.parallel)
-    runs = now.seen({"writer": writer}, until="writer" if early else None)
-    for hidden, seen, goal in zip(now.hidden, runs, goals, strict=True):
-        x = seen["writer.in"].reshape(*hidden.shape[:2], -1)
-        if was.by_itself:
-            yield x, goal - writer(x)
-        elif early:
-            yield x, (goal - hidden) / was.scale - writer(x)
-        else:
-            yield x, (goal - seen["left"]) / was.scale
+def prune_and_repair(
+    plan: Plan,
+    settings: RepairSettings | None = None,
+    *,
+    output: Path | None = None,
+    progress: Progress = silent,
+    **data: Any,
+) -> Path:
+    """Executes a plan and repairs what it leaves, as `prune` and `repair` do one after the other."""
+    output = output or workspace.fresh_path("checkpoint", f"{Path(plan.model.source.removeprefix('bundled:')).stem}")
+    workspace.check_output(output, plan.after.bytes)
+    with TemporaryDirectory(dir=workspace.subfolder("cut")) as folder:
+        cut = prune(plan, Path(folder) / output.name, progress)
+        return repair(str(cut), settings=settings, output=output, progress=progress, **data)
 
 
-class _Original:
-    """What the original has where a pruned model reads.
+def fit(at: Bench, keep: Keep, settings: RepairSettings, work: Work) -> list[Fitted]:
+    """Corrects the student of `at` in place."""
+    rows = {role: list(tasks.batches(at.drawn[role], settings.batch_size)) for role in ("learn", "choose")}
+    tokens = at.drawn["learn"].tokens + at.drawn["choose"].tokens
+    layers = sum(heads is not None for heads in keep)
 
-    Where a norm follows a projection, its output cannot be steered in a straight line: it is then fitted `by_itself`,
-    onto what the original's projection puts out.
-    """
+    def advance(layer: int) -> None:
+        work.advance(PASSES * tokens / layers, f"Repairing layer {layer + 1} of {layers}")
 
-    def __init__(self, loaded: Loaded, keep: Keep, rows: Sequence[Batch]) -> None:
-        architecture = loaded.architecture
-        self.stream = Stream(loaded.model, architecture, rows)
-        self.architecture, self.keep = architecture, keep
-        self.stay = [layer for layer, heads in enumerate(keep) if heads is not None]
-        self.whole = loaded.facts.heads
-        self.scale = residual_multiplier(loaded.model, architecture)
-        self.parallel = bool(architecture.parallel and getattr(loaded.model.config, architecture.parallel))
-        self.by_itself = architecture.attention_adds != architecture.attention
-        self.seen: dict[str, list[Tensor]] = {}
-
-    def intact(self, index: int) -> bool:
-        """Whether everything up to here, and what reads it next, is as it was."""
-        reached = self.stay[: index + 2]
-        if len(reached) < index + 2 or reached != list(range(index + 2)):
-            return False
-        *before, reader = (self.keep[layer] or () for layer in reached)
-        return all(len(heads) == self.whole for heads in before) and bool(reader)
-
-    def goals(self, index: int, part: Part) -> list[Tensor]:
-        """The original's residual where what `part` writes is read next; in the pruned model's layer `index`."""
-        layer = self.stay[index]
-        if self.by_itself:
-            return self._layer(layer)[part]
-        if part == "attention" and not self.parallel:
-            return self._layer(layer)["between"]
-        if index + 1 == len(self.stay):
-            return self._entering(len(self.keep))
-        reader = self.stay[index + 1]
-        return self._entering(reader) if self.keep[reader] or self.parallel else self._layer(reader)["between"]
-
-    def _entering(self, layer: int) -> list[Tensor]:
-        while self.stream.index < layer:
-            if self.seen:
-                self.stream.advance(self.seen["left"])
-                self.seen = {}
-            else:
-                self.stream.advance()
-        return self.stream.hidden
-
-    def _layer(self, layer: int) -> dict[str, list[Tensor]]:
-        """What is seen of a layer: `between` its attention and MLP, what its projections put out, and what leaves."""
-        self._entering(layer)
-        if not self.seen:
-            module, names = self.stream.layer, self.architecture
-            watched = {
-                "adds": module.get_submodule(names.attention_adds),
-                "attention": module.get_submodule(names.output),
-                "mlp": module.get_submodule(names.mlp_output),
-            }
-            found: dict[str, list[Tensor]] = {"between": [], "attention": [], "mlp": [], "left": []}
-            for hidden, seen in zip(self.stream.hidden, self.stream.seen(watched), strict=True):
-                found["between"].append(hidden + self.scale * seen["adds.out"])
-                found["left"].append(seen["left"])
-                if self.by_itself:
-                    found["attention"].append(seen["attention.out"])
-                    found["mlp"].append(seen["mlp.out"].reshape(hidden.shape))
-            self.seen = found
-        return self.seen
+    return repair_weights(at.teacher, at.student, keep, rows["learn"], rows["choose"], advance)
 
 
-class _Moments:
-    """Second moments of what a projection reads, alone and with what is missing: float32 products, float64 sums."""
-
-    def __init__(self) -> None:
-        self.xx = self.xe = torch.zeros(())
-        self.ee = 0.0
-
-    def add(self, x: Tensor, error: Tensor, biased: bool) -> None:
-        """Takes in positions: x (n, F), with a column of ones for a bias, and the error (n, E)."""
-        x, error = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, error))
-        if biased:
-            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        self.xx = self.xx + (x.T @ x).double()  # (F, F)
-        self.xe = self.xe + (x.T @ error).double()  # (F, E)
-        self.ee += float(error.double().square().sum())
-
-    def left(self, change: Tensor) -> float:
-        """The squared error with `change` (F, E)."""
-        return self.ee - 2 * float((change * self.xe).sum()) + float((change * (self.xx @ change)).sum())
-
-
-def _solved(fit: _Moments, choose: _Moments, layer: int, name: str) -> tuple[Tensor | None, Fitted]:
-    """The change (F, E) that leaves the least error on the choosing rows; None where any makes it larger."""
-    best: tuple[float, float | None, Tensor | None] = (choose.ee, None, None)
-    mean, ones, worse = fit.xx.diagonal().mean(), torch.eye(len(fit.xx)).to(fit.xx), 0
-    for strength in STRENGTHS:
-        factor, failed = torch.linalg.cholesky_ex(fit.xx + strength * mean * ones)
-        if int(failed):
-            break
-        change = torch.cholesky_solve(fit.xe, factor)
-        left = choose.left(change)
-        worse = 0 if left < best[0] else worse + 1
-        if left < best[0]:
-            best = (left, strength, change)
-        elif worse == PATIENCE:
-            break
-    left, strength, change = best
-    return change, Fitted(layer, name, strength, max(left, 0.0) / choose.ee if choose.ee else 1.0)
+def workload(at: Bench, settings: RepairSettings) -> Workload:
+    """What a repair takes on its device."""
+    facts, dtype = at.student.facts, resolve_dtype(settings.dtype)
+    tokens = at.drawn["learn"].tokens + at.drawn["choose"].tokens
+    forwards = PASSES * tokens + 2 * 2 * at.judged_tokens
+    sizes = [sum(map(prod, one.facts.shapes.values())) for one in (at.student, at.teacher)]
+    inside = [shape for name, shape in facts.shapes.items() if name.startswith(at.student.architecture.layers)]
+    widest, width = max(map(max, inside)), at.student.model.config.hidden_size
+    held = sum(sizes) + tokens * STREAMS * width
+    return Workload(
+        rows=len(at.drawn.whole.rows),
+        tokens=at.drawn.whole.tokens,
+        forwards=forwards,
+        seconds=seconds_of(facts, forwards, at.student.model.device, dtype),
+        memory=held * dtype.itemsize + MATRICES * 8 * widest**2,
+        disk=sizes[0] * facts.itemsize,
+        there=memory_there(at.student.model.device),
+    )
 
 
-@torch.no_grad()
-def _correct(writer: Any, change: Tensor) -> None:
-    """Adds a change (F, E) to a projection, its last row to the bias where it has one."""
-    if writer.bias is not None:
-        writer.bias += change[-1].to(writer.bias)
-        change = change[:-1]
-    writer.weight += (change if isinstance(writer, Conv1D) else change.T).to(writer.weight)
+def _said(fitted: list[Fitted]) -> str:
+    corrected = [one for one in fitted if one.strength is not None]
+    return f"{len(corrected)} of {len(fitted)} output projections were corrected"

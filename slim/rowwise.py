@@ -68,7 +68,7 @@ def rowwise(
     size = batch_size
     while pending:
         part = pending[:size]
-        (batch,) = tasks.batches(_subset(encoded, part), len(part), padding_side)
+        (batch,) = tasks.batches(subset(encoded, part), len(part), padding_side)
         try:
             arrays = compute(batch)
         except (RuntimeError, MemoryError) as error:
@@ -125,6 +125,7 @@ def _stack(arrays: list[NDArray]) -> NDArray:
     return np.stack([np.pad(a, width, constant_values=np.nan) for a, width in zip(arrays, widths, strict=True)])
 
 
-def _subset(encoded: tasks.Encoded, chosen: Sequence[int]) -> tasks.Encoded:
+def subset(encoded: tasks.Encoded, chosen: Sequence[int]) -> tasks.Encoded:
+    """The chosen rows alone, in that order."""
     starts = tuple(encoded.starts[index] for index in chosen) if encoded.starts else ()
     return tasks.Encoded(tuple(encoded.rows[index] for index in chosen), 0, starts)

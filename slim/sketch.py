@@ -96,9 +96,9 @@ def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> list[NDAr
         places = (batch.valid.cumsum(1) - 1).clamp_min(0).to(device) // SEGMENT  # (B, T), by the row's own tokens
         per_token = gates.to(dtype)[torch.arange(rows, device=device)[:, None], places]  # (B, T, L, H+2)
         probe.gates, probe.deltas = per_token[..., :BLOCK], per_token[..., BLOCK:]
-        with _HeadInput(loaded.model) as head:
+        with HeadInput(loaded.model) as head:
             logits = loaded.model(**batch.inputs(device), use_cache=False).logits
-        directions = _Directions(head, logits, batch, draws, seed)
+        directions = Directions(head, logits, batch, draws, seed)
         del logits
         found: list[list[Tensor]] = [[] for _ in range(rows)]
         for draw in range(draws):
@@ -110,7 +110,7 @@ def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> list[NDAr
     return [torch.cat(parts).float().cpu().numpy() for parts in found]
 
 
-class _HeadInput:
+class HeadInput:
     """Keeps what goes into the output head and what comes out of it, before anything is done to the logits."""
 
     hidden: Tensor  # (B, T, E)
@@ -119,7 +119,7 @@ class _HeadInput:
     def __init__(self, model: Any) -> None:
         self.head = model.get_output_embeddings()
 
-    def __enter__(self) -> "_HeadInput":
+    def __enter__(self) -> "HeadInput":
         self._handle = self.head.register_forward_hook(self._keep)
         return self
 
@@ -130,10 +130,10 @@ class _HeadInput:
         self.hidden, self.raw = args[0], output
 
 
-class _Directions:
+class Directions:
     """Cotangents of the output head's input: v pulled back through the head, one draw after the other."""
 
-    def __init__(self, head: _HeadInput, logits: Tensor, batch: Batch, draws: int, seed: int) -> None:
+    def __init__(self, head: HeadInput, logits: Tensor, batch: Batch, draws: int, seed: int) -> None:
         self.weight, self.hidden = head.head.weight, head.hidden  # (V, E), (B, T, E)
         self.rows: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         slope = None if logits is head.raw else torch.autograd.grad(logits.sum(), head.raw, retain_graph=True)[0]

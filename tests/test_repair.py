@@ -1,172 +1,226 @@
-"""Closed-form repair against what it must give: exact where it can be, least squares by the textbook elsewhere."""
+"""The stage of repair, and iterative pruning: from a calibrated model to a checkpoint that is better, and says so."""
 
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from slim.architectures import architecture_of, decoder_layers
-from slim.models import Loaded
-from slim.records import Keep, Unit
-from slim.repair import STRENGTHS, Fitted, repair_weights
-from slim.tasks import Batch, Encoded, batches
-from tests.pico import FAMILIES, make_pico, random_rows, save_pico
-from tests.surgery import FULL, WHOLE, Pruned, logits
+from slim import checkpoint, held_out, rounds, tasks
+from slim.budget import plan_for_budget
+from slim.calibrate import calibrate
+from slim.calibration import Calibration
+from slim.errors import Cancelled, InputError
+from slim.least_squares import Fitted
+from slim.models import load
+from slim.prune import prune
+from slim.records import Plan, Settings
+from slim.recovery import ROLES, Quality, Recovered, recovery_of, role_of
+from slim.repair import RepairSettings, prune_and_repair, repair
+from slim.rounds import expanded, prune_in_rounds
+from tests.pico import make_pico, plan_of, save_pico
+from tests.surgery import WHOLE, logits
 
-LENGTHS = (40, 33, 47, 28, 36, 45, 39, 31)
-
-
-@pytest.fixture
-def cut(tmp_path: Path) -> Callable[..., Pruned]:
-    """A pico model, as it is or changed, and its checkpoint with `keep` left."""
-
-    def make(keep: Keep, loaded: Loaded | None = None, unit: Unit = "head") -> Pruned:
-        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        original = save_pico(loaded or make_pico("llama"), folder)
-        return Pruned(original, keep, folder / "cut", unit)
-
-    return make
+TRIAGE = "bundled:triage"
+FEW = RepairSettings(samples=120, max_length=48, dtype="float64")
 
 
-def rows_of(lengths: tuple[int, ...], seed: int, size: int = 4, side: str = "right") -> list[Batch]:
-    return list(batches(Encoded(random_rows(lengths, seed=seed), 0), size, side))
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    """Of a pico llama in a folder, on a few rows of a real dataset."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    save_pico(make_pico("llama"), folder / "model")
+    settings = Settings(samples=12, max_length=48, dtype="float64")
+    return calibrate(str(folder / "model"), TRIAGE, settings=settings, output=folder / "calibration")
 
 
-def fit_and_choose(size: int = 4, side: str = "right") -> tuple[list[Batch], list[Batch]]:
-    return rows_of(LENGTHS * 4, 1, size, side), rows_of(LENGTHS, 2, size, side)
+@pytest.fixture(scope="module")
+def plan(calibration: Calibration) -> Plan:
+    """Of two thirds of the heads."""
+    return plan_for_budget(calibration, {"heads": 0.67})
 
 
-def lost(one: Tensor, other: Tensor) -> float:
-    """Mean KL of two models' predictions."""
-    p, q = one.log_softmax(-1), other.log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
+def step_of(folder: Path) -> Recovered:
+    (step,) = recovery_of(folder).steps
+    return step
 
 
-def removable(model_type: str) -> Keep:
-    """A head group here, a block there, where the family lets single heads go."""
-    if architecture_of(model_type).whole_blocks:
-        return (WHOLE, (), WHOLE, WHOLE)
-    kv = make_pico(model_type).facts.kv_heads
-    return (WHOLE, (0, 1, 3, 4) if kv == 2 else (0, 2, 3), (), WHOLE)
+def test_a_repaired_checkpoint_is_better_and_says_so(plan: Plan, tmp_path: Path) -> None:
+    cut = prune(plan, tmp_path / "cut")
+    done = repair(str(cut), settings=FEW, output=tmp_path / "done")
+    step = step_of(done)
+    assert step.applied
+    assert step.after.kl < step.before.kl
+    assert step.dataset.source == TRIAGE
+    assert step.settings["original"] == plan.model.source
+    assert {Fitted(**one).name for one in step.settings["matrices"]} == {"self_attn.o_proj", "mlp.down_proj"}
+    assert checkpoint.recipe(done) == plan
+    before, after = (load(str(folder), dtype="float64") for folder in (cut, done))
+    assert not torch.equal(logits(before), logits(after))
+    assert f"| repair | {TRIAGE} | {step.before.kl:.4f} → {step.after.kl:.4f} |" in (done / "README.md").read_text()
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_family_comes_nearer_to_its_original(model_type: str, cut: Callable[..., Pruned]) -> None:
-    case = cut(removable(model_type), make_pico(model_type))
-    before = lost(logits(case.original), logits(case.loaded))
-    found = repair_weights(case.original, case.loaded, case.plan.keep, *fit_and_choose())
-    assert lost(logits(case.original), logits(case.loaded)) < before
-    assert any(one.strength for one in found)
-    assert all(one.left <= 1 for one in found)
-
-
-def test_nothing_changes_where_nothing_was_removed(cut: Callable[..., Pruned]) -> None:
-    case = cut(FULL)
-    found = repair_weights(case.original, case.loaded, FULL, *fit_and_choose())
-    assert all(one.strength is None for one in found)
-    assert torch.equal(logits(case.original), logits(case.loaded))
-
-
-def test_what_comes_before_the_first_removal_stays_as_it_is(cut: Callable[..., Pruned]) -> None:
-    keep = (WHOLE, WHOLE, (0, 1, 3, 4), WHOLE)
-    case = cut(keep)
-    before = {name: weight.clone() for name, weight in case.loaded.model.named_parameters()}
-    found = repair_weights(case.original, case.loaded, keep, *fit_and_choose())
-    changed = {name for name, weight in case.loaded.model.named_parameters() if not torch.equal(weight, before[name])}
-    assert {one.layer for one in found} == {2, 3}
-    assert changed
-    for name in changed:
-        assert name.startswith(("model.layers.2", "model.layers.3"))
-        assert name.endswith(("o_proj.weight", "down_proj.weight"))
-
-
-@torch.no_grad()
-def test_a_head_that_has_a_twin_is_made_up_for_exactly(cut: Callable[..., Pruned]) -> None:
-    """Head 1 sees and says what head 0 does: with the right columns of o_proj nothing is lost at all."""
-    original = make_pico("llama")
-    attention = decoder_layers(original.model, original.architecture)[1].self_attn
-    size = original.facts.head_dim
-    attention.q_proj.weight[size : 2 * size] = attention.q_proj.weight[:size]
-    keep = (WHOLE, (0, 2, 3, 5), WHOLE, WHOLE)
-    attention.q_proj.weight[4 * size : 5 * size] = attention.q_proj.weight[3 * size : 4 * size]
-    case = cut(keep, original)
-    assert lost(logits(original), logits(case.loaded)) > 1e-2
-    repair_weights(case.original, case.loaded, keep, *fit_and_choose())
-    assert lost(logits(original), logits(case.loaded)) < 1e-5
-
-
-class Watched:
-    """What a module reads and what leaves a layer, by hooks of the test's own on a plain forward."""
-
-    def __init__(self, module: nn.Module, layer: nn.Module) -> None:
-        self.x: list[Tensor] = []
-        self.left: list[Tensor] = []
-        self.handles = [
-            module.register_forward_pre_hook(lambda module, args: self.x.append(args[0])),
-            layer.register_forward_hook(lambda module, args, output: self.left.append(output)),
-        ]
-
-    @torch.no_grad()
-    def run(self, loaded: Loaded, rows: list[Batch]) -> tuple[Tensor, Tensor]:
-        """Of all valid positions.  # (n, F), (n, E)"""
-        self.x.clear()
-        self.left.clear()
-        for batch in rows:
-            loaded.model(**batch.inputs(), use_cache=False)
-        valid = [batch.valid for batch in rows]
-        return (
-            torch.cat([part[v] for part, v in zip(self.x, valid, strict=True)]),
-            torch.cat([part[v] for part, v in zip(self.left, valid, strict=True)]),
+def test_the_figures_are_of_rows_that_took_no_other_part(plan: Plan, calibration: Calibration, tmp_path: Path) -> None:
+    """Recomputed from the definition on the rows whose role it is, without those of the calibration."""
+    done = prune_and_repair(plan, FEW, output=tmp_path / "done")
+    drawn = tasks.choose(tasks.load_task(TRIAGE), FEW.samples, FEW.seed)
+    settings = calibration.facts.settings
+    calibrated = tasks.choose(tasks.load_task(TRIAGE), settings.samples, settings.seed)
+    told = [row for row in drawn if role_of(row) == "report" and row not in calibrated]
+    original, repaired = load(plan.model.source, dtype="float64"), load(str(done), dtype="float64")
+    nats = surprise = base = count = 0.0
+    for row in tasks.encode(told, original.tokenizer, FEW.max_length).rows:
+        with torch.no_grad():
+            p, q = (one.model(row[None]).logits[0, :-1].log_softmax(-1) for one in (original, repaired))
+        nats += float((p.exp() * (p - q)).sum())
+        base, surprise = (
+            total - float(one.gather(1, row[1:, None]).sum()) for total, one in ((base, p), (surprise, q))
         )
+        count += len(row) - 1
+    found = step_of(done).after
+    assert (found.rows, found.predicted) == (len(told), count)
+    assert found.kl == pytest.approx(nats / count, rel=1e-6)
+    assert found.ratio == pytest.approx(2.718281828459045 ** ((surprise - base) / count), rel=1e-6)
 
 
-def test_the_last_matrix_is_the_textbooks_ridge_regression(cut: Callable[..., Pruned]) -> None:
-    """Its change, the λ that was chosen and the error left, all from explicit data matrices."""
-    keep = (WHOLE, WHOLE, WHOLE, (0, 1, 3, 4))
-    case = cut(keep)
-    fit, choose = fit_and_choose()
-    before = decoder_layers(case.loaded.model, case.loaded.architecture)[3].mlp.down_proj.weight.clone()
-    found = repair_weights(case.original, case.loaded, keep, fit, choose)
-    layer = decoder_layers(case.loaded.model, case.loaded.architecture)[3]
-    after = layer.mlp.down_proj.weight.clone()
-    layer.mlp.down_proj.weight.copy_(before)  # as it was when it was fitted, with o_proj repaired already
-
-    whole = decoder_layers(case.original.model, case.original.architecture)[3]
-    ours, theirs = Watched(layer.mlp.down_proj, layer), Watched(whole.mlp.down_proj, whole)
-    data = {}
-    for name, rows in (("fit", fit), ("choose", choose)):
-        x, left = ours.run(case.loaded, rows)
-        data[name] = x, theirs.run(case.original, rows)[1] - left
-    x, error = data["fit"]
-    gram = x.T @ x
-    tried = {}
-    for strength in STRENGTHS:
-        change = torch.linalg.inv(gram + strength * gram.diagonal().mean() * torch.eye(len(gram))) @ x.T @ error
-        tried[strength] = (float((data["choose"][1] - data["choose"][0] @ change).square().sum()), change)
-    strength = min(tried, key=lambda strength: tried[strength][0])
-    left, change = tried[strength]
-    assert found[-1] == Fitted(
-        3, "mlp.down_proj", strength, pytest.approx(left / float(data["choose"][1].square().sum()))
-    )
-    assert torch.allclose(after, before + change.T, atol=1e-9)
+def test_a_row_has_one_role_whatever_else_is_drawn() -> None:
+    task = tasks.load_task(TRIAGE)
+    roles = [role_of(example) for example in task.examples]
+    assert [role_of(example) for example in tasks.choose(task, 50, 3)] == [
+        roles[task.examples.index(example)] for example in tasks.choose(task, 50, 3)
+    ]
+    for role, share in ROLES.items():
+        assert roles.count(role) / len(roles) == pytest.approx(share / sum(ROLES.values()), abs=0.06)
 
 
-def test_a_removed_layer_is_absorbed_by_what_writes_before_it(cut: Callable[..., Pruned]) -> None:
-    keep: Keep = (WHOLE, WHOLE, None, WHOLE)
-    case = cut(keep, unit="layer")
-    before = lost(logits(case.original), logits(case.loaded))
-    found = repair_weights(case.original, case.loaded, keep, *fit_and_choose())
-    assert (found[1].layer, found[1].name) == (1, "mlp.down_proj")
-    assert found[1].left < 0.9
-    assert lost(logits(case.original), logits(case.loaded)) < before
+def test_later_evaluations_take_other_rows(plan: Plan, tmp_path: Path) -> None:
+    done = prune_and_repair(plan, FEW, output=tmp_path / "done")
+    task = tasks.load_task(TRIAGE)
+    taken = {example for example in tasks.choose(task, FEW.samples, FEW.seed) if role_of(example) != "report"}
+    kept, why = held_out.draw(task, 30, 0, [str(done)])
+    assert not taken & set(kept)
+    assert "recovery did not learn" in why
 
 
-@pytest.mark.parametrize(("size", "side"), [(1, "right"), (3, "left"), (8, "right")])
-def test_batches_and_padding_make_no_difference(size: int, side: str, cut: Callable[..., Pruned]) -> None:
-    keep: Keep = (WHOLE, (0, 1, 3, 4), (), WHOLE)
-    one, other = (cut(keep) for _ in range(2))
-    repair_weights(one.original, one.loaded, keep, *fit_and_choose())
-    repair_weights(other.original, other.loaded, keep, *fit_and_choose(size, side))
-    assert torch.allclose(logits(one.loaded), logits(other.loaded), atol=1e-7)
+def test_what_does_not_help_is_not_applied(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that decide are made to see a repair that harms: a repair of real rows is never worse here."""
+
+    def harm(*args: object, **kwargs: object) -> list[Fitted]:
+        student = args[1]
+        for parameter in student.model.parameters():  # type: ignore[attr-defined]
+            parameter.mul_(1.3)
+        return [Fitted(0, "mlp.down_proj", 1.0, 0.5)]
+
+    monkeypatch.setattr("slim.repair.repair_weights", harm)
+    cut = prune(plan, tmp_path / "cut")
+    done = repair(str(cut), settings=FEW, output=tmp_path / "done")
+    step = step_of(done)
+    assert not step.applied
+    assert step.after == step.before
+    assert any("no better" in note for note in step.notes)
+    assert torch.equal(*(logits(load(str(folder), dtype="float64")) for folder in (cut, done)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"samples": 4}, "samples=4: among 4 rows none is left to"),
+        ({"dataset": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_used_is_named(plan: Plan, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    cut = prune(plan, tmp_path / "cut")
+    settings = FEW.model_copy(update={name: value for name, value in change.items() if name == "samples"})
+    dataset = change.get("dataset")
+    with pytest.raises(InputError, match=said):
+        repair(str(cut), dataset if isinstance(dataset, str) else None, settings, output=tmp_path / "done")
+    assert not (tmp_path / "done").exists()
+
+
+def test_what_was_not_pruned_is_not_repaired(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no slim_plan\.json"):
+        repair(plan.model.source, output=tmp_path / "done")
+
+
+def test_without_its_calibration_a_dataset_must_be_named(tmp_path: Path) -> None:
+    original = save_pico(make_pico("llama"), tmp_path / "model")
+    cut = prune(plan_of(original.facts, (WHOLE, (0, 3), WHOLE, WHOLE)), tmp_path / "cut")
+    with pytest.raises(InputError, match="dataset: repair takes the rows of the plan's calibration"):
+        repair(str(cut), settings=FEW, output=tmp_path / "done")
+    assert step_of(repair(str(cut), TRIAGE, FEW, output=tmp_path / "done")).applied
+
+
+def test_an_expanded_checkpoint_computes_the_same(plan: Plan, tmp_path: Path) -> None:
+    original = load(plan.model.source, dtype="float64")
+    done = prune_and_repair(plan, FEW, output=tmp_path / "done")
+    assert torch.allclose(logits(expanded(original, done)), logits(load(str(done), dtype="float64")), atol=1e-10)
+
+
+def test_rounds_reach_the_budget_and_tell_of_each(plan: Plan, tmp_path: Path) -> None:
+    told: list[tuple[int, int, Quality]] = []
+    plans: list[Plan] = []
+
+    def tell(number: int, folder: Path) -> None:
+        made, step = checkpoint.recipe(folder), recovery_of(folder).steps[-1]
+        plans.append(made)
+        told.append((number, made.removed_heads, step.after))
+
+    done = prune_in_rounds(plan, 3, FEW, tmp_path / "done", told=tell)
+    steps = recovery_of(done).steps
+    assert [number for number, _, _ in told] == [1, 2, 3]
+    removed = [heads for _, heads, _ in told]
+    assert removed == sorted(removed)
+    assert removed[-1] >= 24 * 0.33
+    assert [step.after for step in steps] == [after for _, _, after in told]
+    assert checkpoint.recipe(done).removed_heads == removed[-1]
+    gone = [_removed(made) for made in plans]
+    assert all(one <= other for one, other in itertools.pairwise(gone))
+
+
+def _removed(plan: Plan) -> set[tuple[int, int]]:
+    return {(layer, head) for layer, kept in enumerate(plan.keep) for head in WHOLE if head not in (kept or ())}
+
+
+def test_stopped_rounds_go_on_where_they_were(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prune_in_rounds(plan, 3, FEW, tmp_path / "whole")
+    planned: list[float] = []
+
+    class Interrupted(rounds.Planner):
+        def solve(self, limits: dict[str, float]) -> object:  # type: ignore[override]
+            planned.append(limits["heads"])
+            if len(planned) == 2:
+                raise Cancelled("cancelled")
+            return super().solve(limits)
+
+    monkeypatch.setattr("slim.rounds.Planner", Interrupted)
+    with pytest.raises(Cancelled):
+        prune_in_rounds(plan, 3, FEW, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+    broken = prune_in_rounds(plan, 3, FEW, tmp_path / "broken")
+    assert planned == pytest.approx([0.89, 0.78, 0.78, 0.67])
+    one, other = (load(str(folder), dtype="float64") for folder in (whole, broken))
+    assert torch.equal(logits(one), logits(other))
+    assert json.loads((broken / "slim_plan.json").read_text())["keep"] == [
+        list(kept) if kept is not None else None for kept in checkpoint.recipe(whole).keep
+    ]
+
+
+def test_rounds_need_a_budget_of_size(plan: Plan, calibration: Calibration, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rounds=1"):
+        prune_in_rounds(plan, 1, FEW, tmp_path / "done")
+    with pytest.raises(InputError, match="rounds: they approach a size"):
+        prune_in_rounds(plan_for_budget(calibration, {"loss": 0.5}), 2, FEW, tmp_path / "done")
+    with pytest.raises(InputError, match="names no calibration"):
+        prune_in_rounds(plan.model_copy(update={"calibration": ""}), 2, FEW, tmp_path / "done")
+
+
+@pytest.mark.parametrize(
+    "make", [prune_and_repair, lambda plan, settings, output: prune_in_rounds(plan, 2, settings, output)]
+)
+def test_a_taken_folder_is_refused_before_anything_runs(plan: Plan, tmp_path: Path, make: Callable[..., Path]) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "something").touch()
+    with pytest.raises(InputError, match="taken"):
+        make(plan, FEW, output=tmp_path / "taken")

@@ -4,11 +4,24 @@ import sys
 
 import typer
 
-from slim.cli import cut, dashboard, evaluate, judge, measure, share  # noqa: F401  each adds its verbs
+from slim.cli import cut, dashboard, evaluate, judge, measure, recover, share  # noqa: F401  each adds its verbs
 from slim.cli.shared import app, err
 from slim.errors import Cancelled, SlimError
 
-VERBS = ("calibrate", "check", "plan", "diff", "prune", "evaluate", "judge", "export", "push", "serve", "app")
+VERBS = (
+    "calibrate",
+    "check",
+    "plan",
+    "diff",
+    "prune",
+    "finetune",
+    "evaluate",
+    "judge",
+    "export",
+    "push",
+    "serve",
+    "app",
+)
 """In the order of the pipeline, which is that of the help."""
 app.registered_commands.sort(key=lambda verb: VERBS.index(verb.name or getattr(verb.callback, "__name__", "")))
 

@@ -7,7 +7,18 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from slim.cli.shared import AsJson, app, out, parse_numbers, parse_places, parse_weights, print_json, progress_bar
+from slim.cli.shared import (
+    AsJson,
+    Config,
+    Device,
+    app,
+    out,
+    parse_numbers,
+    parse_places,
+    parse_weights,
+    print_json,
+    progress_bar,
+)
 from slim.errors import InputError
 from slim.records import Pins, Plan, Unit
 
@@ -30,25 +41,34 @@ def plan(
     weights: Annotated[str | None, typer.Option(help="for instance kl_output=1,entropy_norm=0.5")] = None,
     per_layer: Annotated[str | None, typer.Option(help="thresholds of single layers, for instance 0=1,29=0.9")] = None,
     protect: Annotated[str | None, typer.Option(help="layers that stay whole, for instance 0,29")] = None,
+    after_repair: Annotated[
+        bool,
+        typer.Option("--after-repair", help="with --budget: the least loss once it is repaired"),
+    ] = False,
     keep: Annotated[str | None, typer.Option(help="what stays whatever it scores, layer:number, as 3:1,4:2")] = None,
     drop: Annotated[str | None, typer.Option(help="what goes whatever it scores, for instance 7:0")] = None,
     output: Annotated[Path | None, typer.Option(help="plan file (default: in the workspace)")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a calibration into a legal plan, with its size and forecast loss."""
+    from slim import absorbed, workspace
     from slim import budget as budgets
     from slim import calibration as measured
     from slim import plan as stage
-    from slim import workspace
 
     if budget is not None and (given := [name for name, value in _by_score(threshold, weights, per_layer) if value]):
         raise InputError(f"budget: it stands in place of --{given[0]}: leave one of them out.")
     pins = _pins(keep, drop, protect)
     record = measured.load(calibration)
+    if after_repair and budget is None:
+        raise InputError("after-repair: it plans by budget: give one with --budget, for instance params=0.9.")
     if budget is not None:
-        made = budgets.plan_for_budget(
-            record, parse_numbers("budget", budget, LIMITS), unit, uniform=uniform, pins=pins
-        )
+        limits, left = parse_numbers("budget", budget, LIMITS), None
+        if after_repair:
+            budgets.checked_limits(limits)
+            with progress_bar() as progress:
+                left = absorbed.absorbed(record, progress)
+        made = budgets.plan_for_budget(record, limits, unit, uniform=uniform, pins=pins, absorbed=left)
     else:
         made = stage.make_plan(
             record,
@@ -71,6 +91,8 @@ def plan(
         out.print(f"To stay legal {kept} heads more stay, {len(made.changes) - kept} more go.")
     if made.forecast:
         out.print(f"Forecast loss: {made.forecast} on unseen rows.")
+    if made.repaired:
+        out.print(f"Forecast loss once repaired: {made.repaired} on unseen rows.")
     for note in made.notes:
         out.print(f"Warning: {note}.", style="yellow")
     out.print(f"Plan: {path}", soft_wrap=True)
@@ -157,19 +179,43 @@ def _places(heads: tuple[tuple[int, int], ...]) -> str:
 @app.command()
 def prune(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan file")],
+    repair: Annotated[
+        bool, typer.Option("--repair/--no-repair", help="fit what is left to what the original gave; no training")
+    ] = True,
+    rounds: Annotated[int, typer.Option(help="go there in so many rounds, each measured, cut and repaired")] = 1,
+    dataset: Annotated[str | None, typer.Option(help="rows of the repair (default: the calibration's)")] = None,
+    config: Config = None,
+    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
+    rows: Annotated[int, typer.Option(help="rows drawn for the repair and its figures")] = 128,
+    max_length: Annotated[int, typer.Option(help="tokens of such a row beyond which it is cut")] = 320,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="chooses the rows")] = 0,
     output: Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Execute a plan: remove the weights and save a checkpoint."""
+    """Execute a plan: remove the weights, repair what is left, and save a checkpoint."""
     from slim import plan as planned
-    from slim import prune as stage
+    from slim import recovery
+    from slim import rounds as stage
+    from slim.checkpoint import recipe
+    from slim.cli.recover import figures
+    from slim.repair import RepairSettings
 
     made = planned.load(plan_file)
+    settings = RepairSettings.checked(samples=rows, max_length=max_length, device=device, seed=seed)
+    data = {"dataset": dataset, "config": config, "split": split} if dataset else {}
     with progress_bar() as progress:
-        folder = stage.prune(made, output, progress)
+        folder = stage.execute(
+            made, repaired=repair, rounds=rounds, settings=settings, output=output, progress=progress, **data
+        )
+    made = recipe(folder)  # rounds plan anew
+    steps = recovery.recovery_of(folder).steps
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if as_json:
-        print_json({"path": str(folder), "parameters": made.after.parameters, "bytes_on_disk": size})
+        found = {"path": str(folder), "parameters": made.after.parameters, "bytes_on_disk": size}
+        print_json(found | {"recovery": [step.model_dump(mode="json", exclude={"settings"}) for step in steps]})
         return
     out.print(f"{made.before.parameters:,} → {made.after.parameters:,} parameters, {size / 1e6:,.1f} MB on disk.")
+    if steps:
+        out.print(figures(steps))
     out.print(f"Checkpoint: {folder}", soft_wrap=True)

@@ -34,9 +34,23 @@ def _check(arguments: dict[str, Any], progress: Progress) -> str:
 
 
 def _prune(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import plan, prune
+    from slim import plan, rounds
 
-    return str(prune.prune(plan.load(Path(arguments["plan"])), progress=progress))
+    return str(rounds.execute(plan.load(Path(arguments.pop("plan"))), **arguments, progress=progress))
+
+
+def _absorb(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import absorbed, calibration
+
+    absorbed.absorbed(calibration.load(Path(arguments["calibration"])), progress)
+    return arguments["calibration"]
+
+
+def _repair(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import repair
+
+    settings = repair.RepairSettings.checked(**arguments.pop("settings"))
+    return str(repair.repair(**arguments, settings=settings, progress=progress))
 
 
 def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
@@ -44,6 +58,13 @@ def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
 
     settings = evaluate.checked_settings(**arguments.pop("settings"))
     return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
+
+
+def _finetune(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import finetune
+
+    settings = finetune.TrainSettings.checked(**arguments.pop("settings"))
+    return str(finetune.finetune(**arguments, settings=settings, progress=progress))
 
 
 def _judge(arguments: dict[str, Any], progress: Progress) -> str:
@@ -60,12 +81,15 @@ def _push(arguments: dict[str, Any], progress: Progress) -> str:
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {
+    "absorb": _absorb,
     "calibrate": _calibrate,
     "check": _check,
     "evaluate": _evaluate,
+    "finetune": _finetune,
     "judge": _judge,
     "prune": _prune,
     "push": _push,
+    "repair": _repair,
 }
 
 

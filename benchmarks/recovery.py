@@ -1,0 +1,257 @@
+"""What pruning costs and what recovery wins back, on the bundled model and GSM8K.
+
+`python -m benchmarks.recovery --data FOLDER --work FOLDER` calibrates and trains on `gsm8k_train_1000.jsonl` of the
+data folder and measures on `gsm8k_test.jsonl`. Every line of the table is measured once and kept in the work folder, so the
+run may be stopped and goes on; `--only TEXT` measures the lines whose name holds it. Prints what is there as Markdown.
+
+For 20, 30 and 40% of the heads, legal under GQA: planned by the loss sketch and for what is left after repair, each
+without and with closed-form repair; in rounds; then 200 steps of KD-LoRA. Beside them the same sizes at random, by
+magnitude, by block influence (whole blocks) and by torch-pruning; whole attention blocks; and the original itself,
+given the same 200 steps.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import machine, table
+from slim import absorbed, bundled, calibrate, models, recovery, results, tasks
+from slim import calibration as calibrations
+from slim.absorbed import AbsorbedSketch
+from slim.budget import plan_for_budget
+from slim.calibration import Calibration
+from slim.finetune import TrainSettings, finetune
+from slim.legal import legal_heads
+from slim.likelihood import Passes
+from slim.models import Loaded
+from slim.plan import finished
+from slim.prune import prune
+from slim.records import ByBudget, Keep, Pins, Plan, Settings
+from slim.repair import RepairSettings, repair
+from slim.rounds import prune_in_rounds
+
+SHARES = (0.2, 0.3, 0.4)
+ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
+"""Of a tenth of the heads each."""
+BLOCKS = (6, 9)
+LENGTH = 256
+REPAIR = RepairSettings(samples=160, max_length=LENGTH)
+TRAINING = TrainSettings(steps=200, max_length=LENGTH, positions="all")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: what it is, and how to make it."""
+
+    name: str
+    make: Callable[[Path], Path | str]
+
+
+class Bench:
+    """Models and rows, made when they are needed."""
+
+    def __init__(self, data: Path, work: Path, rows: int) -> None:
+        self.data, self.work, self.rows = data, work, rows
+        self.train = str(data / "gsm8k_train_1000.jsonl")
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        folder = self.work / "calibration"
+        if not folder.is_dir():
+            settings = Settings(samples=96, max_length=LENGTH)
+            calibrate.calibrate(bundled.NAME, self.train, settings=settings, output=folder)
+        return calibrations.load(folder)
+
+    @cached_property
+    def absorbed(self) -> AbsorbedSketch:
+        return absorbed.absorbed(self.calibration)
+
+    @cached_property
+    def original(self) -> Loaded:
+        return models.load(bundled.NAME)
+
+    @cached_property
+    def told(self) -> tasks.Encoded:
+        task = tasks.load_task(str(self.data / "gsm8k_test.jsonl"))
+        return tasks.encode(tasks.choose(task, self.rows, 0), self.original.tokenizer, LENGTH)
+
+    def plan(self, keep: Keep) -> Plan:
+        reason = ByBudget(limits={"heads": sum(len(heads or ()) for heads in keep) / 270})
+        return finished(self.calibration, keep, "head", reason, Pins(), False)
+
+    def by_scores(self, scores: NDArray[np.float64], share: float) -> Plan:
+        """The legal plan that removes at least a share of the heads, the highest scores first."""
+        facts, low, high = self.calibration.facts.model, float(scores.min()), float(scores.max()) + 1
+        keep: Keep = ()
+        for _ in range(40):
+            threshold = (low + high) / 2
+            tried = tuple(legal_heads(threshold - row, facts.kv_heads) for row in scores)
+            if sum(map(len, tried)) <= (1 - share) * scores.size:
+                low, keep = threshold, tried
+            else:
+                high = threshold
+        return self.plan(keep)
+
+    def without_blocks(self, order: NDArray[np.int64], count: int) -> Plan:
+        whole = tuple(range(self.calibration.facts.model.heads))
+        gone = set(order[:count].tolist())
+        return self.plan(tuple(() if layer in gone else whole for layer in range(len(order))))
+
+    def cut(self, plan: Plan, output: Path) -> Path:
+        return prune(plan, output)
+
+    def repaired(self, name: str) -> Callable[[Path], Path]:
+        return lambda output: repair(str(self.work / "models" / slug(name)), settings=REPAIR, output=output)
+
+    def trained(self, name: str) -> Callable[[Path], Path]:
+        return lambda output: finetune(
+            str(self.work / "models" / slug(name)), self.train, "kd", TRAINING, output=output
+        )
+
+    def lines(self) -> Iterator[Line]:
+        """In the order in which they are measured."""
+        level, blocks = (self.calibration.level(unit) for unit in ("head", "block"))
+        layers = len(blocks["kl_output"])
+        for share in SHARES:
+            limits, size = {"heads": 1 - share}, f"{share:.0%}"
+            first, planned = f"{size}: sketch", f"{size}: sketch after repair"
+            yield Line(first, lambda at, limits=limits: prune(plan_for_budget(self.calibration, limits), at))
+            yield Line(f"{first}, repaired", self.repaired(first))
+            yield Line(
+                planned,
+                lambda at, limits=limits: prune(plan_for_budget(self.calibration, limits, absorbed=self.absorbed), at),
+            )
+            yield Line(f"{planned}, repaired", self.repaired(planned))
+            yield Line(f"{size}: in {ROUNDS[share]} rounds", self.in_rounds(share))
+            chance = np.random.default_rng(0).random(level["kl_output"].shape)
+            for name, plan in (
+                ("random heads", self.by_scores(chance, share)),
+                ("magnitude", self.by_scores(-level["magnitude"], share)),
+                (
+                    "block influence, whole blocks",
+                    self.without_blocks(np.argsort(blocks["block_influence"]), round(share * layers)),
+                ),
+            ):
+                yield Line(f"{size}: {name}", lambda at, plan=plan: prune(plan, at))
+                yield Line(f"{size}: {name}, repaired", self.repaired(f"{size}: {name}"))
+        for count in BLOCKS:
+            name = f"{count} blocks: left out one by one"
+            order = np.argsort(blocks["kl_output"])
+            yield Line(name, lambda at, count=count, order=order: prune(self.without_blocks(order, count), at))
+            yield Line(f"{name}, repaired", self.repaired(name))
+            name = f"{count} blocks: sketch after repair"
+            limits = {"heads": 1 - count / layers}
+            yield Line(
+                name,
+                lambda at, limits=limits: prune(
+                    plan_for_budget(self.calibration, limits, "block", absorbed=self.absorbed), at
+                ),
+            )
+            yield Line(f"{name}, repaired", self.repaired(name))
+        for share in SHARES:
+            best = f"{share:.0%}: in {ROUNDS[share]} rounds"
+            yield Line(f"{best}, then 200 steps of KD-LoRA", self.trained(best))
+        yield Line(
+            "original, 200 steps on the task",
+            lambda at: finetune(bundled.NAME, self.train, "lora", TRAINING, output=at),
+        )
+
+    def in_rounds(self, share: float) -> Callable[[Path], Path]:
+        """Rounds of a tenth each; those of the largest share pass by the smaller ones, which are kept."""
+
+        def make(output: Path) -> Path:
+            most = max(SHARES)
+            plan = plan_for_budget(self.calibration, {"heads": 1 - most}, absorbed=self.absorbed)
+            number_of = {rounds: share for share, rounds in ROUNDS.items()}
+
+            def told(number: int, folder: Path) -> None:
+                if number in number_of and number_of[number] != most:
+                    place = self.work / "models" / slug(f"{number_of[number]:.0%}: in {number} rounds")
+                    if not place.is_dir():
+                        shutil.copytree(folder, place)
+                if number_of.get(number) == share:
+                    raise Reached
+
+            final = self.work / "models" / slug(f"{most:.0%}: in {ROUNDS[most]} rounds")
+            try:
+                return prune_in_rounds(plan, ROUNDS[most], REPAIR, final, told=told)
+            except Reached:
+                return output
+
+        return make
+
+    def measure(self, line: Line) -> None:
+        """Makes the model of a line and keeps its figures."""
+        begun = time.monotonic()
+        place = self.work / "models" / slug(line.name)
+        if not place.is_dir():
+            place.parent.mkdir(exist_ok=True)
+            line.make(place)
+        made = time.monotonic() - begun
+        with results.kept() as cache:
+            found = recovery.quality(self.original, models.load(str(place)), self.told, Passes(8, cache))
+        heads = sum(len(heads or ()) for heads in keep_of(place))
+        kept = {"heads": heads, "seconds": made, **found.model_dump(), "machine": machine()}
+        (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))
+
+
+class Reached(Exception):
+    """The round that was wanted is done."""
+
+
+def keep_of(folder: Path) -> Keep:
+    file = folder / "slim_plan.json"
+    return Plan.model_validate_json(file.read_text()).keep if file.is_file() else ((0,) * 270,)
+
+
+def slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def report(bench: Bench) -> str:
+    found = [json.loads(file.read_text()) for file in bench.work.glob("*.json")]
+    order = [line.name for line in bench.lines()]
+    found = sorted((one for one in found if one["name"] in order), key=lambda one: order.index(one["name"]))
+    rows = [
+        [
+            one["name"],
+            f"{270 - one['heads']}",
+            f"{one['kl']:.3f}",
+            f"{one['perplexity']:.2f}",
+            f"{one['perplexity'] / one['original']:.3f}×",
+            f"{one['seconds']:,.0f}",
+        ]
+        for one in found
+    ]
+    head = ("removed: chosen by", "heads gone", "KL, nats/token", "perplexity", "÷ original", "seconds to make")
+    told = f"{found[0]['rows']} rows of gsm8k_test, {found[0]['predicted']:,} predicted tokens; " if found else ""
+    return f"{told}{machine()}\n\n{table(head, rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train_1000 and gsm8k_test")
+    parser.add_argument("--work", type=Path, required=True, help="folder for models and figures, some GB")
+    parser.add_argument("--rows", type=int, default=64, help="test rows that are measured on")
+    parser.add_argument("--only", default="", help="measure the lines whose name holds this")
+    options = parser.parse_args()
+    os.environ["SLIM_HOME"] = str(options.work.absolute() / "workspace")
+    bench = Bench(options.data.absolute(), options.work.absolute(), options.rows)
+    for line in bench.lines():
+        if options.only in line.name and not (bench.work / f"{slug(line.name)}.json").is_file():
+            bench.measure(line)
+            print(json.loads((bench.work / f"{slug(line.name)}.json").read_text()), flush=True)
+    print(report(bench))
+
+
+if __name__ == "__main__":
+    main()

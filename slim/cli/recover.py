@@ -1,0 +1,143 @@
+"""Verbs that win quality back: finetune."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from slim.cli.shared import (
+    AsJson,
+    Columns,
+    Config,
+    Device,
+    Dtype,
+    Prompt,
+    Revision,
+    app,
+    err,
+    out,
+    parse_pairs,
+    print_json,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slim.recovery import Recovered
+
+
+@app.command()
+def finetune(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint, or any model")],
+    dataset: Annotated[str, typer.Option(help="bundled:briefs, bundled:triage, a file or a Hub id")] = "bundled:briefs",
+    method: Annotated[
+        Literal["lora", "kd"],
+        typer.Option(help="lora learns the rows' own tokens, kd what the original predicts there"),
+    ] = "kd",
+    steps: Annotated[int, typer.Option(help="steps of the optimiser")] = 200,
+    rows: Annotated[int, typer.Option(help="rows drawn: to learn from, to choose by and to tell")] = 640,
+    batch_size: Annotated[int, typer.Option(help="rows of a step")] = 8,
+    micro_batch: Annotated[int, typer.Option(help="rows that are in memory at once")] = 4,
+    max_length: Annotated[int, typer.Option(help="tokens of a row beyond which it is cut")] = 256,
+    positions: Annotated[
+        Literal["all", "answer"], typer.Option(help="predictions that are learnt, and that the figures count")
+    ] = "answer",
+    weights: Annotated[Literal["adapter", "full"], typer.Option(help="LoRA, or all weights")] = "adapter",
+    rank: Annotated[int, typer.Option(help="rank of the LoRA; 0 trains all weights")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="at its highest")] = 1e-3,
+    temperature: Annotated[float, typer.Option(help="kd: at which distributions are compared")] = 1.0,
+    task_weight: Annotated[float, typer.Option(help="kd: of the rows' own tokens beside the original's, 0 to 1")] = 0.1,
+    evaluations: Annotated[int, typer.Option(help="looks at the validation rows; the state is saved at each")] = 8,
+    patience: Annotated[int, typer.Option(help="looks without a better loss after which it stops")] = 3,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="less memory for a third more time")] = False,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="of matrix products; auto is the faster one here")
+    ] = "auto",
+    merge: Annotated[bool, typer.Option("--merge/--adapter", help="save the model, or the adapter alone")] = True,
+    resume: Annotated[bool, typer.Option("--resume/--restart", help="go on where the same call was stopped")] = True,
+    original: Annotated[
+        str | None, typer.Option(help="model that teaches (default: the one the checkpoint was cut from)")
+    ] = None,
+    config: Config = None,
+    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
+    revision: Revision = None,
+    template: Annotated[str | None, typer.Option(help="kind of task: summarisation, maths, classification …")] = None,
+    columns: Columns = None,
+    prompt: Prompt = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(help="chooses the rows, their order and the adapter's start")] = 0,
+    output: Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a checkpoint on its task, or on what the original predicts there, and save it where that helped."""
+    from slim import finetune as stage
+    from slim.recovery import recovery_of
+
+    settings = stage.TrainSettings.checked(
+        steps=steps,
+        samples=rows,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        max_length=max_length,
+        positions=positions,
+        weights="full" if rank == 0 else weights,
+        **({"rank": rank} if rank else {}),
+        learning_rate=learning_rate,
+        temperature=temperature,
+        task_weight=task_weight,
+        evaluations=evaluations,
+        patience=patience,
+        checkpointing=checkpointing,
+        precision=precision,
+        merge=merge,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    data: dict[str, Any] = {
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "template": template,
+        "columns": parse_pairs("columns", columns) if columns else None,
+        "prompt": prompt,
+    }
+    with progress_bar() as progress:
+        made = stage.finetune(
+            folder,
+            dataset,
+            method,
+            settings,
+            original=original,
+            output=output,
+            progress=progress,
+            tell=lambda work: err.print(work.sentence()),
+            resume=resume,
+            **data,
+        )
+    step = recovery_of(made).steps[-1]
+    if as_json:
+        print_json(step.model_dump(mode="json") | {"path": str(made)})
+        return
+    out.print(figures([step]))
+    out.print(f"{step.after.rows} rows that took no part in it, {step.after.predicted:,} predicted tokens.")
+    for note in step.notes:
+        out.print(f"Note: {note}.", soft_wrap=True)
+    out.print(f"{'Checkpoint' if merge else 'Adapter'}: {made}", soft_wrap=True)
+
+
+def figures(steps: "Sequence[Recovered]") -> Table:
+    """How the model did before and after each step of recovery."""
+    table = Table("step", "KL to the original, nats/token", "perplexity, times the original's", "applied")
+    for step in steps:
+        one, other = step.before, step.after
+        table.add_row(
+            step.method,
+            f"{one.kl:.4f} → {other.kl:.4f}",
+            f"{one.ratio:.3f}× → {other.ratio:.3f}×",
+            "yes" if step.applied else "no: it made nothing better",
+        )
+    return table

@@ -1,0 +1,180 @@
+"""What all steps of recovery share: a checkpoint beside its original, rows in their roles, figures before and after."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from diskcache import Cache
+
+from slim import held_out, models, tasks
+from slim.answers import context_of
+from slim.calibrate import dataset_facts, device_name, versions
+from slim.errors import InputError
+from slim.likelihood import Passes
+from slim.models import Loaded
+from slim.progress import Progress, silent
+from slim.recovery import ROLES, Method, Point, Quality, Recovered, Recovery, quality, recovery_of, role_of
+from slim.rowwise import Work
+from slim.teacher import check_vocabulary
+
+UNCHANGED = "on the rows that decide the model was no better after it, so its weights are as they were"
+
+
+class Common(Protocol):
+    """The settings that every step of recovery has."""
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def positions(self) -> tasks.Positions: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The drawn rows by their roles, each as tokens."""
+
+    task: tasks.Task
+    parts: dict[str, tasks.Encoded]
+    whole: tasks.Encoded
+    notes: tuple[str, ...]
+
+    def __getitem__(self, role: str) -> tasks.Encoded:
+        return self.parts[role]
+
+
+@dataclass
+class Bench:
+    """A checkpoint and its original with the rows for one step, and when it began."""
+
+    source: str
+    student: Loaded
+    teacher: Loaded
+    drawn: Drawn
+    settings: Common
+    began: float = field(default_factory=time.monotonic)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def earlier(self) -> Recovery:
+        """What was done before."""
+        return recovery_of(Path(models.locate(self.source)))
+
+    @property
+    def judged_tokens(self) -> int:
+        """Tokens of the rows that decide or are told of, once."""
+        return self.drawn["decide"].tokens + self.drawn["report"].tokens
+
+    def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
+        """How a model does beside the original on the rows that decide and on those that are reported."""
+
+        def advance(tokens: int, known: bool) -> None:
+            work.advance(2 * tokens, "Comparing with the original", known)
+
+        passes = Passes(batch_size, cache, advance, work.note)
+        return {role: quality(self.teacher, model, self.drawn[role], passes) for role in ("decide", "report")}
+
+    def step(
+        self,
+        method: Method,
+        before: dict[str, Quality],
+        after: dict[str, Quality],
+        applied: bool,
+        settings: dict[str, Any],
+        notes: Sequence[str] = (),
+        curve: Sequence[Point] = (),
+    ) -> Recovered:
+        """The record of the step."""
+        if not applied:
+            notes = (
+                *notes,
+                "on the rows that decide the model was no better after it, so its weights are as they were",
+            )
+        return Recovered(
+            method=method,
+            dataset=dataset_facts(self.drawn.task, self.drawn.whole),
+            samples=self.settings.samples,
+            seed=self.settings.seed,
+            rows={role: len(part.rows) for role, part in self.drawn.parts.items()},
+            settings=settings | {"original": self.teacher.facts.source},
+            before=before["report"],
+            after=after["report"] if applied else before["report"],
+            applied=applied,
+            versions=versions(),
+            device=device_name(self.student),
+            started=self.started,
+            seconds=time.monotonic() - self.began,
+            curve=tuple(curve),
+            notes=tuple(dict.fromkeys((*self.drawn.notes, *notes))),
+        )
+
+
+def bench(
+    source: str,
+    task: tasks.Task,
+    settings: Common,
+    original: str | None = None,
+    progress: Progress = silent,
+) -> Bench:
+    """Everything that a step of recovery of `source` starts from.
+
+    `original` is by default what `source` was cut from, or itself where it was not cut. Raises InputError for models
+    that are not there or have other tokens, and for rows that cannot be used.
+    """
+    where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "progress": progress}
+    student = models.load(source, **where)
+    teacher = models.load(original or original_of(source), **where)
+    check_vocabulary(teacher, student)
+    return Bench(source, student, teacher, draw(task, settings, source, student, teacher, progress), settings)
+
+
+def original_of(source: str) -> str:
+    """The model that `source` was cut from; itself where it was not cut."""
+    return held_out.original_of([source]) if held_out.plan_of(source) is not None else source
+
+
+def draw(
+    task: tasks.Task, settings: Common, source: str, student: Loaded, teacher: Loaded, progress: Progress = silent
+) -> Drawn:
+    """The rows of one step, and in words what was cut or left out.
+
+    Rows that the calibration drew may be learnt from, and decide and tell nothing. Raises InputError where a role is
+    left without rows.
+    """
+    length = min(settings.max_length, context_of(student), context_of(teacher))
+    calibrated = held_out.calibrated_on(source, task)
+    examples = tasks.choose(task, settings.samples, settings.seed, progress)
+    whole = tasks.encode(examples, student.tokenizer, length, settings.positions)
+    by_role: dict[str, list[tasks.Example]] = {role: [] for role in ROLES}
+    for place in whole.places:
+        role = role_of(examples[place])
+        if role == "learn" or examples[place] not in calibrated:
+            by_role[role].append(examples[place])
+    empty = [role for role, found in by_role.items() if not found]
+    if empty:
+        raise InputError(
+            f"samples={settings.samples}: among {len(whole.rows)} rows none is left to {empty[0]}: each row has one "
+            f"role ({', '.join(ROLES)}), and the calibration's own rows only teach: draw more rows, or from another "
+            "split or file."
+        )
+    parts = {
+        role: tasks.encode(found, student.tokenizer, length, settings.positions) for role, found in by_role.items()
+    }
+    notes = []
+    if length < settings.max_length:
+        notes.append(f"the model reads at most {length:,} tokens, so rows were cut there")
+    if whole.truncated_rows:
+        notes.append(f"{whole.truncated_rows} rows were cut at {length:,} tokens")
+    if whole.left_out:
+        notes.append(f"{whole.left_out} rows were left out: nothing of their answer is within {length:,} tokens")
+    return Drawn(task, parts, whole, tuple(notes))
