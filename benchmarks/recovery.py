@@ -1,8 +1,9 @@
 """What pruning costs and what recovery wins back, on the bundled model and GSM8K.
 
 `python -m benchmarks.recovery --data FOLDER --work FOLDER` calibrates and trains on `gsm8k_train_1000.jsonl` of the
-data folder and measures on `gsm8k_test.jsonl`. Every line of the table is measured once and kept in the work folder, so the
-run may be stopped and goes on; `--only TEXT` measures the lines whose name holds it. Prints what is there as Markdown.
+data folder and measures on `gsm8k_test.jsonl`. Every line of the table is measured once and kept in the work folder, so
+the run may be stopped and goes on; `--only TEXT` measures the lines whose name holds it. Prints what is there as
+Markdown.
 
 For 20, 30 and 40% of the heads, legal under GQA: planned by the loss sketch and for what is left after repair, each
 without and with closed-form repair; in rounds; then 200 steps of KD-LoRA. Beside them the same sizes at random, by
@@ -45,7 +46,7 @@ ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
 BLOCKS = (6, 9)
 LENGTH = 256
 REPAIR = RepairSettings(samples=160, max_length=LENGTH)
-TRAINING = TrainSettings(steps=200, max_length=LENGTH, positions="all")
+TRAINING = TrainSettings(steps=200, batch_size=4, max_length=LENGTH, positions="all", evaluations=4)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from slim.records import DatasetFacts, Record
 
 RECOVERY_FILE = "slim_recovery.json"
 Method = Literal["repair", "local", "lora", "kd"]
-ROLES = {"learn": 10, "choose": 2, "decide": 2, "report": 2}
+ROLES = {"learn": 12, "choose": 1, "decide": 1, "report": 2}
 """What rows are for: to learn from, to choose the best setting or step by, to decide whether it is kept, to tell of."""
 
 

@@ -9,7 +9,7 @@ import torch
 
 from slim import absorbed, tasks
 from slim.absorbed import AbsorbedSketch
-from slim.architectures import architecture_of, decoder_layers
+from slim.architectures import architecture_of
 from slim.budget import plan_for_budget
 from slim.calibrate import calibrate
 from slim.calibration import Calibration
@@ -22,7 +22,7 @@ from slim.records import Keep, Pins, Settings, Unit
 from slim.rowwise import subset
 from slim.sketch import score_rows
 from tests.pico import FAMILIES, make_pico, random_rows, save_pico
-from tests.reference import measured
+from tests.reference import layers_of, measured
 from tests.surgery import WHOLE
 
 ROWS = random_rows((30, 37, 25, 33, 41, 28, 35, 30))
@@ -61,7 +61,7 @@ def test_without_regression_it_is_the_loss_sketch(model_type: str, monkeypatch: 
 def test_a_head_with_a_twin_costs_nothing_while_the_twin_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slim.absorbed.RIDGE", 1e-9)
     loaded = make_pico("llama")
-    attention = decoder_layers(loaded.model, loaded.architecture)[1].self_attn
+    attention = layers_of(loaded.model)[1].self_attn
     size = loaded.facts.head_dim
     for group in (0, 3):
         rows = attention.q_proj.weight

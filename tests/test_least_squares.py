@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from slim.architectures import architecture_of, decoder_layers
-from slim.least_squares import STRENGTHS, Fitted, repair_weights
+from slim.architectures import architecture_of
+from slim.least_squares import STRENGTHS, repair_weights
 from slim.models import Loaded
 from slim.records import Keep, Unit
 from slim.tasks import Batch, Encoded, batches
 from tests.pico import FAMILIES, make_pico, random_rows, save_pico
+from tests.reference import layers_of
 from tests.surgery import FULL, WHOLE, Pruned, logits
 
 LENGTHS = (40, 33, 47, 28, 36, 45, 39, 31)
@@ -86,7 +88,7 @@ def test_what_comes_before_the_first_removal_stays_as_it_is(cut: Callable[..., P
 def test_a_head_that_has_a_twin_is_made_up_for_exactly(cut: Callable[..., Pruned]) -> None:
     """Head 1 sees and says what head 0 does: with the right columns of o_proj nothing is lost at all."""
     original = make_pico("llama")
-    attention = decoder_layers(original.model, original.architecture)[1].self_attn
+    attention = layers_of(original.model)[1].self_attn
     size = original.facts.head_dim
     attention.q_proj.weight[size : 2 * size] = attention.q_proj.weight[:size]
     keep = (WHOLE, (0, 2, 3, 5), WHOLE, WHOLE)
@@ -101,8 +103,8 @@ class Watched:
     """What a module reads and what leaves a layer, by hooks of the test's own on a plain forward."""
 
     def __init__(self, module: nn.Module, layer: nn.Module) -> None:
-        self.x: list[Tensor] = []
-        self.left: list[Tensor] = []
+        self.x: list[Any] = []
+        self.left: list[Any] = []
         self.handles = [
             module.register_forward_pre_hook(lambda module, args: self.x.append(args[0])),
             layer.register_forward_hook(lambda module, args, output: self.left.append(output)),
@@ -127,13 +129,13 @@ def test_the_last_matrix_is_the_textbooks_ridge_regression(cut: Callable[..., Pr
     keep = (WHOLE, WHOLE, WHOLE, (0, 1, 3, 4))
     case = cut(keep)
     fit, choose = fit_and_choose()
-    before = decoder_layers(case.loaded.model, case.loaded.architecture)[3].mlp.down_proj.weight.clone()
+    before = layers_of(case.loaded.model)[3].mlp.down_proj.weight.clone()
     found = repair_weights(case.original, case.loaded, keep, fit, choose)
-    layer = decoder_layers(case.loaded.model, case.loaded.architecture)[3]
+    layer = layers_of(case.loaded.model)[3]
     after = layer.mlp.down_proj.weight.clone()
     layer.mlp.down_proj.weight.copy_(before)  # as it was when it was fitted, with o_proj repaired already
 
-    whole = decoder_layers(case.original.model, case.original.architecture)[3]
+    whole = layers_of(case.original.model)[3]
     ours, theirs = Watched(layer.mlp.down_proj, layer), Watched(whole.mlp.down_proj, whole)
     data = {}
     for name, rows in (("fit", fit), ("choose", choose)):
@@ -147,9 +149,8 @@ def test_the_last_matrix_is_the_textbooks_ridge_regression(cut: Callable[..., Pr
         tried[strength] = (float((data["choose"][1] - data["choose"][0] @ change).square().sum()), change)
     strength = min(tried, key=lambda strength: tried[strength][0])
     left, change = tried[strength]
-    assert found[-1] == Fitted(
-        3, "mlp.down_proj", strength, pytest.approx(left / float(data["choose"][1].square().sum()))
-    )
+    assert (found[-1].layer, found[-1].name, found[-1].strength) == (3, "mlp.down_proj", strength)
+    assert found[-1].left == pytest.approx(left / float(data["choose"][1].square().sum()))
     assert torch.allclose(after, before + change.T, atol=1e-9)
 
 
