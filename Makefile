@@ -11,7 +11,7 @@ app: $(READY)  ## open the dashboard on http://localhost:8501
 
 test: $(READY)  ## run every test: unit, integration, browser
 	@$(BIN)/python tests/browser_setup.py
-	@$(BIN)/python -m pytest
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(READY)  ## lint, format and types
 	@$(BIN)/ruff check .

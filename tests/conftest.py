@@ -11,12 +11,27 @@ from tests import TEST_CACHE
 from tests.pico import make_pico
 
 
+REAL = ("integration", "browser")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a GPU run where there is one."""
+    """Tests that need a GPU run where there is one.
+
+    Where two processes share the work, one takes everything that loads the real model, as that is loaded once, and the
+    other the rest, a file at a time. The long one begins first.
+    """
     if not torch.cuda.is_available():
         unable = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if item not in unable]
         config.hook.pytest_deselected(items=unable)
+    items.sort(key=lambda item: not _is_real(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("real" if _is_real(item) else item.nodeid.partition("::")[0]))
+
+
+def _is_real(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in REAL)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +40,7 @@ def own_workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: p
 
     Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
     """
-    if request.node.get_closest_marker("integration") or request.node.get_closest_marker("browser"):
+    if _is_real(request.node):
         torch.set_num_threads(2)
         return None
     torch.set_num_threads(1)
