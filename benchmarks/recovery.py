@@ -20,16 +20,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import peer_torch_pruning
 from benchmarks.measure import machine, table
-from slim import absorbed, bundled, calibrate, models, recovery, results, tasks
+from slim import absorbed, bundled, calibrate, checkpoint, evaluation, models, recovery, results, tasks
 from slim import calibration as calibrations
 from slim.absorbed import AbsorbedSketch
 from slim.budget import plan_for_budget
 from slim.calibration import Calibration
+from slim.evaluate import evaluate
+from slim.evaluation import EvaluationSettings
 from slim.finetune import TrainSettings, finetune
 from slim.legal import legal_heads
 from slim.likelihood import Passes
@@ -51,10 +55,11 @@ TRAINING = TrainSettings(steps=200, batch_size=4, max_length=LENGTH, positions="
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: what it is, and how to make it."""
+    """A line of the table: what it is, and how to make a checkpoint of it; torch-pruning's stay in memory."""
 
     name: str
-    make: Callable[[Path], Path | str]
+    make: Callable[[Path], Path] | None
+    peer: float = 0.0
 
 
 class Bench:
@@ -144,6 +149,7 @@ class Bench:
             ):
                 yield Line(f"{size}: {name}", lambda at, plan=plan: prune(plan, at))
                 yield Line(f"{size}: {name}, repaired", self.repaired(f"{size}: {name}"))
+            yield Line(f"{size}: torch-pruning", None, share)
         for count in BLOCKS:
             name = f"{count} blocks: left out one by one"
             order = np.argsort(blocks["kl_output"])
@@ -194,14 +200,17 @@ class Bench:
         """Makes the model of a line and keeps its figures."""
         begun = time.monotonic()
         place = self.work / "models" / slug(line.name)
-        if not place.is_dir():
-            place.parent.mkdir(exist_ok=True)
-            line.make(place)
+        if line.make is None:
+            loaded, gone = peer_torch_pruning.pruned(line.peer)
+        else:
+            if not place.is_dir():
+                place.parent.mkdir(exist_ok=True)
+                line.make(place)
+            loaded, gone = models.load(str(place)), removed(place)
         made = time.monotonic() - begun
         with results.kept() as cache:
-            found = recovery.quality(self.original, models.load(str(place)), self.told, Passes(8, cache))
-        heads = sum(len(heads or ()) for heads in keep_of(place))
-        kept = {"heads": heads, "seconds": made, **found.model_dump(), "machine": machine()}
+            found = recovery.quality(self.original, loaded, self.told, Passes(8, cache))
+        kept = {"gone": gone, "seconds": made, **found.model_dump(), "machine": machine()}
         (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))
 
 
@@ -209,9 +218,9 @@ class Reached(Exception):
     """The round that was wanted is done."""
 
 
-def keep_of(folder: Path) -> Keep:
-    file = folder / "slim_plan.json"
-    return Plan.model_validate_json(file.read_text()).keep if file.is_file() else ((0,) * 270,)
+def removed(folder: Path) -> int:
+    """Query heads that a checkpoint lacks."""
+    return checkpoint.recipe(folder).removed_heads if (folder / checkpoint.PLAN_FILE).is_file() else 0
 
 
 def slug(name: str) -> str:
@@ -225,7 +234,7 @@ def report(bench: Bench) -> str:
     rows = [
         [
             one["name"],
-            f"{270 - one['heads']}",
+            f"{one.get('gone', 270 - one.get('heads', 270))}",
             f"{one['kl']:.3f}",
             f"{one['perplexity']:.2f}",
             f"{one['perplexity'] / one['original']:.3f}×",
@@ -238,12 +247,36 @@ def report(bench: Bench) -> str:
     return f"{told}{machine()}\n\n{table(head, rows)}"
 
 
+ACCURACY: dict[str, tuple[str, dict[str, Any], str]] = {
+    "triage, 108 rows": ("bundled:triage", {"split": "test"}, "accuracy"),
+    "BoolQ, 200 rows": ("boolq_val_1000.jsonl", {"split": "validation"}, "ranked_whole"),
+}
+"""Tasks whose answers are right or wrong: the dataset, what is said of it, and the measure."""
+
+
+def accuracy(bench: Bench, names: list[str]) -> str:
+    """A table of the models that are there, on tasks that nothing was calibrated or trained on."""
+    chosen = [name for name in names if (bench.work / "models" / slug(name)).is_dir()]
+    rows = {name: [name] for name in ("original", *chosen)}
+    for title, (source, data, measure) in ACCURACY.items():
+        folder = bench.work / f"accuracy-{slug(title)}"
+        if not folder.is_dir():
+            dataset = source if source.startswith("bundled:") else str(bench.data / source)
+            folders = [str(bench.work / "models" / slug(name)) for name in chosen]
+            settings = EvaluationSettings(samples=200, max_length=512, positions="answer")
+            evaluate(folders, dataset, baseline=bundled.NAME, settings=settings, output=folder, **data)
+        for name, scores in zip(rows, evaluation.load(folder).facts.models, strict=True):
+            rows[name].append(str(scores.scores[measure].figure))
+    return table(("model", *ACCURACY), list(rows.values()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train_1000 and gsm8k_test")
     parser.add_argument("--work", type=Path, required=True, help="folder for models and figures, some GB")
     parser.add_argument("--rows", type=int, default=64, help="test rows that are measured on")
     parser.add_argument("--only", default="", help="measure the lines whose name holds this")
+    parser.add_argument("--accuracy", action="store_true", help="how often answers are right, too")
     options = parser.parse_args()
     os.environ["SLIM_HOME"] = str(options.work.absolute() / "workspace")
     bench = Bench(options.data.absolute(), options.work.absolute(), options.rows)
@@ -252,6 +285,9 @@ def main() -> None:
             bench.measure(line)
             print(json.loads((bench.work / f"{slug(line.name)}.json").read_text()), flush=True)
     print(report(bench))
+    if options.accuracy:
+        best = [f"{share:.0%}: sketch after repair, repaired" for share in SHARES]
+        print(f"\n{accuracy(bench, best)}")
 
 
 if __name__ == "__main__":

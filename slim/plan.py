@@ -88,8 +88,14 @@ def finished(
         after=project(facts, keep),
         forecast=expected,
         repaired=repaired,
-        notes=warnings(repaired or expected) if keep != everything(facts) else (),
+        notes=_notes(expected, repaired) if keep != everything(facts) else (),
     )
+
+
+def _notes(expected: Forecast | None, repaired: Forecast | None) -> tuple[str, ...]:
+    if repaired is None:
+        return warnings(expected)
+    return (f"made for repair: without it the forecast is {expected}", *warnings(repaired))
 
 
 def check_unit(unit: Unit, facts: ModelFacts) -> None:

@@ -126,6 +126,7 @@ def test_plans_for_what_is_left_after_repair(calibration: Calibration, unit: Uni
     assert plan.forecast is not None
     assert plan.repaired.nats_per_token < plan.forecast.nats_per_token
     assert blind.repaired is None
+    assert plan.notes[0] == f"made for repair: without it the forecast is {plan.forecast}"
 
 
 def test_many_heads_have_few_candidates(pico: Callable[..., Loaded]) -> None:
