@@ -34,7 +34,7 @@ from slim.budget import plan_for_budget
 from slim.calibration import Calibration
 from slim.evaluate import evaluate
 from slim.evaluation import EvaluationSettings
-from slim.finetune import TrainSettings, finetune
+from slim.finetune import finetune
 from slim.legal import legal_heads
 from slim.likelihood import Passes
 from slim.models import Loaded
@@ -43,6 +43,7 @@ from slim.prune import prune
 from slim.records import ByBudget, Keep, Pins, Plan, Settings
 from slim.repair import RepairSettings, repair
 from slim.rounds import prune_in_rounds
+from slim.train_settings import TrainSettings
 
 SHARES = (0.2, 0.3, 0.4)
 ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
@@ -50,7 +51,9 @@ ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
 BLOCKS = (6, 9)
 LENGTH = 256
 REPAIR = RepairSettings(samples=160, max_length=LENGTH)
-TRAINING = TrainSettings(steps=200, batch_size=4, max_length=LENGTH, positions="all", evaluations=4)
+TRAINING = TrainSettings(
+    steps=200, batch_size=4, max_length=LENGTH, positions="all", evaluations=4, learning_rate=3e-4, task_weight=0.0
+)
 
 
 @dataclass(frozen=True)

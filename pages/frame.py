@@ -20,8 +20,15 @@ from slim.workspace import Kind
 
 LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
-GO_ON = ("calibrate", "evaluate", "judge")
-"""Kinds of jobs whose rows are kept as they are done."""
+ROWS_KEPT = "The rows that are done are kept, and the same request goes on from there."
+KEPT = {
+    "calibrate": ROWS_KEPT,
+    "evaluate": ROWS_KEPT,
+    "judge": ROWS_KEPT,
+    "finetune": "What was learnt up to the last saved state is kept, and the same training goes on from there.",
+}
+"""What is left of a job that was cancelled, by its kind."""
+ROUNDS_KEPT = "The rounds that are done are kept, and the same request goes on after them."
 _framed = False
 
 # Streamlit collects garbage after every run of a page. Without this it would walk all of torch each time, every second
@@ -41,6 +48,7 @@ def navigation() -> st.Page:
             st.Page("pages/calibrate.py", title="Calibrate", icon=":material/speed:"),
             st.Page("pages/explore.py", title="Explore", icon=":material/grid_on:"),
             st.Page("pages/prune.py", title="Prune", icon=":material/content_cut:"),
+            st.Page("pages/recover.py", title="Recover", icon=":material/healing:"),
             st.Page("pages/evaluate.py", title="Evaluate", icon=":material/monitoring:"),
             st.Page("pages/compare.py", title="Compare", icon=":material/compare:"),
         ],
@@ -98,8 +106,9 @@ def show_job(job: Job | None) -> None:
     elif job.state == "failed":
         st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
     elif job.state == "cancelled":
-        goes_on = "The rows that are done are kept, and the same request goes on from there."
-        st.info(f"Cancelled. {goes_on if job.kind in GO_ON else 'Nothing was kept of it.'}", icon=":material/cancel:")
+        said = "Paused" if job.kind == "finetune" else "Cancelled"
+        kept = ROUNDS_KEPT if job.arguments.get("rounds", 1) > 1 else KEPT.get(job.kind, "Nothing was kept of it.")
+        st.info(f"{said}. {kept}", icon=":material/cancel:")
 
 
 @st.fragment(run_every=1.0)
@@ -113,7 +122,8 @@ def _watch(job_id: str) -> None:
         words.append(f"about {duration(left)} left")
     bar, button = st.columns([6, 1], vertical_alignment="bottom")
     bar.progress(job.fraction, " · ".join(words))
-    if button.button("Cancel", key=f"cancel-{job_id}", width="stretch", disabled=job.state == "cancelling"):
+    label = "Pause" if job.kind == "finetune" else "Cancel"
+    if button.button(label, key=f"cancel-{job_id}", width="stretch", disabled=job.state == "cancelling"):
         jobs.cancel(job_id)
         st.rerun()
 

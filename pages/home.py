@@ -9,6 +9,7 @@ STEPS = (
     ("speed", "Calibrate", "Run the model on rows of your task and measure every attention head and block."),
     ("grid_on", "Explore", "See which heads carry the task: KL, entropy, variance, layer by layer."),
     ("content_cut", "Prune", "Drag a threshold; size and forecast loss follow. Then remove the weights for real."),
+    ("healing", "Recover", "Repair what is left, or distil the original into it, and see what that won back."),
     ("monitoring", "Evaluate", "What the smaller model is still worth, and how fast it is, each with its interval."),
     ("compare", "Compare", "Original and pruned answer side by side; a judge, or you, says which is better."),
 )
@@ -38,7 +39,7 @@ with st.container(border=True):
             "pages/calibrate.py", label="Watch it" if busy else "Use my own model or data", icon=":material/tune:"
         )
 
-for column, (icon, title, text) in zip(st.columns(len(STEPS)), STEPS, strict=True):
+for column, (icon, title, text) in zip((*st.columns(3), *st.columns(3)), STEPS, strict=True):
     with column.container(border=True, height="stretch"):
         st.markdown(f"**:material/{icon}: {title}**")
         st.caption(text)

@@ -13,7 +13,7 @@ from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.forecast import forecast, removed_mask
 from slim.project import CONTEXT, speedup
-from slim.records import Plan, Size, Unit
+from slim.records import Forecast, Plan, Size, Unit
 from slim.scores import composite, default_weights
 
 CURVE_POINTS = 50
@@ -53,17 +53,25 @@ def show_projection(made: Plan) -> None:
     if made.forecast is None:
         columns[5].metric("Forecast loss", "not measured", border=True, help="Calibrate with KL to get a forecast.")
         return
-    f = made.forecast
+    f, r = made.forecast, made.repaired
+    words = f"KL to the original: {f}, 95% interval, on {f.sequences} rows that did not choose the plan. "
+    value, factor = f"{f.nats_per_token:.3f}", _factor(f)
+    if r:
+        words += f"Once it is repaired: {r}, on {r.sequences} rows. "
+        value, factor = f"{value} → {r.nats_per_token:.3f}", f"{factor} → {_factor(r)} once repaired"
     columns[5].metric(
         "Forecast loss",
-        f"{f.nats_per_token:.3f} nats",
-        f"perplexity × {math.exp(min(f.nats_per_token, 50)):,.2f}",
+        f"{value} nats",
+        f"perplexity × {factor}",
         delta_color="off",
         delta_arrow="off",
         border=True,
-        help=f"KL to the original: {f}, 95% interval, on {f.sequences} rows that did "
-        "not choose the plan. The perplexity is that of text the original would write.",
+        help=f"{words}The perplexity is that of text the original would write.",
     )
+
+
+def _factor(forecast: Forecast) -> str:
+    return f"{math.exp(min(forecast.nats_per_token, 50)):,.2f}"
 
 
 def show_words(made: Plan) -> None:
@@ -78,6 +86,8 @@ def show_words(made: Plan) -> None:
         kept = sum(change.change == "kept" for change in made.changes)
         more = len(made.changes) - kept
         words.append(f"to keep every layer's shape legal, {kept} more stay and {more} more go than was asked for")
+    if made.repaired:
+        words.append(f"chosen for what is left after repair, forecast {made.repaired}")
     st.caption("; ".join(words) + ".")
 
 
@@ -133,7 +143,13 @@ def compare_plans(made: Plan) -> None:
         return
     found = plan.difference(made, others[file])
     table = {
-        "": ["decided by", *(title for title, _, _ in SIZES), "Forecast loss", "heads that only it removes"],
+        "": [
+            "decided by",
+            *(title for title, _, _ in SIZES),
+            "Forecast loss",
+            "Forecast loss once repaired",
+            "heads that only it removes",
+        ],
         "this plan": _column(found.one, found.only_one),
         file.stem: _column(found.other, found.only_other),
     }
@@ -144,4 +160,10 @@ def compare_plans(made: Plan) -> None:
 def _column(made: Plan, alone: tuple[tuple[int, int], ...]) -> list[str]:
     sizes = [words(made.after) for _, words, _ in SIZES]
     heads = ", ".join(f"{layer}:{head}" for layer, head in alone[:20]) + (" …" if len(alone) > 20 else "")
-    return [str(made.reason), *sizes, str(made.forecast or "unknown"), f"{len(alone)}{': ' if alone else ''}{heads}"]
+    return [
+        str(made.reason),
+        *sizes,
+        str(made.forecast or "unknown"),
+        str(made.repaired or "unknown"),
+        f"{len(alone)}{': ' if alone else ''}{heads}",
+    ]

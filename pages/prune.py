@@ -7,7 +7,6 @@ from pages.budget_form import budget_plan
 from pages.frame import (
     chosen_calibration,
     newest_job,
-    next_step,
     page_title,
     plain_errors,
     result_of,
@@ -16,6 +15,7 @@ from pages.frame import (
 )
 from pages.plan_view import compare_plans, show_curve, show_map, show_projection, show_words
 from pages.preview import show_preview
+from pages.pruned_view import repair_choice, show_pruned
 from pages.publish import show_publish
 from slim import jobs, plan, workspace
 from slim.records import Plan
@@ -30,7 +30,7 @@ made: Plan | None
 if way == "Budget":
     write_link({"calibration": path.name})
     with plain_errors():
-        made = budget_plan(calibration)
+        made = budget_plan(path, calibration)
     if made is None:
         st.caption("Give at least one limit. Of all plans within them the one with the least forecast loss is found.")
         st.stop()
@@ -52,20 +52,20 @@ with st.expander("Compare with a saved plan", icon=":material/difference:"):
 with plain_errors():
     job = newest_job("prune")
 busy = job is not None and job.unfinished
-with st.container(horizontal=True):
+with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
     cut = st.button("Prune", type="primary", icon=":material/content_cut:", disabled=busy or made.removed_heads == 0)
     if st.button("Save the plan", icon=":material/save:"):
         with plain_errors():
             saved = plan.save(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
         st.toast(f"Saved: {saved}")
+    repaired, rounds = repair_choice(made)
 if cut:
     with plain_errors():
         file = plan.save(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
-        jobs.start("prune", plan=str(file))
+        jobs.start("prune", plan=str(file), repaired=repaired, rounds=rounds)
     st.rerun()
 show_job(job)
 if (folder := result_of(job)) is not None:
-    st.success(f"Saved: {folder}", icon=":material/check_circle:")
-    next_step("Compare its answers with the original's", "pages/compare.py", ":material/compare:")
+    show_pruned(folder)
     with st.expander("Publish it", icon=":material/cloud_upload:"):
         show_publish(folder)

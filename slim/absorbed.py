@@ -71,6 +71,8 @@ class AbsorbedSketch:
         nats = np.zeros(len(unseen.tokens))
         np.add.at(nats, unseen.sequence, 0.5 * np.square(total))
         found = ratio_of_sums(nats, unseen.tokens, seed)
+        if len(nats) < 2:
+            return Forecast(nats_per_token=float(found.value), sequences=len(nats))
         return Forecast(
             nats_per_token=float(found.value), low=float(found.low), high=float(found.high), sequences=len(nats)
         )

@@ -5,10 +5,9 @@ import hashlib
 import json
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -17,62 +16,39 @@ import peft
 import torch
 from diskcache import Cache
 from filelock import FileLock, Timeout
-from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import Field
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers import set_seed
-from transformers.pytorch_utils import Conv1D
 
-from slim import checkpoint, models, results, tasks, workspace
-from slim.architectures import Architecture, decoder_layers
+from slim import checkpoint, local, models, results, tasks, workspace
+from slim.adapter import adapted, without_dropout
 from slim.calibrate import versions
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.progress import Progress, silent
-from slim.records import Record
 from slim.recover import Bench, bench
 from slim.recovery import RECOVERY_FILE, Point, Quality, Recovery
 from slim.rowwise import Work
 from slim.teacher import TOP, taught
-from slim.training import Loss, RecoveryTrainer, Rows, arguments, last_state
+from slim.train_settings import BACKWARD, TrainSettings, precision_of
+from slim.training import Loss, RecoveryTrainer, Rows, Watch, arguments, last_state
 from slim.workload import Workload, memory_there, seconds_of
 
-Method = Literal["lora", "kd"]
+Method = Literal["lora", "kd", "local"]
 Tell = Callable[[Workload], None]
 """Hears what a fine-tuning will take before it starts."""
-BACKWARD = {"adapter": 1.6, "full": 2.1}
-"""What a step takes besides its forward, in forwards, measured on the bundled model."""
 KEPT_NUMBERS = {"adapter": 0.2, "full": 3.0}
 """What gradients and the optimiser hold, in times the weights."""
-DROPOUTS = ("attention_dropout", "attn_dropout", "dropout", "layerdrop", "dropout_p", "activation_dropout")
-"""What modules call the dropout that they do themselves."""
 
 
-class TrainSettings(Record):
-    """What a person chooses for a fine-tuning."""
+@dataclass(frozen=True)
+class Learnt:
+    """A model that was trained, with its adapter where it keeps one, and what is to be told of the training."""
 
-    steps: int = Field(default=200, ge=1, description="of the optimiser")
-    samples: int = Field(default=640, ge=4, description="rows drawn: to learn from, to choose by and to tell")
-    batch_size: int = Field(default=8, ge=1, description="rows of a step")
-    micro_batch: int = Field(default=4, ge=1, description="rows that are in memory at once")
-    max_length: int = Field(default=256, ge=2, description="tokens of a row beyond which it is cut")
-    positions: Literal["all", "answer"] = Field(default="answer", description="predictions that are learnt and told of")
-    weights: Literal["adapter", "full"] = Field(default="adapter", description="LoRA on every matrix, or all weights")
-    rank: int = Field(default=16, ge=1, description="of the adapter")
-    learning_rate: float = Field(default=1e-3, gt=0, description="its highest; it rises, then falls as a cosine")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which it rises")
-    temperature: float = Field(default=1.0, gt=0, description="kd: at which distributions are compared")
-    task_weight: float = Field(default=0.1, ge=0, le=1, description="kd: of the rows' own tokens beside the original's")
-    evaluations: int = Field(default=8, ge=1, description="looks at the validation rows; the state is saved at each")
-    patience: int = Field(default=3, ge=1, description="looks without a better loss after which it stops")
-    checkpointing: bool = Field(default=False, description="less memory for a third more time")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of matrix products; auto is bfloat16 where the device has instructions for it"
-    )
-    merge: bool = Field(default=True, description="false: the adapter is saved, not the model with it")
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "float64", "bfloat16"] = Field(default="auto", description="of the weights")
+    model: Any
+    notes: Sequence[str]
+    curve: Sequence[Point] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def finetune(
@@ -85,26 +61,32 @@ def finetune(
     output: Path | None = None,
     progress: Progress = silent,
     tell: Tell | None = None,
+    watch: Watch = lambda curve: None,
     resume: bool = True,
     **data: Any,
 ) -> Path:
     """The folder of a checkpoint that learnt from rows of `dataset` (default: a new run in the workspace).
 
     `lora` learns the rows' own tokens, `kd` what the `original` predicts there (default: what `source` was cut from;
-    `source` itself where it was not cut). Rows that took no part in it decide whether the new weights are better, and
-    only then are they kept; others give the figures of the record. `data` is what `tasks.load_task` takes.
+    `source` itself where it was not cut), `local` what the original has between its layers, one layer at a time. Rows
+    that took no part in it decide whether the new weights are better, and only then are they kept; others give the
+    figures of the record. `data` is what `tasks.load_task` takes.
 
     The same call goes on where an earlier one was stopped, and ends with the same weights; without `resume` it starts
-    anew. Raises InputError for anything given that cannot be used, before a model runs; SlimError where the loss is no
-    number, memory or disk is full.
+    anew. `watch` hears the curve as it grows. Raises InputError for anything given that cannot be used, before a model
+    runs; SlimError where the loss is no number, memory or disk is full.
     """
     settings = settings or TrainSettings()
     if settings.weights == "full" and not settings.merge:
         raise InputError("merge=False: weights='full' makes no adapter: leave one of the two out.")
+    if method == "local":
+        local.keep_of(source)
+        if not settings.merge:
+            raise InputError("merge=False: method 'local' merges each layer before the next learns: leave one out.")
     output = output or workspace.fresh_path("checkpoint", f"{Path(source.removeprefix('bundled:')).stem}-{method}")
     workspace.check_output(output)
     at = bench(source, tasks.load_task(dataset, **data), settings, original, progress)
-    planned = workload(at, settings)
+    planned = local.workload(at, settings) if method == "local" else workload(at, settings)
     if tell is not None:
         tell(planned)
     work = Work(progress, planned.forwards)
@@ -114,24 +96,25 @@ def finetune(
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         before = at.figures(at.student, settings.micro_batch, cache, work)
-        rows, validation = _lessons(at, method, settings, cache, work)
-        teacher = at.teacher.facts.source
-        del at.teacher  # its memory is the training's
-        model, curve = train(at.student, rows, validation, method, settings, folder, work)
-        trained = model.merge_and_unload() if isinstance(model, PeftModel) and settings.merge else model  # type: ignore[operator]
-        if settings.merge:
-            _round(trained, models.resolve_dtype(at.student.facts.dtype))
-        at.teacher = models.load(teacher, device=settings.device, dtype=settings.dtype, progress=progress)
-        unknown = at.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
-        after = at.figures(replace(at.student, model=trained, facts=unknown), settings.micro_batch, cache, work)
-        applied = _better(before["decide"], after["decide"], "lora" if same else method)
-        notes = [*work.notes, *_notes(curve, settings, same)]
-        chosen = settings.model_dump() | {"precision": precision_of(settings, at.student.model.device)}
-        steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, curve))
-        if settings.merge:
-            checkpoint.rewrite(source, output, _state(trained) if applied else {}, steps)
+        if method == "local":
+            learnt = _layer_by_layer(at, settings, folder, work)
         else:
-            _save_adapter(model, source, output, applied, steps)
+            learnt = _as_a_whole(at, method, settings, folder, cache, work, watch)
+        if settings.merge:
+            _round(learnt.model, models.resolve_dtype(at.student.facts.dtype))
+        unknown = at.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
+        after = at.figures(replace(at.student, model=learnt.model, facts=unknown), settings.micro_batch, cache, work)
+        applied = _better(before["decide"], after["decide"], "lora" if same else method)
+        notes = [*work.notes, *learnt.notes]
+        if same:
+            notes.append("the model is the original itself: perplexity decided, and its KL shows how far it moved away")
+        precision = {"precision": precision_of(settings, at.student.model.device)}
+        chosen = settings.model_dump() | precision | dict(learnt.settings)
+        steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, learnt.curve))
+        if settings.merge:
+            checkpoint.rewrite(source, output, _state(learnt.model) if applied else {}, steps)
+        else:
+            _save_adapter(learnt.model, source, output, applied, steps)
         shutil.rmtree(folder, ignore_errors=True)
     return output
 
@@ -171,17 +154,17 @@ def train(
     settings: TrainSettings,
     folder: Path,
     work: Work,
+    watch: Watch = lambda curve: None,
 ) -> tuple[Any, list[Point]]:
     """The trained model, with its adapter on it where it has one, and the curve. Goes on from a state in `folder`."""
     set_seed(settings.seed)
     without_dropout(student.model)
     model = adapted(student, settings.rank) if settings.weights == "adapter" else student.model.requires_grad_(True)
-    every = max(1, -(-settings.steps // settings.evaluations))
     state = last_state(folder)
     made = arguments(
         folder,
         steps=settings.steps,
-        every=every,
+        every=settings.every,
         device=student.model.device,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -210,59 +193,32 @@ def train(
         settings.patience,
         advance,
         work.note,
+        watch,
     )
     curve = trainer.resumed(state)
     model.eval().requires_grad_(False)
     return model, curve
 
 
-def precision_of(settings: TrainSettings, device: torch.device) -> str:
-    """What matrix products are computed in; float32 stands for the format of the weights."""
-    if settings.precision != "auto":
-        return settings.precision
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-    else:
-        found = torch.cpu.get_capabilities()
-        able = found.get("avx512_bf16") or found.get("amx_bf16")
-    return "bfloat16" if able and settings.dtype != "float64" else "float32"
+def _as_a_whole(
+    at: Bench, method: Method, settings: TrainSettings, folder: Path, cache: Cache, work: Work, watch: Watch
+) -> Learnt:
+    """Trains the student of `at` end to end."""
+    rows, validation = _lessons(at, method, settings, cache, work)
+    teacher = at.teacher.facts.source
+    del at.teacher  # its memory is the training's
+    model, curve = train(at.student, rows, validation, method, settings, folder, work, watch)
+    merged = model.merge_and_unload() if isinstance(model, PeftModel) and settings.merge else model  # type: ignore[operator]
+    at.teacher = models.load(teacher, device=settings.device, dtype=settings.dtype, progress=work.progress)
+    return Learnt(merged, _notes(curve, settings), curve)
 
 
-def adapted(loaded: Loaded, rank: int) -> PeftModel:
-    """The model with a LoRA on every matrix of its layers, which changes nothing yet (Hu et al. 2021)."""
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules=matrices(loaded.model, loaded.architecture),
-        fan_in_fan_out=loaded.architecture.transposed,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's old name for it
-        return get_peft_model(loaded.model, config)  # type: ignore[return-value]
-
-
-def matrices(model: nn.Module, architecture: Architecture) -> list[str]:
-    """The names, within a decoder layer, of all that multiplies with a matrix."""
-    return sorted(
-        {
-            name
-            for layer in decoder_layers(model, architecture)
-            for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
-    )
-
-
-def without_dropout(model: nn.Module) -> None:
-    """What the original predicts is no noisy target, and there is little to learn in so few steps."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in DROPOUTS:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+def _layer_by_layer(at: Bench, settings: TrainSettings, folder: Path, work: Work) -> Learnt:
+    """Trains the student of `at` one layer at a time."""
+    lessons = local.learn(at, settings, folder, work)
+    better = sum(one.step > 0 for one in lessons)
+    notes = [f"{better} of {len(lessons)} layers came closer to what the original has there"]
+    return Learnt(at.student.model, notes, settings={"layers": [asdict(one) for one in lessons]})
 
 
 def _lessons(at: Bench, method: Method, settings: TrainSettings, cache: Cache, work: Work) -> tuple[Rows, Rows]:
@@ -288,17 +244,15 @@ def _lessons(at: Bench, method: Method, settings: TrainSettings, cache: Cache, w
 
 def _better(before: Quality, after: Quality, method: Method) -> bool:
     """Closer to the original, or by the rows' own tokens where these were what was learnt."""
-    return after.kl < before.kl if method == "kd" else after.perplexity < before.perplexity
+    return after.perplexity < before.perplexity if method == "lora" else after.kl < before.kl
 
 
-def _notes(curve: Sequence[Point], settings: TrainSettings, same: bool) -> list[str]:
+def _notes(curve: Sequence[Point], settings: TrainSettings) -> list[str]:
     notes = [f"the curve's KL counts the original's {TOP} likeliest tokens and all others as one"]
     best = min((point for point in curve if point.step), key=lambda point: point.validation)
     notes.append(f"the weights of step {best.step} had the best validation loss")
     if curve[-1].step < settings.steps:
         notes.append(f"stopped at step {curve[-1].step}: {settings.patience} looks gave no better validation loss")
-    if same:
-        notes.append("the model is the original itself: perplexity decided, and its KL shows how far it moved away")
     return notes
 
 

@@ -56,17 +56,24 @@ class Stream:
         """The layer at hand."""
         return self.layers[self.index]
 
+    @torch.no_grad()
     def seen(self, modules: Mapping[str, nn.Module], until: str | None = None) -> Iterator[dict[str, Tensor]]:
         """Runs the layer at hand over every batch and gives what entered and left each of `modules`, as NAME.in and
         NAME.out, and what left the layer as `left`. With `until`, the run stops where that module is entered."""
-        for batch, hidden in zip(self.batches, self.hidden, strict=True):
-            yield self._run(batch, hidden, modules, until)
+        for place in range(len(self.batches)):
+            yield self._run(place, modules, until)
+
+    def left(self, place: int, learning: bool = False) -> Tensor:
+        """What leaves the layer at hand in a batch; with gradients where it is `learning`.  # (B, T, E)"""
+        with torch.set_grad_enabled(learning):
+            return self._run(place, {}, None)["left"]
 
     def advance(self, left: Sequence[Tensor] | None = None) -> None:
         """Goes through the layer at hand as it is now; `left` is what leaves it where that is known."""
         self.hidden = list(left) if left is not None else [seen["left"] for seen in self.seen({})]
         self.index += 1
 
+    @torch.no_grad()
     def _entering(self, batch: Batch) -> Tensor:
         found: list[Any] = []
         handle = self.layers[0].register_forward_hook(lambda module, args, output: found.append(output))
@@ -76,10 +83,8 @@ class Stream:
             handle.remove()
         return found[0]
 
-    @torch.no_grad()
-    def _run(
-        self, batch: Batch, hidden: Tensor, modules: Mapping[str, nn.Module], until: str | None
-    ) -> dict[str, Tensor]:
+    def _run(self, place: int, modules: Mapping[str, nn.Module], until: str | None) -> dict[str, Tensor]:
+        hidden = self.hidden[place]
         seen: dict[str, Tensor] = {}
 
         def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -98,6 +103,8 @@ class Stream:
         def leaving(name: str) -> Any:
             def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
                 seen[name] = output[0] if isinstance(output, tuple) else output
+                if name == "left":
+                    raise _Enough
 
             return note
 
@@ -113,9 +120,8 @@ class Stream:
             for handle in handles:
                 stack.callback(handle.remove)
             with suppress(_Enough):
-                self._forward(batch)
+                self._forward(self.batches[place])
         return seen
 
-    @torch.no_grad()
     def _forward(self, batch: Batch) -> None:
         self.model(**batch.inputs(self.model.device), use_cache=False, logits_to_keep=1)

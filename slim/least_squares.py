@@ -60,7 +60,7 @@ def repair_weights(
     those in `choose`. What comes before the first removal stays as it is. `advance` hears of each layer before it.
     """
     rows = [*fit, *choose]
-    was = _Original(original, keep, rows)
+    was = Original(original, keep, rows)
     now = Stream(pruned.model, pruned.architecture, rows)
     architecture, found = pruned.architecture, []
     writers: dict[Part, str] = {"attention": architecture.output, "mlp": architecture.mlp_output}
@@ -87,7 +87,7 @@ def repair_weights(
 
 
 def _missing(
-    goals: Sequence[Tensor], now: Stream, writer: Any, was: "_Original", part: Part
+    goals: Sequence[Tensor], now: Stream, writer: Any, was: "Original", part: Part
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What `writer` reads in each batch (B, T, F), and what it fails to write (B, T, E)."""
     early = was.by_itself or (part == "attention" and not was.parallel)
@@ -102,7 +102,7 @@ def _missing(
             yield x, (goal - seen["left"]) / was.scale
 
 
-class _Original:
+class Original:
     """What the original has where a pruned model reads.
 
     Where a norm follows a projection, its output cannot be steered in a straight line: it is then fitted `by_itself`,
@@ -121,12 +121,8 @@ class _Original:
         self.seen: dict[str, list[Tensor]] = {}
 
     def intact(self, index: int) -> bool:
-        """Whether everything up to here, and what reads it next, is as it was."""
-        reached = self.stay[: index + 2]
-        if len(reached) < index + 2 or reached != list(range(index + 2)):
-            return False
-        *before, reader = (self.keep[layer] or () for layer in reached)
-        return all(len(heads) == self.whole for heads in before) and bool(reader)
+        """Whether everything up to a layer of the pruned model, and what reads it next, is as it was."""
+        return intact(self.keep, self.whole, index)
 
     def goals(self, index: int, part: Part) -> list[Tensor]:
         """The original's residual where what `part` writes is read next; in the pruned model's layer `index`."""
@@ -135,6 +131,10 @@ class _Original:
             return self._layer(layer)[part]
         if part == "attention" and not self.parallel:
             return self._layer(layer)["between"]
+        return self.leaving(index)
+
+    def leaving(self, index: int) -> list[Tensor]:
+        """The original's residual where what leaves the pruned model's layer `index` is read next.  # (B, T, E) each"""
         if index + 1 == len(self.stay):
             return self._entering(len(self.keep))
         reader = self.stay[index + 1]
@@ -168,6 +168,15 @@ class _Original:
                     found["mlp"].append(seen["mlp.out"].reshape(hidden.shape))
             self.seen = found
         return self.seen
+
+
+def intact(keep: Keep, heads: int, index: int) -> bool:
+    """Whether everything up to the layer `index` of what is left, and what reads it next, is as it was."""
+    reached = [layer for layer, kept in enumerate(keep) if kept is not None][: index + 2]
+    if len(reached) < index + 2 or reached != list(range(index + 2)):
+        return False
+    *before, reader = (keep[layer] or () for layer in reached)
+    return all(len(kept) == heads for kept in before) and bool(reader)
 
 
 class _Moments:

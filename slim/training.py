@@ -28,6 +28,8 @@ COMPLETE = "slim.json"
 
 Advance = Callable[[Literal["training", "validation"], int, str], None]
 """Hears of each step how many tokens it went over, and in words how it went."""
+Watch = Callable[[Sequence[Point]], None]
+"""Hears the curve so far whenever a point is added to it."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,10 @@ class RecoveryTrainer(Trainer):
         patience: int,
         advance: Advance = lambda work, tokens, message: None,
         note: Callable[[str], None] = lambda text: None,
+        watch: Watch = lambda curve: None,
     ) -> None:
         self.rows, self.validation, self.loss = rows, validation, loss
-        self.micro_batch, self.advance, self.note = micro_batch, advance, note
+        self.micro_batch, self.advance, self.note, self.watch = micro_batch, advance, note, watch
         super().__init__(
             model=model,
             args=args,
@@ -166,6 +169,7 @@ class RecoveryTrainer(Trainer):
         metrics = {"eval_loss": loss / predicted, "eval_kl": max(0.0, kl / predicted)}
         self.advance("validation", done, f"Validation: loss {metrics['eval_loss']:.3f}, KL {metrics['eval_kl']:.3f}")
         self.log(dict(metrics))
+        self.watch(curve_of(self.state.log_history))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

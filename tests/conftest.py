@@ -10,7 +10,6 @@ from slim.models import Loaded
 from tests import TEST_CACHE
 from tests.pico import make_pico
 
-
 REAL = ("integration", "browser")
 
 

@@ -20,6 +20,7 @@ PAGES = {
     "calibrate": "Calibrate",
     "explore": "Explore",
     "prune": "Prune",
+    "recover": "Recover",
     "evaluate": "Evaluate",
     "compare": "Compare",
 }
@@ -96,7 +97,7 @@ def test_a_direct_link_to_a_fresh_server(visitor: Visitor) -> None:
     """The very first visitor may follow a link to an inner page: it stands in the frame, with every page in reach."""
     visitor.open("prune")
     visitor.settle()
-    for title in ("Home", "Calibrate", "Explore", "Prune", "Evaluate", "Compare"):
+    for title in ("Home", "Calibrate", "Explore", "Prune", "Recover", "Evaluate", "Compare"):
         expect(visitor.page.get_by_role("link", name=title, exact=True)).to_be_visible()
     expect(visitor.page.get_by_text("There is no calibration yet.")).to_be_visible()
     assert visitor.hosts <= {"127.0.0.1", ""}
@@ -136,7 +137,7 @@ def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace
     visitor.picture("4-threshold")
 
     visitor.click(page.get_by_role("button", name="Prune", exact=True))
-    expect(page.get_by_text("Saved:")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("Saved:")).to_be_visible(timeout=600_000)
     visitor.picture("5-pruned")
     visitor.click(page.get_by_role("button", name="Compare its answers"))
     visitor.click(page.get_by_role("button", name="Answer with both"))

@@ -19,6 +19,7 @@ from slim.errors import InputError
 from slim.faithfulness import SHARES, Faithfulness
 from slim.models import Loaded, load
 from slim.plan import load as load_plan
+from slim.recovery import recovery_of
 from tests.pico import make_pico, save_pico
 
 
@@ -124,6 +125,28 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
     assert pruned["parameters"] == planned["after"]["parameters"]
     files = Path(pruned["path"]).glob("*.safetensors")
     assert pruned["bytes_on_disk"] == sum(file.stat().st_size for file in files)
+
+
+def test_pruned_and_repaired_at_once_later_and_in_rounds(calibration: Path, run: Run, tmp_path: Path) -> None:
+    """Repair comes with prune unless it is not wanted, and can be had afterwards; rounds are told of one by one."""
+    rows = ("--dataset", "bundled:triage", "--rows", "100", "--max-length", "48")
+    plan_file = tmp_path / "plan.json"
+    assert run("plan", calibration, "--budget", "heads=0.6", "--output", plan_file).code == 0
+    at_once = json.loads(run("prune", plan_file, *rows, "--output", tmp_path / "one", "--json").out)
+    (step,) = at_once["recovery"]
+    assert step["after"]["kl"] < step["before"]["kl"]
+    cut = run("prune", plan_file, "--no-repair", "--output", tmp_path / "two")
+    assert (cut.code, recovery_of(tmp_path / "two").steps) == (0, ())
+    later = run("repair", tmp_path / "two", *rows, "--output", tmp_path / "three")
+    assert later.code == 0, later.err
+    assert "GB of memory" in later.err
+    assert f"{step['before']['kl']:.4f} → {step['after']['kl']:.4f}" in later.out
+    assert f"Checkpoint: {tmp_path / 'three'}" in later.out
+    rounds = run("prune", plan_file, "--rounds", "2", "--rows", "100", "--max-length", "48")
+    assert rounds.code == 0, rounds.err
+    assert rounds.out.count("repair ") == 2
+    refused(run("prune", plan_file, "--rounds", "2", "--no-repair"), "rounds", "--no-repair")
+    refused(run("plan", calibration, "--after-repair"), "after-repair", "--budget")
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from slim import finetune as stage
 from slim import workspace
+from slim.adapter import adapted, matrices, without_dropout
+from slim.architectures import decoder_layers
 from slim.checkpoint import recipe
 from slim.errors import Cancelled, InputError, SlimError
-from slim.finetune import TrainSettings, adapted, finetune, matrices, without_dropout
+from slim.finetune import TrainSettings, finetune
 from slim.models import Loaded, load
 from slim.prune import prune
 from slim.records import Keep
@@ -427,7 +429,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(pico: Callable[..., Loaded]
 def test_every_matrix_of_a_layer_has_an_adapter(pico: Callable[..., Loaded], family: str) -> None:
     """And nothing outside the layers; at first it changes nothing; merged it says what it said."""
     loaded = pico(family)
-    names, before = matrices(loaded.model, loaded.architecture), logits(loaded)
+    names, before = matrices(decoder_layers(loaded.model, loaded.architecture)), logits(loaded)
     inside = [
         name
         for name, parameter in loaded.model.named_parameters()

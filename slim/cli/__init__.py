@@ -14,6 +14,7 @@ VERBS = (
     "plan",
     "diff",
     "prune",
+    "repair",
     "finetune",
     "evaluate",
     "judge",

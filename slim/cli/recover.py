@@ -1,4 +1,4 @@
-"""Verbs that win quality back: finetune."""
+"""Verbs that win quality back: repair, finetune."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,14 +29,55 @@ if TYPE_CHECKING:
 
 
 @app.command()
+def repair(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint that Slim pruned")],
+    dataset: Annotated[str | None, typer.Option(help="rows to repair by (default: the calibration's)")] = None,
+    rows: Annotated[int, typer.Option(help="rows drawn: to fit, to choose and decide by and to tell")] = 128,
+    batch_size: Annotated[int, typer.Option(help="rows that are in memory at once")] = 8,
+    max_length: Annotated[int, typer.Option(help="tokens of a row beyond which it is cut")] = 320,
+    positions: Annotated[Literal["all", "answer"], typer.Option(help="predictions that the figures count")] = "all",
+    original: Annotated[
+        str | None, typer.Option(help="model to repair towards (default: the one the checkpoint was cut from)")
+    ] = None,
+    config: Config = None,
+    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="chooses the rows")] = 0,
+    output: Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit what is left of a pruned checkpoint to what the original gave, without training."""
+    from slim import repair as stage
+
+    settings = stage.RepairSettings.checked(
+        samples=rows, batch_size=batch_size, max_length=max_length, positions=positions, seed=seed, device=device
+    )
+    with progress_bar() as progress:
+        made = stage.repair(
+            folder,
+            dataset,
+            settings,
+            original=original,
+            output=output,
+            progress=progress,
+            tell=lambda work: err.print(work.sentence()),
+            **({"config": config, "split": split} if dataset else {}),
+        )
+    _tell(made, "Checkpoint", as_json)
+
+
+@app.command()
 def finetune(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint, or any model")],
     dataset: Annotated[str, typer.Option(help="bundled:briefs, bundled:triage, a file or a Hub id")] = "bundled:briefs",
     method: Annotated[
-        Literal["lora", "kd"],
-        typer.Option(help="lora learns the rows' own tokens, kd what the original predicts there"),
+        Literal["lora", "kd", "local"],
+        typer.Option(
+            help="lora learns the rows' own tokens, kd what the original predicts there, local layer by layer what it "
+            "has there"
+        ),
     ] = "kd",
-    steps: Annotated[int, typer.Option(help="steps of the optimiser")] = 200,
+    steps: Annotated[int, typer.Option(help="steps of the optimiser; local: in each layer")] = 200,
     rows: Annotated[int, typer.Option(help="rows drawn: to learn from, to choose by and to tell")] = 640,
     batch_size: Annotated[int, typer.Option(help="rows of a step")] = 8,
     micro_batch: Annotated[int, typer.Option(help="rows that are in memory at once")] = 4,
@@ -74,7 +115,6 @@ def finetune(
 ) -> None:
     """Train a checkpoint on its task, or on what the original predicts there, and save it where that helped."""
     from slim import finetune as stage
-    from slim.recovery import recovery_of
 
     settings = stage.TrainSettings.checked(
         steps=steps,
@@ -118,6 +158,13 @@ def finetune(
             resume=resume,
             **data,
         )
+    _tell(made, "Checkpoint" if merge else "Adapter", as_json)
+
+
+def _tell(made: Path, kind: str, as_json: bool) -> None:
+    """What the last step of recovery of `made` gave."""
+    from slim.recovery import recovery_of
+
     step = recovery_of(made).steps[-1]
     if as_json:
         print_json(step.model_dump(mode="json") | {"path": str(made)})
@@ -126,7 +173,7 @@ def finetune(
     out.print(f"{step.after.rows} rows that took no part in it, {step.after.predicted:,} predicted tokens.")
     for note in step.notes:
         out.print(f"Note: {note}.", soft_wrap=True)
-    out.print(f"{'Checkpoint' if merge else 'Adapter'}: {made}", soft_wrap=True)
+    out.print(f"{kind}: {made}", soft_wrap=True)
 
 
 def figures(steps: "Sequence[Recovered]") -> Table:

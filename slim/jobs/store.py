@@ -32,6 +32,7 @@ class Job(Record):
     done: float = 0
     total: float = 1
     message: str = "Starting"
+    curve: tuple[dict[str, Any], ...] = Field(default=(), description="of a training so far, as `slim.recovery.Point`")
     result: str | None = None
     error: str | None = None
 

@@ -4,16 +4,19 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from slim.errors import Cancelled, SlimError
 from slim.jobs.store import JobStore
 from slim.progress import Progress
+
+if TYPE_CHECKING:
+    from slim.recovery import Point
 
 SAY_EVERY = 0.3
 """Seconds between two writes of the progress."""
@@ -60,11 +63,11 @@ def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
     return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
 
 
-def _finetune(arguments: dict[str, Any], progress: Progress) -> str:
+def _finetune(arguments: dict[str, Any], progress: "Teller") -> str:
     from slim import finetune
 
     settings = finetune.TrainSettings.checked(**arguments.pop("settings"))
-    return str(finetune.finetune(**arguments, settings=settings, progress=progress))
+    return str(finetune.finetune(**arguments, settings=settings, progress=progress, watch=progress.curve))
 
 
 def _judge(arguments: dict[str, Any], progress: Progress) -> str:
@@ -80,7 +83,29 @@ def _push(arguments: dict[str, Any], progress: Progress) -> str:
     return push.push(push.planned(Path(arguments.pop("folder")), **arguments), progress)
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Progress], str]] = {
+class Teller:
+    """What a stage tells of itself, written into its job: called as a `Progress`, and with the curve of a training."""
+
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self.store, self.job_id = store, job_id
+        self._said, self._stage, self._paced = 0.0, 0.0, time.time()
+
+    def __call__(self, done: float, total: float, message: str) -> None:
+        now = time.monotonic()
+        if total != self._stage:
+            self._stage, self._paced = total, time.time()
+        if now - self._said >= SAY_EVERY:
+            self._said = now
+            self._write(done=done, total=total, message=message, paced=self._paced)
+
+    def curve(self, points: Sequence["Point"]) -> None:
+        self._write(curve=tuple(point.model_dump() for point in points))
+
+    def _write(self, **changes: Any) -> None:
+        self.store.update(self.job_id, only_if=("running",), **changes)
+
+
+KINDS: dict[str, Callable[[dict[str, Any], Teller], str]] = {
     "absorb": _absorb,
     "calibrate": _calibrate,
     "check": _check,
@@ -128,17 +153,6 @@ def _work(store: JobStore, job_id: str) -> None:
     job = store.get(job_id)
     if job is None:
         raise SlimError(f"job {job_id!r} is not in the workspace.")
-    said, stage, paced = 0.0, 0.0, time.time()
-
-    def progress(done: float, total: float, message: str) -> None:
-        nonlocal said, stage, paced
-        now = time.monotonic()
-        if total != stage:
-            stage, paced = total, time.time()
-        if now - said >= SAY_EVERY:
-            said = now
-            store.update(job_id, only_if=("running",), done=done, total=total, message=message, paced=paced)
-
     lock = FileLock(store.folder / "device.lock")
     while not lock.is_locked:
         try:
@@ -147,7 +161,7 @@ def _work(store: JobStore, job_id: str) -> None:
             store.update(job_id, only_if=("queued",), message="Waiting for the job before it")
     with lock:
         store.update(job_id, only_if=("queued",), state="running", started=time.time(), message="Starting")
-        result = KINDS[job.kind](dict(job.arguments), progress)
+        result = KINDS[job.kind](dict(job.arguments), Teller(store, job_id))
         store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
 
 

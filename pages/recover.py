@@ -1,0 +1,29 @@
+"""Recover: what pruning lost, what wins it back, and the proof, for one checkpoint after another."""
+
+import streamlit as st
+
+from pages.frame import choose_run, follow_job, page_title, plain_errors
+from pages.recovery_form import offer, request, start, suggestion
+from pages.recovery_view import lead_on, newest_recovery, show_loss, show_recovery, show_running
+from slim.checkpoint import recipe
+from slim.recovery import recovery_of
+
+RUN = "recover-checkpoint"
+
+page_title("Recover")
+st.caption("Wins back what pruning lost. Rows that took no part decide whether a step is kept, and others tell of it.")
+with plain_errors():
+    job = newest_recovery()
+busy = follow_job(job, "checkpoint", RUN)
+path = choose_run("checkpoint", "Pruned model", RUN, "pages/prune.py")
+st.query_params["checkpoint"] = path.name
+show_running(job, path)
+with plain_errors():
+    plan, recovery = recipe(path), recovery_of(path)
+show_loss(plan, recovery)
+if recovery.steps:
+    show_recovery(recovery)
+    lead_on(path, primary=not busy and suggestion(recovery) is None)
+offer(path, plan, recovery, busy)
+with st.expander("Choose the method, the data and the settings", icon=":material/tune:"):
+    start("Start", path, request(path, plan, recovery), busy, "recover-start")

@@ -1,0 +1,43 @@
+"""What a step of recovery will take and which rows it will have, before a model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from slim import models, tasks
+from slim.folder import read_folder
+from slim.models import Loaded
+from slim.recover import Bench, Common, draw, original_of
+from slim.tokenizer import facts_at_hand, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What stands for a model whose weights are not read: its config, and where it would be."""
+
+    config: PreTrainedConfig
+    device: torch.device
+
+
+def outlook(source: str, task: tasks.Task, settings: Common, original: str | None = None) -> Bench | None:
+    """The bench of a step with shells for models, for what `workload` says of it; None where one is not unpacked yet.
+
+    Raises InputError as `recover.bench` does.
+    """
+    teacher = original or original_of(source)
+    one, other = (_shell(name, settings.device) for name in (source, teacher))
+    if one is None or other is None:
+        return None
+    return Bench(source, one, other, draw(task, settings, source, one, other), settings)
+
+
+def _shell(source: str, device: str) -> Loaded | None:
+    facts = facts_at_hand(source)
+    if facts is None:
+        return None
+    config = read_folder(source, Path(models.locate(source))).config
+    shell: Any = Shell(config, models.resolve_device(device))
+    return Loaded(shell, load_tokenizer(source), facts)
