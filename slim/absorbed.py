@@ -262,7 +262,8 @@ def _left_over(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
 def _regression(xx: Tensor, xy: Tensor) -> Tensor:
     """Ridge regression from second moments.  # (F, E)"""
     xx = xx.double()
-    xx = xx + RIDGE * xx.diagonal().mean() * torch.eye(len(xx)).to(xx)
+    mean = xx.diagonal().mean().clamp_min(1e-12)  # what is gone already puts out nothing
+    xx = xx + RIDGE * mean * torch.eye(len(xx)).to(xx)
     return torch.cholesky_solve(xy.double(), torch.linalg.cholesky(xx)).float()
 
 

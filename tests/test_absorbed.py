@@ -71,6 +71,13 @@ def test_a_head_with_a_twin_costs_nothing_while_the_twin_stays(monkeypatch: pyte
     assert cost(found, 1, WHOLE) == 0
 
 
+@torch.no_grad()
+def test_a_block_that_puts_out_nothing_costs_nothing() -> None:
+    loaded = make_pico("llama")
+    layers_of(loaded.model)[1].self_attn.v_proj.weight.zero_()
+    assert cost(sketch_of(loaded), 1, ()) == 0
+
+
 def test_batches_make_no_difference() -> None:
     loaded = make_pico("llama")
     one, other = (
