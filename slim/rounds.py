@@ -52,7 +52,7 @@ def execute(
     if rounds != 1:
         if not repaired:
             raise InputError("rounds: every round is repaired before the next: leave out --no-repair, or the rounds.")
-        return prune_in_rounds(plan, rounds, settings, output, progress, told)
+        return prune_in_rounds(plan, rounds, settings, output, progress, told, **data)
     if repaired and plan.removed_heads:
         return prune_and_repair(plan, settings, output=output, progress=progress, **data)
     return prune(plan, output, progress)
@@ -65,11 +65,12 @@ def prune_in_rounds(
     output: Path | None = None,
     progress: Progress = silent,
     told: Callable[[int, Path], None] = lambda number, folder: None,
+    **data: Any,
 ) -> Path:
     """The folder of a checkpoint within the budget of `plan`, reached in so many rounds (default: in the workspace).
 
     Its record has a step for each round, with the figures before and after that round's repair. `told` hears the
-    number and the folder of each.
+    number and the folder of each; `data` names the rows of the repairs, where they are not the calibration's.
     Finished rounds are kept until the last is done: the same call goes on after them. Raises InputError for a plan that
     is not by budget, or whose calibration is gone.
     """
@@ -82,7 +83,7 @@ def prune_in_rounds(
     check_same(plan, original)
     output = output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")
     workspace.check_output(output, plan.after.bytes)
-    folder = workspace.subfolder("rounds", _key(plan, rounds, settings))
+    folder = workspace.subfolder("rounds", _key(plan, rounds, settings, data))
     for number in range(1, rounds + 1):
         done = folder / str(number)
         if not done.is_dir():
@@ -95,7 +96,7 @@ def prune_in_rounds(
             checkpoint.write(cut, original, state, made)
             earlier = recovery_of(last) if last else Recovery()
             (cut / RECOVERY_FILE).write_text(earlier.model_dump_json(), encoding="utf-8")
-            repair(str(cut), settings=settings, output=done, progress=said)
+            repair(str(cut), settings=settings, output=done, progress=said, **data)
             shutil.rmtree(cut)
         told(number, done)
     checkpoint.rewrite(str(folder / str(rounds)), output, {}, recovery_of(folder / str(rounds)))
@@ -135,16 +136,16 @@ def _planned(
 ) -> tuple[Plan, Loaded]:
     """The plan of a round, by a sketch of what the round before left, and that in the original's shape."""
     now, pins, sketched, left = original, plan.pins, measured, None
-    encoded = calibrated_rows(measured, original)
     if last is not None:
-        now = expanded(original, last)
+        now, encoded = expanded(original, last), calibrated_rows(measured, original)
         gone = _gone(checkpoint.recipe(last).keep, plan.unit, plan.model)
         pins = Pins(keep=pins.keep, drop=tuple({*pins.drop, *gone}), protect=pins.protect)
         settings = measured.facts.settings
         work = Work(progress, sketch_cost(settings.draws) * encoded.tokens)
         sketched = replace(measured, sketch=Passes(now, encoded, settings, "right", None, work).sketched(), check=None)
-    if plan.repaired is not None:
-        left = absorbed.measure(now, encoded, sketched, progress) if last else absorbed.absorbed(measured, progress)
+        left = absorbed.measure(now, encoded, sketched, progress) if plan.repaired else None
+    elif plan.repaired:
+        left = absorbed.absorbed(measured, progress)
     planner = Planner(sketched, plan.unit, plan.uniform, pins, left)
     keep, reason = planner.solve(limits), ByBudget(limits=limits)
     made = finished(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))
@@ -180,7 +181,8 @@ def _named(progress: Progress, name: str) -> Progress:
     return lambda done, total, message: progress(done, total, f"{name}: {message}")
 
 
-def _key(plan: Plan, rounds: int, settings: RepairSettings) -> str:
+def _key(plan: Plan, rounds: int, settings: RepairSettings, data: Mapping[str, Any]) -> str:
     """What stands for everything that the rounds depend on."""
-    basis = f"{plan.model_dump_json()} {rounds} {settings.model_dump_json()} {sorted(versions().items())}"
+    basis = f"{plan.model_dump_json()} {rounds} {settings.model_dump_json()} {sorted(data.items())} "
+    basis += f"{sorted(versions().items())}"
     return hashlib.sha256(basis.encode()).hexdigest()[:24]
