@@ -8,3 +8,5 @@ TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or Path(__file__).parent.par
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_MODULES_CACHE", str(TEST_CACHE / "modules"))
+
+os.environ.pop("COLUMNS", None)  # a console that is made while it is set keeps that width for good

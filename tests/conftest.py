@@ -8,6 +8,7 @@ import torch
 
 from slim.models import Loaded
 from tests import TEST_CACHE
+from tests.commands import Run, in_process
 from tests.pico import make_pico
 
 REAL = ("integration", "browser")
@@ -61,3 +62,9 @@ def shared_workspace() -> Iterator[Path]:
 def pico() -> Callable[..., Loaded]:
     """Builds a pico model: `pico("llama", kv_heads=6, attention_bias=True)`."""
     return make_pico
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`slim …` as a person runs it, within this process: exit code, output, errors."""
+    return in_process(monkeypatch, capfd)

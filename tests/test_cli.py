@@ -6,32 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from slim import calibration as calibrations
-from slim import cli
 from slim.cli import shared
 from slim.errors import InputError
 from slim.faithfulness import SHARES, Faithfulness
 from slim.models import Loaded, load
 from slim.plan import load as load_plan
 from slim.recovery import recovery_of
+from tests.commands import Result, Run
 from tests.pico import make_pico, save_pico
 
-
-class Result(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
 ESTIMATE = re.compile(r"4 rows, 1?\d\d tokens: about [\d,]+ (s|min), [\d.,]+ GB of memory, \d+ MB on disk\.\n")
 SMALL = ("--samples", "4", "--max-length", "48", "--device", "cpu")
 
@@ -42,25 +31,6 @@ def by_process(*arguments: object, **environment: str) -> Result:
     env = {**os.environ, "COLUMNS": "200", **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     return Result(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The same entry point within this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["slim", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capfd.readouterr()
-        return Result(code, str(said.out), str(said.err))
-
-    return command
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from slim import cli, evaluation, tasks, workspace
+from slim import evaluation, tasks, workspace
 from slim.calibrate import calibrate
 from slim.errors import InputError
 from slim.evaluate import checked_settings, evaluate
@@ -21,6 +19,7 @@ from slim.plan import make_plan
 from slim.prune import prune
 from slim.records import Settings
 from slim.sources import open_source
+from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
 
 QUICK = {"samples": 6, "max_length": 96, "max_new_tokens": 4, "device": "cpu"}
@@ -257,28 +256,6 @@ def test_damaged_records_are_refused(triage: Evaluation, tmp_path: Path) -> None
     (folder / "record.json").write_text('{"kind": "plan"}')
     with pytest.raises(InputError, match=r"cannot be read \("):
         evaluation.load(folder)
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command line within this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["slim", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capfd.readouterr()
-        return code, str(said.out), str(said.err)
-
-    return command
 
 
 SHORT = ("--samples", "3", "--max-length", "64", "--max-new-tokens", "3", "--device", "cpu")

@@ -21,8 +21,8 @@ from slim.export import export_gguf
 from slim.models import load
 from slim.prune import prune
 from slim.records import Keep
+from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
-from tests.test_cli import Run, run  # noqa: F401  it is a fixture
 from tests.test_prune_refusals import little_room
 
 FULL: Keep = ((0, 1, 2, 3, 4, 5),) * 4
@@ -368,7 +368,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
             export_gguf(str(tmp_path / name), tmp_path / "model.gguf")
 
 
-def test_the_command_prints_for_people_and_for_programs(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_prints_for_people_and_for_programs(run: Run, tmp_path: Path) -> None:
     """What was written, and what a person should know; the same as JSON; bad input is one line."""
     folder = made(tmp_path, keep=GROUPED)
     shown = run("export", folder, "--format", "gguf", "--output", tmp_path / "one.gguf")

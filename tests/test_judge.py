@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from slim import cli
 from slim.errors import InputError
 from slim.judge import load
 from slim.judge.__main__ import translated
 from slim.judge.verdicts import Judgement
+from tests.commands import Result, Run
 from tests.judge_server import Scripted, always, by_length, serving, shown, verdict
 from tests.pico import make_pico, save_pico
 
@@ -28,14 +28,6 @@ OLD_SUMMARY = {
     f"{name}{suffix}" for name in ("original_model", "pruned_model", "tie", "error") for suffix in ("", "_pct")
 }
 ROWS = 12
-
-
-class Result(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Place(NamedTuple):
@@ -61,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture
-def judge(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Judge:
+def judge(place: Place, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Judge:
     """`slim judge` on the two models within this process; the file is out.json."""
     monkeypatch.setenv("COLUMNS", "300")
     for name in ("SLIM_JUDGE_KEY", "OPENAI_API_KEY"):
@@ -71,15 +63,7 @@ def judge(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         options = {"original": place.original, "pruned": place.pruned, "dataset": place.rows, "samples": ROWS}
         options |= {"max-new-tokens": 8, "device": "cpu", "retries": 0, "output": tmp_path / "out.json", **instead}
         given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["slim", "judge", *given, *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capfd.readouterr()
-        return Result(code, str(said.out), str(said.err))
+        return run("judge", *given, *arguments)
 
     return command
 

@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from slim import cli, jobs
+from slim import jobs
 from slim.prune import prune
 from slim.recovery import recovery_of
+from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
 from tests.surgery import WHOLE
 from tests.test_finetune import same, states, written
@@ -41,29 +41,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(folder / "pruned", written(folder / "rows.jsonl"))
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`slim finetune …` within this process: exit code, output, errors."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["slim", "finetune", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capfd.readouterr()
-        return code, str(said.out), str(said.err)
-
-    return command
-
-
-def test_for_people_and_programs(files: Files, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+def test_for_people_and_programs(files: Files, tmp_path: Path, run: Run) -> None:
     """The estimate first, then the figures before and after; the record with --json."""
     given = (files.pruned, "--dataset", files.rows, *SMALL, "--steps", 4, "--evaluations", 2, "--learning-rate", 0.01)
-    code, out, err = run(*given, "--output", tmp_path / "one")
+    code, out, err = run("finetune", *given, "--output", tmp_path / "one")
     (step,) = recovery_of(tmp_path / "one").steps
     assert code == 0
     assert "60 rows, " in err
@@ -71,7 +52,7 @@ def test_for_people_and_programs(files: Files, tmp_path: Path, run: Callable[...
     for figure in (f"{step.before.kl:.4f}", f"{step.after.kl:.4f}", f"{step.after.ratio:.3f}×"):
         assert figure in out
     assert f"Checkpoint: {tmp_path / 'one'}" in out
-    code, out, err = run(*given, "--method", "lora", "--adapter", "--json", "--output", tmp_path / "two")
+    code, out, err = run("finetune", *given, "--method", "lora", "--adapter", "--json", "--output", tmp_path / "two")
     told = json.loads(out)
     assert (code, told["method"], told["path"]) == (0, "lora", str(tmp_path / "two"))
     assert (tmp_path / "two" / "adapter_model.safetensors").is_file()
@@ -87,10 +68,8 @@ def test_for_people_and_programs(files: Files, tmp_path: Path, run: Callable[...
         (("--columns", "question"), "columns: 'question'"),
     ],
 )
-def test_bad_input_is_one_line(
-    files: Files, tmp_path: Path, run: Callable[..., tuple[int, str, str]], given: tuple[str, ...], said: str
-) -> None:
-    code, _, err = run(files.pruned, "--dataset", files.rows, *SMALL, *given, "--output", tmp_path / "none")
+def test_bad_input_is_one_line(files: Files, tmp_path: Path, run: Run, given: tuple[str, ...], said: str) -> None:
+    code, _, err = run("finetune", files.pruned, "--dataset", files.rows, *SMALL, *given, "--output", tmp_path / "none")
     assert code == 2
     assert said in err
     assert "Traceback" not in err

@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from slim.errors import Cancelled, InputError
 from slim.least_squares import Fitted
 from slim.models import load
 from slim.prune import prune
-from slim.records import Plan, Settings
+from slim.records import Keep, Plan, Settings
 from slim.recovery import ROLES, Quality, Recovered, recovery_of, role_of
 from slim.repair import RepairSettings, prune_and_repair, repair
 from slim.rounds import expanded, prune_in_rounds
@@ -107,9 +108,9 @@ def test_later_evaluations_take_other_rows(plan: Plan, tmp_path: Path) -> None:
 def test_what_does_not_help_is_not_applied(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows that decide are made to see a repair that harms: a repair of real rows is never worse here."""
 
-    def harm(*args: object, **kwargs: object) -> list[Fitted]:
+    def harm(*args: Any, **kwargs: Any) -> list[Fitted]:
         student = args[1]
-        for parameter in student.model.parameters():  # type: ignore[attr-defined]
+        for parameter in student.model.parameters():
             parameter.mul_(1.3)
         return [Fitted(0, "mlp.down_proj", 1.0, 0.5)]
 
@@ -188,7 +189,7 @@ def test_stopped_rounds_go_on_where_they_were(plan: Plan, tmp_path: Path, monkey
     planned: list[float] = []
 
     class Interrupted(rounds.Planner):
-        def solve(self, limits: dict[str, float]) -> object:  # type: ignore[override]
+        def solve(self, limits: Mapping[str, float]) -> Keep:
             planned.append(limits["heads"])
             if len(planned) == 2:
                 raise Cancelled("cancelled")

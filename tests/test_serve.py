@@ -20,8 +20,8 @@ import pytest
 from slim import bundled, generate, models
 from slim.prune import prune
 from slim.records import Keep
+from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
-from tests.test_cli import Run, run  # noqa: F401  it is a fixture
 
 PATIENCE = 120.0
 """Seconds after which a test gives up; nothing is asserted about time."""
@@ -195,7 +195,7 @@ def test_the_bundled_model_is_served_by_default(shared_workspace: Path) -> None:
         assert real.stop()[0] == 130
 
 
-def test_a_place_that_cannot_be_had_is_one_sentence(run: Run, checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_place_that_cannot_be_had_is_one_sentence(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     """Before the model is loaded: a port that is taken or none, a host of elsewhere; then a folder that is no model."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
