@@ -115,9 +115,6 @@ class Bench:
         gone = set(order[:count].tolist())
         return self.plan(tuple(() if layer in gone else whole for layer in range(len(order))))
 
-    def cut(self, plan: Plan, output: Path) -> Path:
-        return prune(plan, output)
-
     def repaired(self, name: str) -> Callable[[Path], Path]:
         return lambda output: repair(str(self.work / "models" / slug(name)), settings=REPAIR, output=output)
 

@@ -12,6 +12,7 @@ from pages.plan_view import show_words
 from slim import jobs, recovery_charts
 from slim.jobs import Job
 from slim.records import Plan
+from slim.recover import UNCHANGED
 from slim.recovery import Point, Recovered, Recovery
 from slim.recovery_charts import NAMES
 
@@ -134,8 +135,7 @@ def show_steps(steps: Sequence[Recovered]) -> None:
         st.success(f"**{NAMES[last.method]}**: {proof(last)}.", icon=":material/check_circle:")
     else:
         st.warning(
-            f"**{NAMES[last.method]}** was not applied: on the rows that decide the model was no better after it, so "
-            "its weights are as they were.",
+            f"**{NAMES[last.method]}** was not applied: {UNCHANGED}.",
             icon=":material/block:",
         )
     st.plotly_chart(recovery_charts.changes(steps), key="recover-changes", config=PLOT)

@@ -124,7 +124,7 @@ def measure(
     effects = []
     for layer, options in enumerate(kept):
         progress(len(fit) + 3 * len(rest) + layer, total, "Regressing what may go on what may stay")
-        effects.append(found.effects(layer, options, moments.residual(layer)))
+        effects.append(found.effects(layer, options, moments.residual(layer, found.of_z[layer])))
     sequence = np.array(found.sequence)
     return AbsorbedSketch(kept, effects, sequence, np.array(found.tokens))
 
@@ -182,10 +182,10 @@ class _Moments:
         zz, zx = joint[width:, width:], joint[width:, :width]
         return _regression(zz, zx)
 
-    def residual(self, layer: int) -> Tensor:
+    def residual(self, layer: int, of_z: Tensor) -> Tensor:
         """Second moments of what z does not predict of x.  # (F_x, F_x)"""
         joint, width = self._split(layer)
-        change = self.of_z(layer).double()
+        change = of_z.double()
         xz = joint[:width, width:].double() @ change
         return joint[:width, :width].double() - xz - xz.T + change.T @ joint[width:, width:].double() @ change
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +26,13 @@ from slim.calibrate import versions
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.progress import Progress, silent
-from slim.recover import Bench, bench
+from slim.recover import Bench, bench, round_to_stored
 from slim.recovery import RECOVERY_FILE, Point, Quality, Recovery
 from slim.rowwise import Work
 from slim.teacher import TOP, taught
 from slim.train_settings import BACKWARD, TrainSettings, precision_of
 from slim.training import Loss, RecoveryTrainer, Rows, Watch, arguments, last_state
-from slim.workload import Workload, memory_there, seconds_of
+from slim.workload import Workload
 
 Method = Literal["lora", "kd", "local"]
 Tell = Callable[[Workload], None]
@@ -101,9 +101,8 @@ def finetune(
         else:
             learnt = _as_a_whole(at, method, settings, folder, cache, work, watch)
         if settings.merge:
-            _round(learnt.model, models.resolve_dtype(at.student.facts.dtype))
-        unknown = at.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
-        after = at.figures(replace(at.student, model=learnt.model, facts=unknown), settings.micro_batch, cache, work)
+            round_to_stored(learnt.model, at.student.facts)
+        after = at.figures_after(learnt.model, settings.micro_batch, cache, work)
         applied = _better(before["decide"], after["decide"], "lora" if same else method)
         notes = [*work.notes, *learnt.notes]
         if same:
@@ -125,7 +124,7 @@ def workload(at: Bench, settings: TrainSettings) -> Workload:
     mean = learn.tokens / len(learn.rows)
     steps = settings.steps * settings.batch_size * mean * (1 + BACKWARD[settings.weights])
     looks = (settings.evaluations + 1) * choose.tokens
-    forwards = steps + looks + 2 * 2 * at.judged_tokens + learn.tokens + choose.tokens
+    forwards = steps + looks + learn.tokens + choose.tokens
     dtype = models.resolve_dtype(settings.dtype)
     parameters = sum(map(prod, facts.shapes.values()))
     vocabulary = max(shape[0] for shape in facts.shapes.values())
@@ -135,15 +134,8 @@ def workload(at: Bench, settings: TrainSettings) -> Workload:
     numbers = parameters * (2 + KEPT_NUMBERS[settings.weights]) + row * (held * facts.layers + 5 * vocabulary)
     lessons = (learn.tokens + choose.tokens) * (TOP + 1) * 8
     state = parameters * KEPT_NUMBERS[settings.weights] * 2 + (parameters if settings.weights == "full" else 0)
-    return Workload(
-        rows=len(at.drawn.whole.rows),
-        tokens=at.drawn.whole.tokens,
-        forwards=forwards,
-        seconds=seconds_of(facts, forwards, at.student.model.device, dtype),
-        memory=int(numbers * dtype.itemsize) + lessons,
-        disk=int(parameters * facts.itemsize + state * dtype.itemsize),
-        there=memory_there(at.student.model.device),
-    )
+    memory = int(numbers * dtype.itemsize) + lessons
+    return at.workload(forwards, memory, int(parameters * facts.itemsize + state * dtype.itemsize))
 
 
 def train(
@@ -254,13 +246,6 @@ def _notes(curve: Sequence[Point], settings: TrainSettings) -> list[str]:
     if curve[-1].step < settings.steps:
         notes.append(f"stopped at step {curve[-1].step}: {settings.patience} looks gave no better validation loss")
     return notes
-
-
-@torch.no_grad()
-def _round(model: Any, dtype: torch.dtype) -> None:
-    """To what is stored, so that the figures are those of the checkpoint."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
 
 
 def _state(model: Any) -> dict[str, Tensor]:

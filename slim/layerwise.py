@@ -1,7 +1,7 @@
 """A model one layer at a time: the hidden states of rows are carried through it, so a pass runs one layer alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from slim.architectures import Architecture, decoder_layers
 from slim.tasks import Batch
 
 
-class _Passed(nn.Module):
+class Passed(nn.Module):
     """Stands for a layer that is not run: hands on what was computed before, or what it gets."""
 
     def __init__(self, hidden: Tensor | None = None) -> None:
@@ -27,16 +27,25 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _alone(layers: nn.ModuleList, index: int) -> Iterator[None]:
+def replaced(layers: nn.ModuleList, instead: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Inside, the layers with these numbers are others."""
     original = list(layers)
     try:
-        for place in range(len(layers)):
-            if place != index:
-                layers[place] = _Passed()
+        for place, layer in instead.items():
+            layers[place] = layer
         yield
     finally:
         for place, layer in enumerate(original):
             layers[place] = layer
+
+
+def started_at(layers: nn.ModuleList, start: int, hidden: Tensor | None) -> AbstractContextManager[None]:
+    """The model runs from layer `start` on with `hidden` (B, T, E) as its input; the layers before it are skipped."""
+    return replaced(layers, {place: Passed(hidden if place == start - 1 else None) for place in range(start)})
+
+
+def _alone(layers: nn.ModuleList, index: int) -> AbstractContextManager[None]:
+    return replaced(layers, {place: Passed() for place in range(len(layers)) if place != index})
 
 
 class Stream:

@@ -35,7 +35,7 @@ from slim.repair import STREAMS
 from slim.rowwise import Work, out_of_memory
 from slim.tasks import Batch
 from slim.train_settings import BACKWARD, TrainSettings, precision_of
-from slim.workload import Workload, memory_there, seconds_of
+from slim.workload import Workload
 
 LARGEST_GRADIENT = 1.0
 """Norm to which a larger one is cut."""
@@ -222,20 +222,11 @@ def workload(at: Bench, settings: TrainSettings) -> Workload:
     taught = sum(not intact(keep, at.teacher.facts.heads, index) for index in range(facts.layers))
     drawn = [at.drawn["learn"], at.drawn["choose"]]
     tokens = sum(part.tokens for part in drawn)
-    forwards = taught * layer_cost(at, settings) + 2 * 2 * at.judged_tokens
     sizes = [sum(map(math.prod, one.facts.shapes.values())) for one in (at.student, at.teacher)]
     width = at.student.model.config.hidden_size
     row = settings.micro_batch * min(settings.max_length, max(drawn[0].lengths))
     held = sum(sizes) + 4 * sizes[0] // facts.layers + (tokens * STREAMS + 40 * row) * width
-    return Workload(
-        rows=len(at.drawn.whole.rows),
-        tokens=at.drawn.whole.tokens,
-        forwards=forwards,
-        seconds=seconds_of(facts, forwards, at.student.model.device, dtype),
-        memory=held * dtype.itemsize,
-        disk=2 * sizes[0] * facts.itemsize,
-        there=memory_there(at.student.model.device),
-    )
+    return at.workload(taught * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
 
 
 def layer_cost(at: Bench, settings: TrainSettings) -> float:
@@ -264,6 +255,6 @@ def _finished(file: Path, layer: nn.Module) -> Lesson | None:
         return None
     with safe_open(file, "pt") as stored:
         said = stored.metadata()
-        for name in stored.keys():  # noqa: SIM118
+        for name in stored.keys():  # noqa: SIM118  it has keys and is no mapping
             layer.get_parameter(name).copy_(stored.get_tensor(name))
     return Lesson(int(said["layer"]), int(said["step"]), float(said["before"]), float(said["after"]))

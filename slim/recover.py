@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from diskcache import Cache
 
 from slim import held_out, models, tasks
@@ -16,9 +17,11 @@ from slim.errors import InputError
 from slim.likelihood import Passes
 from slim.models import Loaded
 from slim.progress import Progress, silent
+from slim.records import ModelFacts
 from slim.recovery import ROLES, Method, Point, Quality, Recovered, Recovery, quality, recovery_of, role_of
-from slim.rowwise import Work
+from slim.rowwise import Work, subset
 from slim.teacher import check_vocabulary
+from slim.workload import Workload, memory_there, seconds_of
 
 UNCHANGED = "on the rows that decide the model was no better after it, so its weights are as they were"
 
@@ -70,11 +73,6 @@ class Bench:
         """What was done before."""
         return recovery_of(Path(models.locate(self.source)))
 
-    @property
-    def judged_tokens(self) -> int:
-        """Tokens of the rows that decide or are told of, once."""
-        return self.drawn["decide"].tokens + self.drawn["report"].tokens
-
     def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
         """How a model does beside the original on the rows that decide and on those that are reported."""
 
@@ -83,6 +81,25 @@ class Bench:
 
         passes = Passes(batch_size, cache, advance, work.note)
         return {role: quality(self.teacher, model, self.drawn[role], passes) for role in ("decide", "report")}
+
+    def figures_after(self, model: Any, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
+        """The same of what a step made of the student."""
+        unknown = self.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
+        return self.figures(replace(self.student, model=model, facts=unknown), batch_size, cache, work)
+
+    def workload(self, forwards: float, memory: int, disk: int) -> Workload:
+        """What a step takes on the student's device, the comparisons with the original before and after it included."""
+        device, dtype = self.student.model.device, models.resolve_dtype(self.settings.dtype)
+        forwards += 2 * 2 * (self.drawn["decide"].tokens + self.drawn["report"].tokens)
+        return Workload(
+            rows=len(self.drawn.whole.rows),
+            tokens=self.drawn.whole.tokens,
+            forwards=forwards,
+            seconds=seconds_of(self.student.facts, forwards, device, dtype),
+            memory=memory,
+            disk=disk,
+            there=memory_there(device),
+        )
 
     def step(
         self,
@@ -96,10 +113,7 @@ class Bench:
     ) -> Recovered:
         """The record of the step."""
         if not applied:
-            notes = (
-                *notes,
-                "on the rows that decide the model was no better after it, so its weights are as they were",
-            )
+            notes = (*notes, UNCHANGED)
         return Recovered(
             method=method,
             dataset=dataset_facts(self.drawn.task, self.drawn.whole),
@@ -155,11 +169,11 @@ def draw(
     calibrated = held_out.calibrated_on(source, task)
     examples = tasks.choose(task, settings.samples, settings.seed, progress)
     whole = tasks.encode(examples, student.tokenizer, length, settings.positions)
-    by_role: dict[str, list[tasks.Example]] = {role: [] for role in ROLES}
-    for place in whole.places:
+    by_role: dict[str, list[int]] = {role: [] for role in ROLES}
+    for row, place in enumerate(whole.places):
         role = role_of(examples[place])
         if role == "learn" or examples[place] not in calibrated:
-            by_role[role].append(examples[place])
+            by_role[role].append(row)
     empty = [role for role, found in by_role.items() if not found]
     if empty:
         raise InputError(
@@ -167,9 +181,7 @@ def draw(
             f"role ({', '.join(ROLES)}), and the calibration's own rows only teach: draw more rows, or from another "
             "split or file."
         )
-    parts = {
-        role: tasks.encode(found, student.tokenizer, length, settings.positions) for role, found in by_role.items()
-    }
+    parts = {role: subset(whole, found) for role, found in by_role.items()}
     notes = []
     if length < settings.max_length:
         notes.append(f"the model reads at most {length:,} tokens, so rows were cut there")
@@ -178,3 +190,11 @@ def draw(
     if whole.left_out:
         notes.append(f"{whole.left_out} rows were left out: nothing of their answer is within {length:,} tokens")
     return Drawn(task, parts, whole, tuple(notes))
+
+
+@torch.no_grad()
+def round_to_stored(model: Any, facts: ModelFacts) -> None:
+    """To the number format that is stored, so that figures are those of the checkpoint."""
+    dtype = models.resolve_dtype(facts.dtype)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))

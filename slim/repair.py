@@ -1,7 +1,7 @@
 """The stage of closed-form repair: a pruned checkpoint in, a better one out, or the same where it is not better."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +16,9 @@ from slim.models import resolve_dtype
 from slim.progress import Progress, silent
 from slim.prune import prune
 from slim.records import Keep, Plan, Record
-from slim.recover import Bench, bench
+from slim.recover import Bench, bench, round_to_stored
 from slim.rowwise import Work
-from slim.workload import Workload, memory_there, seconds_of
+from slim.workload import Workload
 
 PASSES = 4.5
 """Forwards that a repair takes over its rows: the original once, the checkpoint more than twice, and the moments."""
@@ -70,8 +70,8 @@ def repair(
     with results.kept() as cache:
         before = at.figures(at.student, settings.batch_size, cache, work)
         fitted = fit(at, plan.keep, settings, work)
-        changed_facts = at.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
-        after = at.figures(replace(at.student, facts=changed_facts), settings.batch_size, cache, work)
+        round_to_stored(at.student.model, at.student.facts)
+        after = at.figures_after(at.student.model, settings.batch_size, cache, work)
     applied = after["decide"].kl < before["decide"].kl
     chosen = settings.model_dump() | {"matrices": [asdict(one) for one in fitted]}
     step = at.step("repair", before, after, applied, chosen, [*work.notes, _said(fitted)])
@@ -117,20 +117,12 @@ def workload(at: Bench, settings: RepairSettings) -> Workload:
     """What a repair takes on its device."""
     facts, dtype = at.student.facts, resolve_dtype(settings.dtype)
     tokens = at.drawn["learn"].tokens + at.drawn["choose"].tokens
-    forwards = PASSES * tokens + 2 * 2 * at.judged_tokens
     sizes = [sum(map(prod, one.facts.shapes.values())) for one in (at.student, at.teacher)]
     inside = [shape for name, shape in facts.shapes.items() if name.startswith(at.student.architecture.layers)]
     widest, width = max(map(max, inside)), at.student.model.config.hidden_size
     held = sum(sizes) + tokens * STREAMS * width
-    return Workload(
-        rows=len(at.drawn.whole.rows),
-        tokens=at.drawn.whole.tokens,
-        forwards=forwards,
-        seconds=seconds_of(facts, forwards, at.student.model.device, dtype),
-        memory=held * dtype.itemsize + MATRICES * 8 * widest**2,
-        disk=sizes[0] * facts.itemsize,
-        there=memory_there(at.student.model.device),
-    )
+    memory = held * dtype.itemsize + MATRICES * 8 * widest**2
+    return at.workload(PASSES * tokens, memory, sizes[0] * facts.itemsize)
 
 
 def _said(fitted: list[Fitted]) -> str:

@@ -9,8 +9,10 @@ from rich.table import Table
 
 from slim.cli.shared import (
     AsJson,
+    CheckpointFolder,
     Config,
     Device,
+    TrainSplit,
     app,
     out,
     parse_numbers,
@@ -185,12 +187,12 @@ def prune(
     rounds: Annotated[int, typer.Option(help="go there in so many rounds, each measured, cut and repaired")] = 1,
     dataset: Annotated[str | None, typer.Option(help="rows of the repair (default: the calibration's)")] = None,
     config: Config = None,
-    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
+    split: TrainSplit = None,
     rows: Annotated[int, typer.Option(help="rows drawn for the repair and its figures")] = 128,
     max_length: Annotated[int, typer.Option(help="tokens of such a row beyond which it is cut")] = 320,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="chooses the rows")] = 0,
-    output: Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")] = None,
+    output: CheckpointFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Execute a plan: remove the weights, repair what is left, and save a checkpoint."""

@@ -1,19 +1,21 @@
 """Verbs that win quality back: repair, finetune."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from slim.cli.shared import (
     AsJson,
+    CheckpointFolder,
     Columns,
     Config,
     Device,
     Dtype,
     Prompt,
     Revision,
+    TrainSplit,
     app,
     err,
     out,
@@ -40,10 +42,10 @@ def repair(
         str | None, typer.Option(help="model to repair towards (default: the one the checkpoint was cut from)")
     ] = None,
     config: Config = None,
-    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
+    split: TrainSplit = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="chooses the rows")] = 0,
-    output: Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")] = None,
+    output: CheckpointFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit what is left of a pruned checkpoint to what the original gave, without training."""
@@ -102,7 +104,7 @@ def finetune(
         str | None, typer.Option(help="model that teaches (default: the one the checkpoint was cut from)")
     ] = None,
     config: Config = None,
-    split: Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")] = None,
+    split: TrainSplit = None,
     revision: Revision = None,
     template: Annotated[str | None, typer.Option(help="kind of task: summarisation, maths, classification …")] = None,
     columns: Columns = None,
@@ -110,7 +112,7 @@ def finetune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="chooses the rows, their order and the adapter's start")] = 0,
-    output: Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")] = None,
+    output: CheckpointFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a checkpoint on its task, or on what the original predicts there, and save it where that helped."""
@@ -137,14 +139,6 @@ def finetune(
         device=device,
         dtype=dtype,
     )
-    data: dict[str, Any] = {
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "template": template,
-        "columns": parse_pairs("columns", columns) if columns else None,
-        "prompt": prompt,
-    }
     with progress_bar() as progress:
         made = stage.finetune(
             folder,
@@ -156,7 +150,12 @@ def finetune(
             progress=progress,
             tell=lambda work: err.print(work.sentence()),
             resume=resume,
-            **data,
+            config=config,
+            split=split,
+            revision=revision,
+            template=template,
+            columns=parse_pairs("columns", columns) if columns else None,
+            prompt=prompt,
         )
     _tell(made, "Checkpoint" if merge else "Adapter", as_json)
 

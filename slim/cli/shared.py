@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -23,9 +24,11 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")]
 Config = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]
+TrainSplit = Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")]
 Revision = Annotated[str | None, typer.Option(help="revision of a Hub dataset")]
 Columns = Annotated[str | None, typer.Option(help="for instance question=ask,answer=reply")]
 Prompt = Annotated[str | None, typer.Option(help="wording of the prompt, with {column} in it")]
+CheckpointFolder = Annotated[Path | None, typer.Option(help="new checkpoint folder (default: in the workspace)")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[Literal["auto", "float32", "float64", "bfloat16"], typer.Option(help="number format")]
 

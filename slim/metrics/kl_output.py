@@ -1,7 +1,6 @@
 """What the model's predictions lose without a head, a KV group or a block: measured by really leaving it out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slim.architectures import decoder_layers
+from slim.layerwise import started_at
 from slim.metrics.base import Criterion, Level, Shares, Sums, exact
 from slim.models import Loaded
 from slim.probe import Probe
@@ -62,30 +62,6 @@ class _Baseline:
         surprise = normaliser - other.gather(1, self.targets)[:, 0]
         nats = _kl(self.logits, self.normaliser, self.p, other, normaliser)
         return float(nats.double().sum().clamp_min(0)), float(surprise.double().sum())
-
-
-class _Given(nn.Module):
-    """A layer that hands on a hidden state computed before, or what it gets."""
-
-    def __init__(self, hidden: Tensor | None = None) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states if self.hidden is None else self.hidden
-
-
-@contextmanager
-def started_at(layers: nn.ModuleList, start: int, hidden: Tensor | None) -> Iterator[None]:
-    """The model runs from layer `start` on with `hidden` (B, T, E) as its input; the layers before it are skipped."""
-    original = list(layers)
-    try:
-        for index in range(start):
-            layers[index] = _Given(hidden if index == start - 1 else None)
-        yield
-    finally:
-        for index, layer in enumerate(original):
-            layers[index] = layer
 
 
 @dataclass(frozen=True)
