@@ -11,7 +11,7 @@ app: $(READY)  ## open the dashboard on http://localhost:8501
 
 test: $(READY)  ## run every test: unit, integration, browser
 	@$(BIN)/python tests/browser_setup.py
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, format and types
 	@$(BIN)/ruff check .

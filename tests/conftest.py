@@ -1,5 +1,6 @@
 """What every test shares: a workspace of its own, pico models, and one that persists for the real model."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,22 +13,17 @@ from tests.commands import Run, in_process
 from tests.pico import make_pico
 
 REAL = ("integration", "browser")
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Of the real model: where two processes share two cores, more would wait for each other."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a GPU run where there is one.
-
-    Where two processes share the work, one takes everything that loads the real model, as that is loaded once, and the
-    other the rest, a file at a time. The long one begins first.
-    """
+    """Tests that need a GPU run where there is one. What takes longest begins first."""
     if not torch.cuda.is_available():
         unable = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if item not in unable]
         config.hook.pytest_deselected(items=unable)
     items.sort(key=lambda item: not _is_real(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("real" if _is_real(item) else item.nodeid.partition("::")[0]))
 
 
 def _is_real(item: pytest.Item) -> bool:
@@ -41,7 +37,7 @@ def own_workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: p
     Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
     """
     if _is_real(request.node):
-        torch.set_num_threads(2)
+        torch.set_num_threads(THREADS)
         return None
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -54,7 +50,7 @@ def shared_workspace() -> Iterator[Path]:
     """A workspace that persists between runs, so that the bundled model is unpacked once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(TEST_CACHE / "workspace"))
-        torch.set_num_threads(2)
+        torch.set_num_threads(THREADS)
         yield TEST_CACHE / "workspace"
 
 
