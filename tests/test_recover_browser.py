@@ -105,7 +105,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     assert distilled.method == "kd"
     assert distilled.after.kl <= distilled.before.kl < repaired.before.kl
     assert min(point.validation for point in distilled.curve) < distilled.curve[0].validation
-    expect(chart(page, "What each step gave")).to_be_visible()
+    expect(chart(page, "What each step gave")).to_have_count(1)  # for a moment the last run's stands there too
     visitor.picture("recover-4-recovered")
 
     page.get_by_role("button", name="Evaluate it").click()
