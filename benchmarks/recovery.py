@@ -51,9 +51,7 @@ ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
 BLOCKS = (6, 9)
 LENGTH = 256
 REPAIR = RepairSettings(samples=160, max_length=LENGTH)
-TRAINING = TrainSettings(
-    steps=200, batch_size=4, max_length=LENGTH, positions="all", evaluations=4, learning_rate=3e-4, task_weight=0.0
-)
+TRAINING = TrainSettings(steps=200, batch_size=4, max_length=LENGTH, positions="all", evaluations=4)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ DATA = "recover-data"
 POSITIONS = {"all": "Every token", "answer": "The answer only"}
 SHORT: dict[str, Any] = {"steps": 60, "samples": 256, "evaluations": 6, "batch_size": 4}
 """A training that is worth its wait on a CPU."""
-TOWARDS: dict[str, Any] = {"positions": "all", "learning_rate": 3e-4, "task_weight": 0.0}
-"""What brings a model closer to the original in so few steps; a larger rate and the rows' own tokens lead away."""
+TOWARDS = SHORT | {"positions": "all"}
+"""The original is asked for all it predicts, not for the answers alone."""
 
 
 ROLES = {"learn": "to learn from", "choose": "to choose by", "decide": "to decide", "report": "to tell of"}
@@ -51,12 +51,12 @@ WAYS: dict[Method, Way] = {
     "local": Way(
         "Distil its layers",
         "Each layer learns to give what the original has there, one at a time: little memory.",
-        first=SHORT | {"positions": "all"},
+        first=TOWARDS,
     ),
     "kd": Way(
         "Distil it",
         "Learns what the original predicts on the rows, which is asked once.",
-        first=SHORT | TOWARDS,
+        first=TOWARDS,
     ),
     "lora": Way(
         "Train it", "Learns the rows' own answers: better at the task, not closer to the original.", first=SHORT
