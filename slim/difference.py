@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.estimate import Estimate, ends, resampled
+from slim.migrations import read
 from slim.records import CalibrationFacts, ModelFacts
 from slim.sketch import BLOCK, LossSketch
 
@@ -69,8 +69,8 @@ def of_same_model(model: ModelFacts, folders: list[Path], but: Path | None = Non
     found = []
     for folder in folders:
         try:
-            facts = CalibrationFacts.model_validate_json((folder / "record.json").read_text(encoding="utf-8"))
-        except (ValidationError, OSError, UnicodeDecodeError):
+            facts = read(CalibrationFacts, folder / "record.json", f"calibration {str(folder)!r}")
+        except (InputError, ValueError, OSError):
             continue
         if folder != but and facts.model.fingerprint == model.fingerprint and facts.settings.kl != "none":
             found.append((folder, facts.dataset.source))

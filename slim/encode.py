@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from slim.errors import InputError
+from slim.records import reason_of
 from slim.templates import Example
 
 Positions = Literal["all", "answer"]
@@ -167,10 +167,10 @@ def _asked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 def _rendered(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it fails in as many ways
         raise InputError(
             f"dataset: the model's chat template does not take the turns {[turn['role'] for turn in messages]} "
-            f"({error}): choose other rows or another model."
+            f"({reason_of(error)}): choose other rows or another model."
         ) from error
 
 

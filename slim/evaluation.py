@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from slim import workspace
 from slim.errors import InputError
 from slim.measures import POINTS, Figure
+from slim.migrations import read
 from slim.pace import Footprint, Pace, PaceSettings
-from slim.records import DatasetFacts, ModelFacts, Record
+from slim.places import is_file
+from slim.records import DatasetFacts, ModelFacts, Record, reason_of
 
 TABLE, SCORES = "table.parquet", "scores.csv"
 
@@ -120,15 +122,25 @@ def save(evaluation: Evaluation, output: Path) -> Evaluation:
 def load(folder: Path) -> Evaluation:
     """A saved evaluation. Raises InputError when `folder` does not hold one."""
     record = folder / "record.json"
-    if not record.is_file():
+    if not is_file(record):
         raise InputError(f"evaluation {str(folder)!r} was not found: run `slim evaluate --output {folder}` first.")
     try:
-        facts = EvaluationFacts.model_validate_json(record.read_text(encoding="utf-8"))
-        table = pd.read_parquet(folder / TABLE)
-    except (ValidationError, ValueError, OSError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).split("\n")[0]
-        raise InputError(f"evaluation {str(folder)!r} cannot be read ({reason}): run `slim evaluate` again.") from error
+        facts = read(EvaluationFacts, record, f"evaluation {str(folder)!r}")
+        table = _table(folder / TABLE)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"evaluation {str(folder)!r} cannot be read ({reason_of(error)}): run `slim evaluate` again."
+        ) from error
     return Evaluation(facts, table, folder)
+
+
+def _table(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except OSError:
+        raise
+    except Exception as error:  # each part of a damaged file fails in its own way
+        raise ValueError(f"{TABLE}: {reason_of(error)}") from error
 
 
 def figures(facts: EvaluationFacts) -> pd.DataFrame:

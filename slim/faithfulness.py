@@ -5,6 +5,8 @@ and 30% of the heads together. The rank correlation tells how well a criterion o
 following it would cost. The same joint removals, forecast and measured, give the correction of the forecast.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -63,7 +65,8 @@ class Correction(Record):
 class Faithfulness(Record):
     """`faithfulness.json` beside a calibration."""
 
-    kind: str = "faithfulness"
+    schema_version: Literal[1] = 1
+    kind: Literal["faithfulness"] = "faithfulness"
     rows: int = Field(ge=1)
     tokens: int = Field(ge=1, description="predicted positions")
     unseen: bool = Field(description="whether the rows took no part in the calibration")

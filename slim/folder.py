@@ -15,6 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from slim.architectures import architecture_of, check_config
 from slim.errors import InputError
+from slim.places import is_file
+from slim.records import reason_of
 
 WEIGHTS = "model.safetensors"
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -96,8 +98,8 @@ def check_weights(source: str, model: PreTrainedModel, stored: dict[str, tuple[i
 
 def unreadable(source: str, error: Exception) -> str:
     """The sentence for a folder that a library refuses."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{_named(source)} is not a model folder that can be read (safetensors weights and a config): {reason}"
+    why = reason_of(error)
+    return f"{_named(source)} is not a model folder that can be read (safetensors weights and a config): {why}"
 
 
 def _named(source: str) -> str:
@@ -172,6 +174,6 @@ def _weight_files(source: str, folder: Path) -> list[Path]:
     named = _json(source, index).get("weight_map")
     files = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
     for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
+        if Path(file).name != file or not is_file(folder / file):
             raise InputError(f"{_named(source)}: {index.name} names {file!r}, which is no file in the folder.")
     return [folder / file for file in files]

@@ -123,7 +123,7 @@ class Layout:
             if place != float(key) or place < 0:
                 raise ValueError
             return texts, texts[place]
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             raise InputError(
                 f"dataset {self.source!r}: {self.columns['key']}={key!r} of row {number} is not the place of one of "
                 f"the choices {texts}: correct the row, or map another column."

@@ -23,6 +23,7 @@ from slim.errors import InputError
 from slim.folder import check_weights, read_folder, unreadable
 from slim.hub import snapshot
 from slim.modeling import PerLayerAttentionMixin
+from slim.places import place_of
 from slim.progress import Progress, silent
 from slim.records import ModelFacts
 
@@ -68,7 +69,7 @@ def locate(source: str, progress: Progress = silent) -> str:
         return str(bundled.bundled_model(progress))
     if source.startswith("bundled:"):
         raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
-    path = Path(source).expanduser()
+    path = place_of("model", source)
     if path.suffix == ".gguf" and path.is_file():
         return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", progress))
     if path.is_dir():

@@ -6,6 +6,9 @@ from typing import Any
 from diskcache import JSONDisk
 from diskcache.core import MODE_PICKLE
 
+BAD = (zlib.error, ValueError, TypeError, RecursionError)
+"""What a value or key that is not of ours does to its reader."""
+
 
 class PlainDisk(JSONDisk):
     """JSON alone: a value that is damaged, or that somebody put there as a pickle, is as good as none."""
@@ -15,9 +18,12 @@ class PlainDisk(JSONDisk):
             return None
         try:
             return super().fetch(mode, filename, value, read)
-        except (zlib.error, ValueError):
+        except BAD:
             return None
 
     def get(self, key: Any, raw: bool) -> Any:
         """A key; one that is no JSON of ours names nothing."""
-        return super().get(key, raw) if raw else ""
+        try:
+            return super().get(key, raw) if raw else ""
+        except BAD:
+            return ""

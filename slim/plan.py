@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from slim import workspace
 from slim.architectures import architecture_of
@@ -16,8 +15,10 @@ from slim.cuts import stock_shape, whole_blocks_only
 from slim.errors import InputError
 from slim.forecast import forecast, warnings
 from slim.legal import PINNED, changes, every_shape, legal_heads, uniform_heads
+from slim.migrations import read
+from slim.places import is_file
 from slim.project import everything, project
-from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit
+from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit, reason_of
 from slim.scores import composite, default_weights
 
 
@@ -221,15 +222,13 @@ def save(plan: Plan, output: Path) -> Path:
 
 def load(path: Path) -> Plan:
     """A saved plan. Raises InputError when `path` does not hold a legal one."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"plan {str(path)!r} was not found: run `slim plan DIR --output {path}` first.")
     try:
-        plan = Plan.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "plan"
+        plan = read(Plan, path, f"plan {str(path)!r}")
+    except (ValueError, OSError) as error:
         raise InputError(
-            f"plan {str(path)!r} is not valid: {field}: {first['msg']}. Make it again with `slim plan`."
+            f"plan {str(path)!r} is not valid: {reason_of(error)}. Make it again with `slim plan`."
         ) from error
     for name, size, keep in (("before", plan.before, everything(plan.model)), ("after", plan.after, plan.keep)):
         try:

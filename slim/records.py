@@ -27,6 +27,15 @@ class Record(BaseModel):
             raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file is no record: the first field that cannot be, or what a library says in its first line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg'].removeprefix('Value error, ')}"
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 class ModelFacts(Record):
     """What the later stages need to know of a model without loading it."""
 

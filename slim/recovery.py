@@ -5,12 +5,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from slim import likelihood, tasks
 from slim.errors import InputError
+from slim.migrations import read
 from slim.models import Loaded
-from slim.records import DatasetFacts, Record
+from slim.places import is_file
+from slim.records import DatasetFacts, Record, reason_of
 
 RECOVERY_FILE = "slim_recovery.json"
 Method = Literal["repair", "local", "lora", "kd"]
@@ -79,12 +81,14 @@ class Recovery(Record):
 def recovery_of(folder: Path) -> Recovery:
     """The recovery of a checkpoint, without steps where there was none. Raises InputError for a damaged record."""
     file = folder / RECOVERY_FILE
-    if not file.is_file():
+    if not is_file(file):
         return Recovery()
     try:
-        return Recovery.model_validate_json(file.read_text(encoding="utf-8"))
-    except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"checkpoint {str(folder)!r}: its {RECOVERY_FILE} is damaged: copy it again.") from error
+        return read(Recovery, file, f"checkpoint {str(folder)!r}: its {RECOVERY_FILE}")
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"checkpoint {str(folder)!r}: its {RECOVERY_FILE} is damaged ({reason_of(error)}): copy it again."
+        ) from error
 
 
 def role_of(example: tasks.Example) -> str:

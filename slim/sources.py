@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from slim.errors import InputError
+from slim.places import place_of
+from slim.records import reason_of
 
 SPLITS = ("train", "validation", "test")
 DATA = Path(__file__).parent / "data"
@@ -28,6 +30,7 @@ LONGEST = 2**24
 LARGEST_JSON = 2**28
 """Bytes of a file that is one JSON value, which has to be read whole."""
 BATCH = 256
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Row(NamedTuple):
@@ -52,7 +55,7 @@ def open_source(
     source: str, config: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Source:
     """`bundled:NAME`, a file, or a Hub id. Raises InputError for one that is not there; rows are not read yet."""
-    path = Path(source).expanduser()
+    path = place_of("dataset", source)
     if (
         not source.startswith("bundled:")
         and not path.exists()
@@ -85,7 +88,7 @@ def open_source(
 
 def is_hub_id(source: str) -> bool:
     """Whether a name can only be one of the Hub."""
-    path = Path(source).expanduser()
+    path = place_of("dataset", source)
     return bool(HUB_ID.fullmatch(source)) and not path.exists() and path.suffix.lower() not in FORMATS
 
 
@@ -181,7 +184,7 @@ def _json(text: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     if len(whole) == LARGEST_JSON:
         raise _Damaged("it is one very long list; save it as .jsonl, one row a line")
     try:
-        rows = json.loads(whole)
+        rows = _sound(json.loads(whole), whole)
     except ValueError as error:
         raise _Damaged(str(error)) from error
     for number, values in enumerate(rows, 1):
@@ -197,20 +200,34 @@ def _object(line: str, place: str) -> dict[str, Any]:
         raise _Damaged(f"{place} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise _Damaged(f"{place} is no object of column names and values")
-    return values
+    return _sound(values, line)
+
+
+def _sound(value: Any, text: str) -> Any:
+    """A value of JSON `text` without halves of surrogate pairs, which JSON can name and no text can hold."""
+    if not _HALF.search(text):
+        return value
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_sound(one, text) for one in value]
+    if isinstance(value, dict):
+        return {_sound(name, text): _sound(one, text) for name, one in value.items()}
+    return value
 
 
 def _parquet(path: Path) -> Iterator[Row]:
     from datasets import load_dataset
-    from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
     try:
         count = read_metadata(path).num_rows
         rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         yield from arrow_rows(rows, count)
-    except (ArrowException, ValueError) as error:
-        raise _Damaged(str(error).strip().splitlines()[0].rstrip(".")) from error
+    except OSError:
+        raise
+    except Exception as error:  # each part of a damaged file fails in its own way
+        raise _Damaged(reason_of(error)) from error
 
 
 def arrow_rows(dataset: Any, count: int) -> Iterator[Row]:

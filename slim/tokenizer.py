@@ -1,6 +1,5 @@
 """The tokenizer and the shape of a model without its weights, to show what will be before anything long starts."""
 
-import struct
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -8,9 +7,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from slim import bundled, workspace
 from slim.errors import InputError
 from slim.folder import read_folder
+from slim.gguf_header import check_gguf
 from slim.hub import reach
 from slim.models import glance, locate
-from slim.records import ModelFacts
+from slim.places import place_of
+from slim.records import ModelFacts, reason_of
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -21,14 +22,16 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     gguf = _not_unpacked(source)
     try:
         if gguf is not None:
+            check_gguf(gguf)
             return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         place = locate(source)
         if not at_hand(source):
             return _of_hub(place)
         return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"model {source!r} has no tokenizer that can be read: {reason}") from error
+    except InputError:
+        raise
+    except Exception as error:  # its parts are read by several libraries, each with errors of its own
+        raise InputError(f"model {source!r} has no tokenizer that can be read: {reason_of(error)}") from error
 
 
 def facts_at_hand(source: str) -> ModelFacts | None:
@@ -43,14 +46,14 @@ def facts_at_hand(source: str) -> ModelFacts | None:
 
 def at_hand(source: str) -> bool:
     """Whether it is on this machine: bundled, a file or a folder."""
-    return source == bundled.NAME or Path(source).expanduser().exists()
+    return source == bundled.NAME or place_of("model", source).exists()
 
 
 def _not_unpacked(source: str) -> Path | None:
     """The GGUF file of a model that a calibration would unpack first, which takes longer than to read its tokenizer."""
     if source == bundled.NAME and not (workspace.home() / "models" / "smollm2-135m" / "config.json").exists():
         return bundled.bundled_gguf()
-    path = Path(source).expanduser()
+    path = place_of("model", source)
     return path if path.suffix == ".gguf" and path.is_file() else None
 
 

@@ -12,6 +12,8 @@ from slim import bundled
 from slim import plan as plans
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
+from slim.gguf_header import check_gguf
+from slim.places import place_of
 
 PROBE = "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx"
 """A text that the known ways of cutting text before the merges cut differently."""
@@ -60,7 +62,7 @@ def original_gguf(source: str) -> Path | None:
         seen.add(source)
         if source == bundled.NAME:
             return bundled.bundled_gguf()
-        path = Path(source).expanduser()
+        path = place_of("model", source)
         if path.suffix == ".gguf":
             return path if path.is_file() else None
         if (path / PLAN_FILE).is_file():
@@ -73,6 +75,7 @@ def _copied(writer: GGUFWriter, file: Path, pieces: list[str]) -> bool:
 
     transformers drops how the text is cut before the merges when it reads a GGUF file, so its tokenizer knows less.
     """
+    check_gguf(file)
     fields = {name: field for name, field in GGUFReader(file).fields.items() if name.startswith("tokenizer.")}
     tokens = fields.get("tokenizer.ggml.tokens")
     if tokens is None or tokens.contents() != pieces:

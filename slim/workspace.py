@@ -19,6 +19,8 @@ from slim.errors import InputError, SlimError
 
 Kind = Literal["calibration", "plan", "checkpoint", "evaluation", "judgement"]
 PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
+LONGEST_NAME = 25
+"""Characters that are kept of an upload's name, and of its ending: a file's name may have 255 bytes."""
 SECONDS_APART = 60
 """By which the clocks of processes and files may disagree."""
 
@@ -167,8 +169,9 @@ def _partial(path: Path) -> Path:
 def keep_upload(name: str, content: bytes | memoryview) -> Path:
     """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content."""
     stem, suffix = os.path.splitext(os.path.basename(name))
-    stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "rows"
-    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{suffix.lower()}"
+    stem, suffix = (re.sub(r"[^\w.-]+", "-", part)[:LONGEST_NAME] for part in (stem.lstrip("-."), suffix.lower()))
+    stem = stem.strip("-.") or "rows"
+    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
     if not path.exists():
         write_file(path, content)
     return path

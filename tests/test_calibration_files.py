@@ -166,8 +166,8 @@ def test_damaged_calibrations_are_refused(saved: Path, damage: Callable[[Path], 
 
 
 def test_calibrations_of_an_older_version_are_named_as_such(saved: Path) -> None:
-    """Schema 1 held other arrays: the field is named, and what to run."""
+    """Version 1 held other arrays: what it lacks is named, what to run, and which Slim reads it."""
     record("record.json", schema_version=1)(saved)
-    with pytest.raises(InputError, match=r"schema_version.*slim calibrate") as caught:
+    with pytest.raises(InputError, match=r"schema version 1.*slim calibrate.*Slim 0\.1\.0") as caught:
         load(saved)
     assert "\n" not in str(caught.value)

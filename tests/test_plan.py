@@ -233,7 +233,7 @@ def test_a_plan_survives_its_file(calibration: Calibration, tmp_path: Path) -> N
         (lambda p: p.__setitem__("keep", [[]] * 4), "last attention block"),
         (lambda p: p["reason"].__setitem__("threshold", -1), "threshold"),
         (lambda p: p.__setitem__("unit", "neuron"), "unit"),
-        (lambda p: p.__setitem__("schema_version", 99), "schema_version"),
+        (lambda p: p.__setitem__("schema_version", 99), r"newer Slim \(schema version 99"),
         (lambda p: p.__setitem__("kind", "calibration"), "kind"),
         (lambda p: p.pop("model"), "model"),
         (lambda p: p["model"].__setitem__("kv_heads", 4), "not a multiple"),

@@ -33,7 +33,7 @@ def test_the_bundled_one_is_read_without_unpacking() -> None:
         ("nowhere", "model 'nowhere' was not found"),
         ("{tmp}", "is a folder without a config.json"),
         ("{tmp}/model", "has no tokenizer that can be read"),
-        ("{tmp}/model.gguf", "has no tokenizer that can be read"),
+        ("{tmp}/model.gguf", "is not a GGUF that can be read"),
     ],
 )
 def test_models_without_a_tokenizer(tmp_path: Path, name: str, words: str) -> None:

@@ -299,7 +299,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "size": (plan("after", "bytes", to=1), "after: it is not the size"),
     "size before": (plan("before", "parameters", to=1), "before: it is not the size"),
     "unit": (plan("unit", to="neuron"), "unit"),
-    "version": (plan("schema_version", to=99), "schema_version"),
+    "version": (plan("schema_version", to=99), "newer Slim"),
     "reason": (plan("reason", "kind", to="whim"), "reason"),
     "more": (plan("surprise", to=1), "surprise"),
 }

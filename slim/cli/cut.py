@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from slim.cli.shared import (
+    DIGITS,
     AsJson,
     CheckpointFolder,
     Config,
@@ -107,7 +108,7 @@ def _by_score(threshold: float | None, weights: str | None, per_layer: str | Non
 def _thresholds(text: str | None) -> dict[int, float]:
     found = parse_numbers("per-layer", text, "layer=number: write 0=1,29=0.9") if text else {}
     for layer in found:
-        if not layer.isdecimal():
+        if not (layer.isdecimal() and len(layer) <= DIGITS):
             raise InputError(f"per-layer: {layer!r} is no layer: write 0=1,29=0.9.")
     return {int(layer): value for layer, value in found.items()}
 

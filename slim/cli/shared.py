@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
 )
 out, err = Console(), Console(stderr=True)
+DIGITS = 9
+"""Of the number of a layer or head."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")]
 Config = Annotated[str | None, typer.Option(help="configuration of a Hub dataset")]
 TrainSplit = Annotated[str | None, typer.Option(help="split to draw rows from (default: train)")]
@@ -41,9 +44,12 @@ def parse_weights(text: str) -> dict[str, float]:
 def parse_numbers(option: str, text: str, form: str) -> dict[str, float]:
     """`name=number,name=number` as a mapping. Raises InputError, which says the `form`, for anything else."""
     try:
-        return {name: float(value) for name, value in parse_pairs(option, text).items()}
+        found = {name: float(value) for name, value in parse_pairs(option, text).items()}
     except (InputError, ValueError):
         raise InputError(f"{option}: {text!r} is not of the form {form}.") from None
+    if odd := [name for name, value in found.items() if not isfinite(value)]:
+        raise InputError(f"{option}: {odd[0]} is not a finite number: {form}.")
+    return found
 
 
 def parse_places(option: str, text: str | None) -> tuple[tuple[int, int], ...]:
@@ -51,7 +57,7 @@ def parse_places(option: str, text: str | None) -> tuple[tuple[int, int], ...]:
     found = []
     for part in text.split(",") if text else ():
         layer, _, index = part.strip().partition(":")
-        if not (layer.isdecimal() and (index or "0").isdecimal()):
+        if not all(number.isdecimal() and len(number) <= DIGITS for number in (layer, index or "0")):
             raise InputError(f"{option}: {part!r} is not of the form layer:number: write {option} as 3:1,7:0.")
         found.append((int(layer), int(index or 0)))
     return tuple(found)

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from slim import held_out, workspace
 from slim.answers import AnswerSettings
 from slim.calibrate import versions
@@ -22,7 +20,9 @@ from slim.judge.prompt import RUBRIC
 from slim.judge.reference import ReferenceMeasure, referee
 from slim.judge.rounds import by_endpoint, by_reference
 from slim.judge.verdicts import Generated, Judgement, Summary
+from slim.migrations import read
 from slim.progress import Progress, silent
+from slim.records import reason_of
 
 __all__ = ["AnswerSettings", "Judgement", "judge", "load"]
 
@@ -139,9 +139,11 @@ def judge(
 def load(path: Path) -> Judgement:
     """A judgement from its file. Raises InputError for what is none."""
     try:
-        return Judgement.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"judgement {str(path)!r} cannot be read: make it again with `slim judge`.") from error
+        return read(Judgement, path, f"judgement {str(path)!r}")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"judgement {str(path)!r} cannot be read ({reason_of(error)}): make it again with `slim judge`."
+        ) from error
 
 
 def _checked_rubric(rubric: str | None) -> str:

@@ -36,8 +36,12 @@ SCHEMA: dict[str, Any] = {
 _MARK = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]+\])")
 """Where a chat template's own marks may start, as in `<|im_end|>`, `</s>` or `[INST]`."""
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_ENDS = re.compile("</think>", re.IGNORECASE)
+LONGEST = 2**15
+"""Characters of an answer that are read: the verdict stands at its end."""
 _PLAIN = re.compile(
-    r"\b(?i:verdict|winner)\b[\s\"'*:=]*(?i:is\b)?[\s\"'*:\[(]*(?i:answer\s+|a\s+(?=tie))?(A|B|[Tt]ie|TIE)\b"
+    r"\b(?i:verdict|winner)\b[\s\"'*:=]{0,20}(?i:is\b)?[\s\"'*:\[(]{0,20}"
+    r"(?i:answer\s{1,20}|a\s{1,20}(?=tie))?(A|B|[Tt]ie|TIE)\b"
     r"(?!\s*(?:/|or\b|and\b))|\[\[(A|B|C|[Tt]ie|TIE)\]\]"
 )
 _ALONE = re.compile(r"[\s\"'*\[(]*(?:answer\s+)?(A|B|tie)[\s\"'*\]).!]*", re.IGNORECASE)
@@ -72,12 +76,16 @@ def read(text: str) -> Reading:
 
     Where the answer names different verdicts it is unreadable, as nothing says which one is meant.
     """
-    said = _THOUGHT.sub("", text).strip()
+    said = _spoken(text)
     if not said:
         return Reading(failure="empty answer")
     objects = [one for one in _objects(said) if "verdict" in one]
     found: dict[Letter, str]
-    found = {letter: str(one.get("reason") or "") for one in objects if (letter := _letter(one["verdict"])) is not None}
+    found = {
+        letter: _sound(str(one.get("reason") or ""))
+        for one in objects
+        if (letter := _letter(one["verdict"])) is not None
+    }
     if not found and not objects:
         alone = _ALONE.fullmatch(said)
         words = [alone[1]] if alone else [first or second for first, second in _PLAIN.findall(said)]
@@ -97,6 +105,18 @@ def winner(verdict: Letter, order: Order) -> Literal["original_model", "pruned_m
     return "original_model" if (verdict == "A") == (order == "original_first") else "pruned_model"
 
 
+def _sound(text: str) -> str:
+    """JSON can name half a surrogate pair, which is no character and cannot be written down."""
+    return text.encode(errors="replace").decode()
+
+
+def _spoken(text: str) -> str:
+    """What a judge says after its thoughts, the end of it where it is long; every character is one that can be kept."""
+    *_, end = (0, *(mark.end() for mark in _THOUGHT_ENDS.finditer(text)))
+    said = _THOUGHT.sub("", text[:end]) + text[end:]
+    return _sound(said[-LONGEST:]).strip()
+
+
 def _letter(word: Any) -> Letter | None:
     said = str(word).strip().lower().removeprefix("answer_").removeprefix("answer ")
     letters: dict[str, Letter] = {"a": "A", "b": "B", "tie": "tie", "c": "tie"}
@@ -110,7 +130,9 @@ def _objects(text: str) -> list[dict[str, Any]]:
         try:
             value, end = decoder.raw_decode(text, place)
             found.append(value)
-        except (ValueError, RecursionError):
+        except ValueError:
             end = place + 1
+        except RecursionError:
+            break
         place = text.find("{", end)
     return found

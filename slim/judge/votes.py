@@ -14,14 +14,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from slim import workspace
 from slim.errors import InputError
 from slim.estimate import ends, picks
 from slim.judge.verdicts import Comparison, Judgement
 from slim.measures import Figure
-from slim.records import Record
+from slim.migrations import read
+from slim.records import Record, reason_of
 
 Ballot = Literal["A", "B", "tie", "skip"]
 Choice = Literal["original_model", "pruned_model", "tie", "skip"]
@@ -82,11 +83,13 @@ def load(judgement: Path) -> Votes:
     """The votes on a judgement's file, none where there are none. Raises InputError for a file that is no votes'."""
     file = file_of(judgement)
     try:
-        return Votes.model_validate_json(file.read_bytes())
+        return read(Votes, file, f"votes {str(file)!r}")
     except FileNotFoundError:
         return Votes()
-    except (OSError, ValidationError) as error:
-        raise InputError(f"votes {str(file)!r} cannot be read: move the file away to begin anew.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"votes {str(file)!r} cannot be read ({reason_of(error)}): move the file away to begin anew."
+        ) from error
 
 
 def cast(judgement: Path, one: Comparison, ballot: Ballot, pruned_is_a: bool) -> Votes:

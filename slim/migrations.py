@@ -1,0 +1,133 @@
+"""Records of other versions of Slim: an older one is brought up to date as it is read, a newer one says so.
+
+Every record is read here. A step takes the plain JSON of one version to the next; the file itself stays as it is. To
+change a record's fields: raise its `schema_version` and add one row to STEPS.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+
+from slim.errors import InputError
+from slim.project import everything, project
+from slim.records import Plan, Record
+
+Raw = dict[str, Any]
+"""A record as JSON has it."""
+R = TypeVar("R", bound=Record)
+LARGEST = 2**28
+"""Bytes of a file beyond which it is taken for no record."""
+LARGEST_NUMBER = 2**63
+"""What a whole number of a record must be below: all that is counted is, and arrays can hold it."""
+_RELEASE = re.compile(r"\d[\w.+]{0,30}")
+
+
+class Outdated(Exception):
+    """A version that cannot be brought up to date: which release of Slim reads it, what it lacks, and the way on."""
+
+    def __init__(self, release: str, lacks: str, remedy: str) -> None:
+        super().__init__(f"{lacks}: {remedy}, or open it with Slim {release}.")
+
+
+def read(kind: type[R], file: Path, name: str) -> R:
+    """The record of a `kind` in a file, whichever version wrote it; `name` is how messages speak of it.
+
+    Raises InputError for a version that cannot be read, ValueError (pydantic's among them) for what is no such record,
+    and OSError where there is no such file.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no file")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST >> 20} MB")
+    return from_plain(kind, from_json(file.read_bytes(), allow_inf_nan=False), name)
+
+
+def from_plain(kind: type[R], raw: Any, name: str) -> R:
+    """The same from JSON that was read already; one that says no version is of the first."""
+    if not isinstance(raw, dict):
+        raise ValueError("it is no JSON object")
+    _check_numbers(raw)
+    own, current = _own(kind)
+    found = raw.get("kind", own)
+    if found != own:
+        raise ValueError(f"kind: it is {found!r}, not {own!r}")
+    version = raw.get("schema_version", 1)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"schema_version: {version!r} is no version")
+    if version > current:
+        raise InputError(
+            f"{name} was written by {_writer(raw)} (schema version {version}, this one reads up to {current}): "
+            "update Slim."
+        )
+    for earlier in range(version, current):
+        raw = _next(own, earlier, raw, name)
+    return kind.model_validate(raw | {"kind": own, "schema_version": current})
+
+
+def _own(kind: type[Record]) -> tuple[str, int]:
+    """What a record is called in its file, and the version that is written."""
+    fields = kind.model_fields
+    return fields["kind"].default, fields["schema_version"].default
+
+
+def _next(kind: str, version: int, raw: Raw, name: str) -> Raw:
+    try:
+        return STEPS[kind, version](raw)
+    except Outdated as error:
+        raise InputError(f"{name} has schema version {version}, {error}") from None
+    except (InputError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no {kind} of schema version {version} ({error})") from error
+
+
+def _writer(raw: Raw) -> str:
+    """Which Slim wrote a record, as far as it says."""
+    versions = raw.get("versions")
+    release = versions.get("slim") if isinstance(versions, dict) else None
+    known = isinstance(release, str) and _RELEASE.fullmatch(release)
+    return f"a newer Slim, {release}" if known else "a newer Slim"
+
+
+def _check_numbers(raw: Raw) -> None:
+    """Raises ValueError for a number that nothing could be computed with: 1e999 is infinite, although it is JSON."""
+    left: list[tuple[str, Any]] = list(raw.items())
+    while left:
+        field, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{field}.{name}", one) for name, one in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{field}.{place}", one) for place, one in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field}: the number is not finite")
+        elif isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+            raise ValueError(f"{field}: the number is beyond 64 bits")
+
+
+def _calibration_1(raw: Raw) -> Raw:
+    raise Outdated(
+        "0.1.0", "whose figures have no intervals and whose loss sketch knows no blocks", "run `slim calibrate` again"
+    )
+
+
+def _plan_1(raw: Raw) -> Raw:
+    """Knew thresholds alone, and of sizes neither the work nor the reading, which follow from what it keeps."""
+    raw = dict(raw)
+    weighed = {"threshold": raw.pop("threshold"), "weights": raw.pop("weights")}
+    raw["reason"] = {"kind": "threshold", "scores": [], **weighed}
+    unknown = {"flops_per_token": 1, "bytes_read_per_token": 1}
+    sizes = {name: raw[name] | unknown for name in ("before", "after")}
+    made = Plan.model_validate(raw | sizes | {"schema_version": 2})  # before anything is computed from what it says
+    for name, keep in (("before", everything(made.model)), ("after", made.keep)):
+        size = project(made.model, keep)
+        raw[name] = raw[name] | {field: getattr(size, field) for field in unknown}
+    return raw | {"schema_version": 2}
+
+
+STEPS: Mapping[tuple[str, int], Callable[[Raw], Raw]] = {
+    ("calibration", 1): _calibration_1,
+    ("plan", 1): _plan_1,
+}
+"""(kind, version) → what makes the next version of it."""
