@@ -51,6 +51,7 @@ def navigation() -> st.Page:
             st.Page("pages/recover.py", title="Recover", icon=":material/healing:"),
             st.Page("pages/evaluate.py", title="Evaluate", icon=":material/monitoring:"),
             st.Page("pages/compare.py", title="Compare", icon=":material/compare:"),
+            st.Page("pages/runs.py", title="Runs", icon=":material/account_tree:"),
         ],
         position="top",
     )
@@ -80,7 +81,11 @@ def plain_errors() -> Iterator[None]:
 
 def sentence(text: str) -> str:
     """An error's text as shown on a page: with a capital and without Markdown's signs taking effect."""
-    text = text[:1].upper() + text[1:]
+    return plain(text[:1].upper() + text[1:])
+
+
+def plain(text: str) -> str:
+    """A name as a label may have it: Markdown's signs do not take effect."""
     for sign in r"\`*_$[]<>~#:":
         text = text.replace(sign, f"\\{sign}")
     return text

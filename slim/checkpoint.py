@@ -175,21 +175,30 @@ def recipe(folder: Path) -> Plan:
     return plan
 
 
-def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> None:
-    """Ships the class that reads `per_layer_config` and points `auto_map` at it."""
+def modeling_text(stock: str, architecture: Architecture) -> str:
+    """The modeling file of a checkpoint whose layers differ, on top of transformers' class `stock`."""
     source = Path(modeling.__file__).read_text(encoding="utf-8")
     family = json.dumps(architecture.for_modeling(), indent=4).replace("\n", "\n    ")
-    subclass = (
+    return source + (
         f"\n\nfrom transformers import {stock}  # noqa: E402\n\n\n"
         f"class Slim{stock}(PerLayerAttentionMixin, {stock}):\n"
         f'    """{stock} with an attention of its own shape in each layer."""\n\n'
         f"    slim_family = {family}\n"
     )
-    (folder / MODELING_FILE).write_text(source + subclass, encoding="utf-8")
+
+
+def auto_map(stock: str) -> dict[str, str]:
+    """What the config of such a checkpoint says of its class."""
+    return {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.Slim{stock}"}
+
+
+def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> None:
+    """Ships the class that reads `per_layer_config` and points `auto_map` at it."""
+    (folder / MODELING_FILE).write_text(modeling_text(stock, architecture), encoding="utf-8")
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["architectures"] = [stock]
-    config["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.Slim{stock}"}
+    config["auto_map"] = auto_map(stock)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -51,7 +51,7 @@ def at_hand(source: str) -> bool:
 
 def _not_unpacked(source: str) -> Path | None:
     """The GGUF file of a model that a calibration would unpack first, which takes longer than to read its tokenizer."""
-    if source == bundled.NAME and not (workspace.home() / "models" / "smollm2-135m" / "config.json").exists():
+    if source == bundled.NAME and not (workspace.home() / "models" / bundled.FOLDER / "config.json").exists():
         return bundled.bundled_gguf()
     path = place_of("model", source)
     return path if path.suffix == ".gguf" and path.is_file() else None

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from slim.errors import InputError, SlimError
+from slim.records import Record
 
 Kind = Literal["calibration", "plan", "checkpoint", "evaluation", "judgement"]
 PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
@@ -142,13 +143,18 @@ def sweep(folder: Path) -> None:
     """Removes what was half written in `folder` by processes of this machine that are gone."""
     with suppress(OSError):
         for path in folder.iterdir():
-            found = PARTIAL.fullmatch(path.name)
-            if found is None or _is_at_work(int(found[1]), path):
+            if not is_abandoned(path):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a path was half written by a process of this machine that is gone."""
+    found = PARTIAL.fullmatch(path.name)
+    return found is not None and not _is_at_work(int(found[1]), path)
 
 
 def _is_at_work(pid: int, on: Path) -> bool:
@@ -198,19 +204,80 @@ def _as_slim_error(error: Exception, path: Path) -> SlimError:
     return SlimError(f"{str(path)!r} could not be written: {getattr(error, 'strerror', None) or error}.")
 
 
-def remember(path: Path, kind: Kind) -> None:
-    """Makes a run known to the workspace, wherever it lies."""
-    path = path.absolute()
-    key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    entry = {"kind": kind, "path": str(path), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_file(subfolder("runs") / f"{key}.json", json.dumps(entry))
+def discard(path: Path) -> None:
+    """Removes a file or folder: at once it is hidden, and what a kill leaves of it is swept up later.
+
+    A link is never followed. Raises SlimError where it cannot be removed.
+    """
+    hidden = _partial(path.absolute())
+    try:
+        path.rename(hidden)
+        if hidden.is_dir() and not hidden.is_symlink():
+            os.utime(hidden)  # the time by which `sweep` tells the process that hid it
+            shutil.rmtree(hidden)
+        else:
+            hidden.unlink()
+    except OSError as error:
+        raise SlimError(f"{str(path)!r} could not be removed: {error.strerror or error}.") from error
+
+
+class Reference(Record):
+    """What the workspace keeps of a run: where it lies, and what a person calls it."""
+
+    kind: Kind
+    path: str
+    created: str
+    name: str | None = Field(default=None, description="shown in place of the file's name")
+    tags: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What the run is known by, as long as it lies where it does."""
+        return hashlib.sha256(self.path.encode()).hexdigest()[:16]
+
+
+def remember(path: Path, kind: Kind, name: str | None = None, tags: tuple[str, ...] = ()) -> Reference:
+    """Makes a run known to the workspace, wherever it lies. One made anew in its place keeps name and tags."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")  # stages of small models take less than a second
+    entry = Reference(kind=kind, path=str(path.absolute()), created=now, name=name, tags=tags)
+    held = reference(entry.key)
+    if held is not None and held.kind == kind:
+        entry = entry.model_copy(update={"name": name or held.name, "tags": tags or held.tags})
+    return put_reference(entry)
+
+
+def put_reference(entry: Reference) -> Reference:
+    """Keeps a reference in place of the one that the same run had."""
+    write_file(_reference_file(entry.key), entry.model_dump_json())
+    return entry
+
+
+def drop_reference(key: str) -> None:
+    """Forgets a run; the run itself stays."""
+    _reference_file(key).unlink(missing_ok=True)
+
+
+def reference(key: str) -> Reference | None:
+    """The reference of a run; None where there is none, or it is damaged."""
+    try:
+        found = Reference.model_validate_json(_reference_file(key).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return found if found.key == key else None
+
+
+def references() -> list[Reference]:
+    """The references of all runs, those that are gone included, the newest first. Damaged ones are passed over."""
+    found = [reference(file.stem) for file in subfolder("runs").glob("[0-9a-f]*.json")]
+    return sorted((one for one in found if one), key=lambda one: one.created, reverse=True)
 
 
 def runs(kind: Kind) -> list[Path]:
     """The known runs of a kind that still exist, newest first."""
-    entries = []
-    for file in subfolder("runs").glob("[0-9a-f]*.json"):
-        entry = json.loads(file.read_text(encoding="utf-8"))
-        if entry["kind"] == kind and Path(entry["path"]).exists():
-            entries.append((Path(entry["path"]).stat().st_mtime_ns, Path(entry["path"])))
-    return [path for _, path in sorted(entries, reverse=True)]
+    paths = [Path(entry.path) for entry in references() if entry.kind == kind]
+    there = [(path.stat().st_mtime_ns, path) for path in paths if path.exists()]
+    return [path for _, path in sorted(there, reverse=True)]
+
+
+def _reference_file(key: str) -> Path:
+    return subfolder("runs") / f"{key}.json"

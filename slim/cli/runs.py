@@ -1,0 +1,259 @@
+"""The verb `runs`: what the workspace holds, compared, named, deleted, taken along and cleaned up."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from slim.cli.shared import AsJson, app, out, print_json, progress_bar
+from slim.errors import InputError
+from slim.sizes import as_size
+
+if TYPE_CHECKING:
+    from slim.lineage import Node
+
+runs_app = typer.Typer(name="runs", help="Look after the workspace's runs.", no_args_is_help=True)
+app.add_typer(runs_app)
+Run = Annotated[str, typer.Argument(metavar="RUN", help="its path, its name, or what only its name begins with")]
+Yes = Annotated[bool, typer.Option("--yes", help="do it; without this nothing is changed")]
+
+
+@runs_app.command("list")
+def list_runs(
+    kind: Annotated[str | None, typer.Option(help="calibration, plan, checkpoint, recovered, evaluation …")] = None,
+    tag: Annotated[str | None, typer.Option(help="only runs with this tag")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every run with its figures, the newest first."""
+    from slim import lineage
+
+    found = lineage.read()
+    shown = [node for node in found.runs if kind in (None, node.kind, node.stage) and (not tag or tag in node.tags)]
+    if as_json:
+        print_json({"runs": [_told(node) for node in shown]})
+        return
+    table = Table("run", "kind", "made", "size", "figures")
+    for node in shown:
+        tags = f"  [{', '.join(node.tags)}]" if node.tags else ""
+        told = [f"{name} {words}" for name, words in node.figures.items()] + list(node.notes)
+        line = (node.name + tags, node.stage, node.created[:16].replace("T", " "), as_size(node.bytes), "; ".join(told))
+        table.add_row(*map(Text, line))
+    out.print(table)
+    out.print(f"{len(shown)} runs, {as_size(sum(node.bytes for node in shown))}.")
+
+
+@runs_app.command()
+def show(run: Run, as_json: AsJson = False) -> None:
+    """One run: its figures, what it was made from, and what was made from it."""
+    from slim import lineage, runs
+
+    found = lineage.read()
+    node = runs.find(found, run)
+    before, after = found.ancestors(node.key), found.dependents(node.key)
+    if as_json:
+        print_json(
+            _told(node) | {"made_from": [_told(one) for one in before], "used_by": [_told(one) for one in after]}
+        )
+        return
+    table = Table("", node.name)
+    lines = {"kind": node.stage, "path": str(node.path), "made": node.created, "size": as_size(node.bytes)}
+    lines |= {"tags": ", ".join(node.tags)} if node.tags else {}
+    for name, words in (lines | dict(node.figures)).items():
+        table.add_row(Text(name), Text(words))
+    out.print(table)
+    for title, others in (("Made from", before), ("Used by", after)):
+        for one in others:
+            out.print(Text(f"{title}: {one.stage} {one.path or one.name}"), soft_wrap=True)
+    for note in node.notes:
+        out.print(Text(f"Note: {note}."), style="yellow", soft_wrap=True)
+
+
+@runs_app.command()
+def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
+    """Two runs side by side, what differs first."""
+    from slim import lineage, run_comparison, runs
+
+    found = lineage.read()
+    both = run_comparison.compare(runs.find(found, one), runs.find(found, other))
+    if as_json:
+        told: dict[str, Any] = {"one": str(both.one.path), "other": str(both.other.path)}
+        told["lines"] = [
+            {"name": line.name, "one": line.one, "other": line.other, "differs": line.differs} for line in both.lines
+        ]
+        if both.plans:
+            told["heads"] = {"only_one": both.plans.only_one, "only_other": both.plans.only_other}
+        print_json(told)
+        return
+    table = Table("", Text(both.one.name), Text(both.other.name))
+    for line in both.lines:
+        table.add_row(*map(Text, (line.name, line.one, line.other)), style=None if line.differs else "dim")
+    out.print(table)
+    if both.plans:
+        only = f"{len(both.plans.only_one)} that only the first removes, {len(both.plans.only_other)} only the second"
+        out.print(f"Heads: both remove {both.plans.shared}; {only}.")
+
+
+@runs_app.command()
+def rename(
+    run: Run, name: Annotated[str, typer.Argument(help="empty: that of its file again")], as_json: AsJson = False
+) -> None:
+    """Show a run by another name; its place stays."""
+    from slim import lineage, runs
+
+    found = lineage.read()
+    _say(runs.rename(found, runs.find(found, run), name).key, as_json)
+
+
+@runs_app.command()
+def tag(
+    run: Run,
+    tags: Annotated[list[str], typer.Argument(help="words to find it by")],
+    remove: Annotated[bool, typer.Option("--remove", help="take them off")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put tags on a run, or take them off."""
+    from slim import lineage, runs
+
+    node = runs.find(lineage.read(), run)
+    _say((runs.untag if remove else runs.tag)(node, *tags).key, as_json)
+
+
+@runs_app.command()
+def delete(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="runs, each as `slim runs show` takes it")],
+    with_dependents: Annotated[bool, typer.Option("--with-dependents", help="and all that was made from them")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would be deleted and what depends on it, and with --yes delete it."""
+    from slim import lineage, runs
+
+    found = lineage.read()
+    chosen = list({node.key: node for node in (runs.find(found, name) for name in names)}.values())
+    after = runs.dependents(found, chosen)
+    if with_dependents:
+        chosen, after = [*chosen, *after], []
+    if yes:
+        runs.delete(chosen)
+    if as_json:
+        told = {"runs": [_told(node) for node in chosen], "left_without": [_told(node) for node in after]}
+        print_json(told | {"deleted": yes})
+        return
+    for node in chosen:
+        word = "Deleted" if yes else "Would go"
+        out.print(Text(f"{word}: {node.stage} {node.path} ({as_size(node.bytes)})"), soft_wrap=True)
+    for node in after:
+        out.print(Text(f"Depends on it and stays: {node.stage} {node.path}"), style="yellow", soft_wrap=True)
+    if not yes:
+        out.print("Nothing was deleted. Add --yes to delete it" + (", --with-dependents for all." if after else "."))
+
+
+@runs_app.command()
+def export(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="runs, each as `slim runs show` takes it")],
+    output: Annotated[Path, typer.Option(help="new file, for instance small.slim.zip")],
+    with_lineage: Annotated[bool, typer.Option("--with-lineage", help="and all runs that they were made from")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write runs as one file for another machine."""
+    from slim import archive, lineage, runs
+
+    found = lineage.read()
+    chosen = [runs.find(found, name) for name in names]
+    if with_lineage:
+        chosen = [other for node in chosen for other in archive.with_ancestors(found, node)]
+    chosen = list({node.key: node for node in chosen}.values())
+    with progress_bar() as progress:
+        archive.export_runs(found, chosen, output, progress)
+    size = output.stat().st_size
+    if as_json:
+        print_json({"path": str(output), "bytes": size, "runs": [_told(node) for node in chosen]})
+        return
+    for node in chosen:
+        out.print(Text(f"{node.stage}: {node.name}"), soft_wrap=True)
+    out.print(Text(f"File: {output} ({as_size(size)})"), soft_wrap=True)
+
+
+@runs_app.command("import")
+def import_runs(
+    file: Annotated[Path, typer.Argument(help="a file that `slim runs export` wrote")], as_json: AsJson = False
+) -> None:
+    """Take the runs of such a file into the workspace, once all of it was looked at."""
+    from slim import archive, lineage
+
+    with progress_bar() as progress:
+        keys = [entry.key for entry in archive.import_runs(file, progress=progress)]
+    found = lineage.read()
+    if as_json:
+        print_json({"runs": [_told(found.nodes[key]) for key in keys]})
+        return
+    for key in keys:
+        out.print(Text(f"{found.nodes[key].stage}: {found.nodes[key].path}"), soft_wrap=True)
+
+
+@runs_app.command()
+def clean(
+    what: Annotated[list[str] | None, typer.Argument(help="kinds of leftovers; none: what nobody can miss")] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the disk is used for and what may go, and with --yes remove it."""
+    from slim import disk_use, lineage
+
+    wanted = what or list(disk_use.SAFE)
+    if strange := [one for one in wanted if one not in disk_use.LEFT]:
+        raise InputError(f"clean {strange[0]!r}: there is no such kind of leftover: name {', '.join(disk_use.LEFT)}.")
+    kinds = [one for one in disk_use.LEFT if one in wanted]
+    found = lineage.read()
+    used, left = disk_use.use(found), disk_use.leftovers(found)
+    freed = disk_use.clean(kinds, found) if yes else 0
+    if as_json:
+        told = [{"what": one.what, "path": str(one.path), "bytes": one.bytes} for one in left]
+        print_json({"use": used, "leftovers": told, "chosen": kinds, "cleaned": yes, "freed": freed})
+        return
+    table = Table("on disk", "size")
+    for name, size in used.items():
+        table.add_row(Text(name), as_size(size))
+    out.print(table)
+    table = Table("leftovers", "number", "size", "what they are", "chosen")
+    for name in disk_use.LEFT:
+        here = [one for one in left if one.what == name]
+        if here:
+            size = as_size(sum(one.bytes for one in here))
+            table.add_row(name, str(len(here)), size, disk_use.MEANING[name], "yes" if name in kinds else "")
+    out.print(table if table.row_count else "Nothing is left over.")
+    if yes:
+        out.print(f"Freed: {as_size(freed)}.")
+    else:
+        out.print("Nothing was removed. Name the kinds that shall go, and add --yes.")
+
+
+def _say(key: str, as_json: bool) -> None:
+    """The run as it is now."""
+    from slim import lineage
+
+    node = lineage.read().nodes[key]
+    if as_json:
+        print_json(_told(node))
+        return
+    tags = f", tags {', '.join(node.tags)}" if node.tags else ""
+    out.print(Text(f"{node.stage} {node.path} is called {node.name}{tags}."), soft_wrap=True)
+
+
+def _told(node: "Node") -> dict[str, Any]:
+    """A run for programs."""
+    return {
+        "key": node.key,
+        "kind": node.kind or "model",
+        "stage": node.stage,
+        "name": node.name,
+        "path": None if node.path is None else str(node.path),
+        "tags": list(node.tags),
+        "created": node.created,
+        "bytes": node.bytes,
+        "figures": dict(node.figures),
+        "parents": list(node.parents),
+        "notes": list(node.notes),
+    }
