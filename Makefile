@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CASES ?= 4000
 READY := $(VENV)/.ready
 
-.PHONY: app test check bench clean
+.PHONY: app test check fuzz bench clean
 
 app: $(READY)  ## open the dashboard on http://localhost:8501
 	@$(BIN)/slim app
@@ -17,6 +18,9 @@ check: $(READY)  ## lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
+
+fuzz: $(READY)  ## files that anybody could have made, CASES of each property; a case that fails is printed
+	@SLIM_FUZZ=$(CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 14400 tests/test_properties_*.py
 
 bench: $(READY)  ## measure what the documents say
 	@$(BIN)/python -m benchmarks.speed

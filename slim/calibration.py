@@ -15,7 +15,7 @@ from slim.estimate import Estimate
 from slim.faithfulness import Faithfulness
 from slim.metrics.base import Level, Scores
 from slim.migrations import read
-from slim.places import is_file
+from slim.paths import is_file
 from slim.records import CalibrationFacts, ModelFacts, reason_of
 from slim.sketch import LossSketch
 

@@ -16,8 +16,8 @@ class SlimError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(_line(message))
+    def __init__(self, text: str) -> None:
+        super().__init__(_line(text))
 
 
 class InputError(SlimError):
@@ -32,8 +32,8 @@ class Cancelled(SlimError):
     exit_code = 130
 
 
-def _line(message: str) -> str:
-    text = _CONTROL.sub(" ", message).strip().encode(errors="backslashreplace").decode()  # half a surrogate pair
+def _line(text: str) -> str:
+    text = _CONTROL.sub(" ", text).strip().encode(errors="backslashreplace").decode()  # half a surrogate pair
     if len(text) <= LONGEST:
         return text
     return f"{text[: LONGEST * 3 // 4]} … {text[-LONGEST // 4 + 3 :]}"

@@ -3,17 +3,17 @@
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slim import workspace
 from slim.errors import InputError
 from slim.measures import POINTS, Figure
 from slim.migrations import read
 from slim.pace import Footprint, Pace, PaceSettings
-from slim.places import is_file
+from slim.paths import is_file
 from slim.records import DatasetFacts, ModelFacts, Record, reason_of
 
 TABLE, SCORES = "table.parquet", "scores.csv"
@@ -93,6 +93,13 @@ class EvaluationFacts(Record):
     started: str
     seconds: float = Field(ge=0)
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _explained(self) -> Self:
+        unknown = {name for one in self.models for name in one.scores} - self.measures.keys()
+        if unknown:
+            raise ValueError(f"measures: nothing says what {min(unknown)!r} is")
+        return self
 
     @property
     def original(self) -> ModelScores:

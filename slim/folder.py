@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from slim.architectures import architecture_of, check_config
 from slim.errors import InputError
-from slim.places import is_file
+from slim.paths import is_file
 from slim.records import reason_of
 
 WEIGHTS = "model.safetensors"
@@ -49,7 +49,10 @@ def read_folder(source: str, folder: Path) -> Folder:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise InputError(f"{_named(source)}: its config.json names no model_type.")
-    architecture = architecture_of(model_type)
+    try:
+        architecture = architecture_of(model_type)
+    except InputError as error:
+        raise InputError(f"{_named(source)}: {error}") from error
     _check_plain(source, folder, raw)
     shapes, dtype = _headers(source, folder)
     for name in LAYERS:
@@ -63,8 +66,8 @@ def read_folder(source: str, folder: Path) -> Folder:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         check_config(config)
         own = [_heads(layer) for layer in config.per_layer_config] if config.is_heterogeneous else []
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{_named(source)}: {error}") from error
     except Exception as error:  # each family's class checks its numbers in its own way
         raise InputError(unreadable(source, error)) from error
     for layer, (queries, keys) in enumerate(own):

@@ -161,6 +161,8 @@ def fit(
     Raises InputError for an unknown template, role or column, a placeholder that names none, or when nothing fits.
     """
     columns = {role: column for role, column in (columns or {}).items() if column}
+    if prompt is not None and prompt != prompt.encode(errors="replace").decode():
+        raise InputError("prompt: it holds half of a character: write it anew.")
     if template is not None and template not in TEMPLATES:
         raise InputError(f"template {template!r} does not exist: choose {', '.join(TEMPLATES)}.")
     for role, column in columns.items():

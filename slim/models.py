@@ -17,13 +17,12 @@ from transformers import (
 )
 
 import slim.probe  # noqa: F401  registers the attention that some families are loaded with
-from slim import bundled
+from slim import bundled, paths
 from slim.architectures import Architecture, architecture_of, check_config
 from slim.errors import InputError
 from slim.folder import check_weights, read_folder, unreadable
 from slim.hub import snapshot
 from slim.modeling import PerLayerAttentionMixin
-from slim.places import place_of
 from slim.progress import Progress, silent
 from slim.records import ModelFacts
 
@@ -69,7 +68,7 @@ def locate(source: str, progress: Progress = silent) -> str:
         return str(bundled.bundled_model(progress))
     if source.startswith("bundled:"):
         raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
-    path = place_of("model", source)
+    path = paths.local(source, "model")
     if path.suffix == ".gguf" and path.is_file():
         return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", progress))
     if path.is_dir():
@@ -128,17 +127,26 @@ def load(
     model.eval()
     if placement is None:
         model.to(target)
-    name = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
+    named = paths.local(source, "model")
+    name = str(named.absolute()) if named.exists() else source
     fingerprint = folder.name if of_hub else digest(sorted(folder.glob("*.safetensors")))  # a commit, or the weights
     return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
 
 
 def glance(source: str, config: PreTrainedConfig) -> ModelFacts:
-    """What a config tells of a model without its weights. The fingerprint is empty."""
+    """What a config tells of a model without its weights. The fingerprint is empty.
+
+    Raises InputError for one that no model can be built from.
+    """
     check_config(config)
-    with torch.device("meta"):
-        model = class_of(config)(config)
-    return facts_of(model, source, "", config.dtype)
+    try:
+        with torch.device("meta"):
+            model = class_of(config)(config)
+        return facts_of(model, source, "", config.dtype)
+    except InputError:
+        raise
+    except Exception as error:  # as in `load`
+        raise InputError(unreadable(source, error)) from error
 
 
 def placement_of(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> str | None:

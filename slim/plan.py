@@ -16,7 +16,7 @@ from slim.errors import InputError
 from slim.forecast import forecast, warnings
 from slim.legal import PINNED, changes, every_shape, legal_heads, uniform_heads
 from slim.migrations import read
-from slim.places import is_file
+from slim.paths import is_file
 from slim.project import everything, project
 from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit, reason_of
 from slim.scores import composite, default_weights

@@ -11,7 +11,7 @@ from slim import likelihood, tasks
 from slim.errors import InputError
 from slim.migrations import read
 from slim.models import Loaded
-from slim.places import is_file
+from slim.paths import is_file
 from slim.records import DatasetFacts, Record, reason_of
 
 RECOVERY_FILE = "slim_recovery.json"

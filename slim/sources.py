@@ -15,8 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from slim import paths
 from slim.errors import InputError
-from slim.places import place_of
 from slim.records import reason_of
 
 SPLITS = ("train", "validation", "test")
@@ -55,7 +55,7 @@ def open_source(
     source: str, config: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Source:
     """`bundled:NAME`, a file, or a Hub id. Raises InputError for one that is not there; rows are not read yet."""
-    path = place_of("dataset", source)
+    path = paths.local(source, "dataset")
     if (
         not source.startswith("bundled:")
         and not path.exists()
@@ -87,8 +87,8 @@ def open_source(
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a name can only be one of the Hub."""
-    path = place_of("dataset", source)
+    """Whether a name can only be one of the Hub. Raises InputError for a path that may not be read."""
+    path = paths.local(source, "dataset")
     return bool(HUB_ID.fullmatch(source)) and not path.exists() and path.suffix.lower() not in FORMATS
 
 
@@ -184,7 +184,7 @@ def _json(text: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     if len(whole) == LARGEST_JSON:
         raise _Damaged("it is one very long list; save it as .jsonl, one row a line")
     try:
-        rows = _sound(json.loads(whole), whole)
+        rows = _parsed(whole)
     except ValueError as error:
         raise _Damaged(str(error)) from error
     for number, values in enumerate(rows, 1):
@@ -195,24 +195,27 @@ def _json(text: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
+        values = _parsed(line)
     except ValueError as error:
         raise _Damaged(f"{place} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise _Damaged(f"{place} is no object of column names and values")
-    return _sound(values, line)
+    return values
 
 
-def _sound(value: Any, text: str) -> Any:
-    """A value of JSON `text` without halves of surrogate pairs, which JSON can name and no text can hold."""
-    if not _HALF.search(text):
-        return value
+def _parsed(text: str) -> Any:
+    """The value of a JSON text. JSON can name half of a surrogate pair, which no text can hold: it becomes a mark."""
+    value = json.loads(text)
+    return _whole(value) if _HALF.search(text) else value
+
+
+def _whole(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, list):
-        return [_sound(one, text) for one in value]
+        return [_whole(one) for one in value]
     if isinstance(value, dict):
-        return {_sound(name, text): _sound(one, text) for name, one in value.items()}
+        return {_whole(name): _whole(one) for name, one in value.items()}
     return value
 
 

@@ -8,12 +8,11 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, SpecialVocab, TokenType
 from transformers import PreTrainedTokenizerBase
 
-from slim import bundled
+from slim import bundled, paths
 from slim import plan as plans
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
 from slim.gguf_header import check_gguf
-from slim.places import place_of
 
 PROBE = "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx"
 """A text that the known ways of cutting text before the merges cut differently."""
@@ -62,7 +61,7 @@ def original_gguf(source: str) -> Path | None:
         seen.add(source)
         if source == bundled.NAME:
             return bundled.bundled_gguf()
-        path = place_of("model", source)
+        path = paths.local(source, "model")
         if path.suffix == ".gguf":
             return path if path.is_file() else None
         if (path / PLAN_FILE).is_file():
