@@ -35,8 +35,20 @@ END, END64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 
 def with_ancestors(lineage: Lineage, node: Node) -> list[Node]:
-    """A run after the runs that it was made from."""
-    return [*reversed([other for other in lineage.ancestors(node.key) if other.path is not None]), node]
+    """A run after the runs that it was made from, each of them after its own."""
+    found: dict[str, Node] = {}
+    seen: set[str] = set()
+
+    def add(one: Node) -> None:
+        seen.add(one.key)
+        for parent in lineage.parents(one.key):
+            if parent.key not in seen:
+                add(parent)
+        if one.path is not None:
+            found[one.key] = one
+
+    add(node)
+    return list(found.values())
 
 
 def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, progress: Progress = silent) -> Manifest:

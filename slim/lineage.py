@@ -5,7 +5,7 @@ the start of its calibration, a checkpoint holds its plan, a recovered one every
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slim import run_files, workspace
@@ -52,10 +52,13 @@ class Lineage:
         return [(parent, node.key) for node in self.nodes.values() for parent in node.parents]
 
     def parents(self, key: str) -> list[Node]:
+        """What a run was made from, what matters most first."""
         return [self.nodes[parent] for parent in self.nodes[key].parents]
 
     def children(self, key: str) -> list[Node]:
-        return [node for node in self.nodes.values() if key in node.parents]
+        """What was made from a run, in the order it was made."""
+        found = [node for node in self.nodes.values() if key in node.parents]
+        return sorted(found, key=lambda node: node.created)
 
     def ancestors(self, key: str) -> list[Node]:
         """All that a run was made from, the nearest first."""
@@ -64,6 +67,24 @@ class Lineage:
     def dependents(self, key: str) -> list[Node]:
         """All that was made from a run, the nearest first."""
         return self._reached(key, self.children)
+
+    def part(self, keys: Iterable[str]) -> "Lineage":
+        """The nodes with these keys. What lies between two of them is passed over, so that they stay joined."""
+        kept = set(keys)
+        nodes = {key: node for key, node in self.nodes.items() if key in kept}
+        return Lineage({key: replace(node, parents=self._nearest(key, kept)) for key, node in nodes.items()})
+
+    def _nearest(self, key: str, kept: set[str]) -> tuple[str, ...]:
+        """The nearest ancestors that are kept, over those that are not."""
+        found: dict[str, None] = {}
+        seen, waiting = {key}, list(self.nodes[key].parents)
+        for at in waiting:
+            if at in kept and at != key:
+                found[at] = None
+            elif at not in seen:
+                seen.add(at)
+                waiting += self.nodes[at].parents
+        return tuple(found)
 
     def _reached(self, key: str, following: Callable[[str], list[Node]]) -> list[Node]:
         """Breadth first, and each once: records that somebody edited may form a circle."""

@@ -92,15 +92,15 @@ def chart(lineage: Lineage, chosen: str | None = None) -> go.Figure:
     at = places(lineage)
     width = 1 + max((column for column, _ in at.values()), default=0)
     height = 1 + max((row for _, row in at.values()), default=0)
-    near = set()
-    if chosen in lineage.nodes:
+    near: set[str] = set()
+    if chosen is not None and chosen in at:
         near = {chosen, *(node.key for node in (*lineage.ancestors(chosen), *lineage.dependents(chosen)))}
     figure = go.Figure()
     drawn = lines(lineage)
     on_the_way = [edge for edge in drawn if near.issuperset(edge)]
     _join(figure, at, [edge for edge in drawn if edge not in on_the_way], QUIET, 1.2)
     _join(figure, at, on_the_way, ACCENT, 2.4)
-    if chosen in at:
+    if chosen is not None and chosen in at:
         ring(figure, *at[chosen], "circle-open", 28)
     for stage in COLOURS:
         nodes = [node for node in lineage.nodes.values() if node.stage == stage]

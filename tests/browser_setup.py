@@ -55,10 +55,11 @@ def ensure_browser() -> str | None:
 
 
 @contextmanager
-def served(workspace: Path) -> Iterator[str]:
-    """The address of the dashboard, served from the repository on a workspace."""
+def served(workspace: Path, port: int | None = None) -> Iterator[str]:
+    """The address of the dashboard, served from the repository on a workspace, at a free port if none is given."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port or 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port)]
     environment = {**os.environ, "SLIM_HOME": str(workspace)}

@@ -23,6 +23,7 @@ PAGES = {
     "recover": "Recover",
     "evaluate": "Evaluate",
     "compare": "Compare",
+    "runs": "Runs",
 }
 
 
@@ -97,7 +98,7 @@ def test_a_direct_link_to_a_fresh_server(visitor: Visitor) -> None:
     """The very first visitor may follow a link to an inner page: it stands in the frame, with every page in reach."""
     visitor.open("prune")
     visitor.settle()
-    for title in ("Home", "Calibrate", "Explore", "Prune", "Recover", "Evaluate", "Compare"):
+    for title in ("Home", "Calibrate", "Explore", "Prune", "Recover", "Evaluate", "Compare", "Runs"):
         expect(visitor.page.get_by_role("link", name=title, exact=True)).to_be_visible()
     expect(visitor.page.get_by_text("There is no calibration yet.")).to_be_visible()
     assert visitor.hosts <= {"127.0.0.1", ""}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -57,7 +58,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
             _told(node) | {"made_from": [_told(one) for one in before], "used_by": [_told(one) for one in after]}
         )
         return
-    table = Table("", node.name)
+    table = Table("", escape(node.name))
     lines = {"kind": node.stage, "path": str(node.path), "made": node.created, "size": as_size(node.bytes)}
     lines |= {"tags": ", ".join(node.tags)} if node.tags else {}
     for name, words in (lines | dict(node.figures)).items():
@@ -86,7 +87,7 @@ def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
             told["heads"] = {"only_one": both.plans.only_one, "only_other": both.plans.only_other}
         print_json(told)
         return
-    table = Table("", Text(both.one.name), Text(both.other.name))
+    table = Table("", escape(both.one.name), escape(both.other.name))
     for line in both.lines:
         table.add_row(*map(Text, (line.name, line.one, line.other)), style=None if line.differs else "dim")
     out.print(table)
@@ -205,7 +206,7 @@ def clean(
     wanted = what or list(disk_use.SAFE)
     if strange := [one for one in wanted if one not in disk_use.LEFT]:
         raise InputError(f"clean {strange[0]!r}: there is no such kind of leftover: name {', '.join(disk_use.LEFT)}.")
-    kinds = [one for one in disk_use.LEFT if one in wanted]
+    kinds: list[disk_use.Left] = [one for one in disk_use.LEFT if one in wanted]
     found = lineage.read()
     used, left = disk_use.use(found), disk_use.leftovers(found)
     freed = disk_use.clean(kinds, found) if yes else 0

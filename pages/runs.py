@@ -1,0 +1,10 @@
+"""Runs: what the workspace holds, what each run was made from, and what to do with it."""
+
+import streamlit as st
+
+from pages.frame import page_title
+from pages.runs_view import show_runs
+
+page_title("Runs")
+st.caption("Everything that was made here, and what it was made from: model, calibration, plan, checkpoint, verdict.")
+show_runs()
