@@ -18,10 +18,10 @@ LISTED = 24
 def removed_words(plan: Plan, done: bool = True) -> str:
     """In a sentence what goes, or went where that is `done`, and what decided."""
     total, layers = plan.model.layers * plan.model.heads, plan.model.layers
+    verb, blocks = "were removed" if done else "go", len(plan.removed_blocks)
     return (
-        f"{plan.removed_heads} of {total} attention heads {'were removed' if done else 'go'}, "
-        f"{len(plan.removed_blocks)} of {layers} attention blocks with all of theirs, and {len(plan.removed_layers)} whole layers. "
-        f"What decided, per {plan.unit}: {plan.reason}."
+        f"{plan.removed_heads} of {total} attention heads {verb}, {blocks} of {layers} attention blocks with all of "
+        f"theirs, and {len(plan.removed_layers)} whole layers. What decided, per {plan.unit}: {plan.reason}."
     )
 
 

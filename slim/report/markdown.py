@@ -8,7 +8,8 @@ from huggingface_hub import ModelCardData
 from slim.report.document import Block, Chart, Code, Document, Heading, Pair, Points, Section, Table
 
 _SIGNS = re.compile(r"([\\`*\[\]<>|~$#&@])")
-_EDGES = re.compile(r"(?<!\w)_|_(?!\w)")
+_EDGES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
+"""Underscores within a word are no sign."""
 _LINKS = re.compile(r"(?i)\b(https?|ftp)(:)(?=//)|\b(www)(\.)")
 """What is made a link of without any sign around it."""
 _START = re.compile(r"^(\d{0,9})([-+=]|(?<=\d)[.)])(?=\s|$)")
@@ -34,7 +35,7 @@ def section_text(section: Section) -> str:
 def inline(text: str) -> str:
     """Text that stays text: no sign of it is Markdown or HTML, and it is one line."""
     text = " ".join(text.split())
-    text = _EDGES.sub(r"\\_", _SIGNS.sub(r"\\\1", text))
+    text = _EDGES.sub(lambda found: found[0].replace("_", r"\_"), _SIGNS.sub(r"\\\1", text))
     text = _LINKS.sub(lambda found: f"{found[1] or found[3]}\\{found[2] or found[4]}", text)
     return _START.sub(r"\1\\\2", text)
 
