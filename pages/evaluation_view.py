@@ -6,11 +6,13 @@ from typing import Any
 
 import streamlit as st
 
-from pages.evaluation_tables import in_short, show_summary, show_tables
+from pages.evaluation_tables import show_summary, show_tables
 from pages.frame import choose_run, duration, sentence
+from pages.report_button import offer_report
 from slim import evaluation, evaluation_charts
 from slim.errors import InputError
 from slim.evaluation import Evaluation, EvaluationFacts
+from slim.evaluation_tables import in_short
 from slim.quantities import Group, Quantity, one_of, quantities
 
 GROUPS: dict[Group, str] = {"quality": "Quality", "speed": "Speed", "size": "Size"}
@@ -32,6 +34,7 @@ def show_past(key: str) -> None:
         st.error(sentence(str(error)), icon=":material/error:")
         return
     show_evaluation(done, path.name)
+    offer_report(path)
 
 
 def show_evaluation(done: Evaluation, name: str) -> None:

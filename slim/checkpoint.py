@@ -12,28 +12,25 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
-import slim
-from slim import bundled, modeling, models, workspace
+from slim import modeling, models, workspace
 from slim.architectures import Architecture
-from slim.cuts import is_stock, shape_of
+from slim.cuts import MODELING_FILE, is_stock, shape_of
 from slim.errors import InputError
 from slim.folder import WEIGHTS, read_folder
 from slim.hub import snapshot
-from slim.models import HUB_ID, Loaded, locate, pruned_class
+from slim.models import Loaded, locate, pruned_class
+from slim.plan import PLAN_FILE
 from slim.plan import load as load_plan
-from slim.project import speedup
 from slim.records import Plan
 from slim.recovery import RECOVERY_FILE, Recovery
+from slim.report.card import model_card, with_recovery
 
-PLAN_FILE = "slim_plan.json"
-MODELING_FILE = "modeling_slim.py"
 SHARD_BYTES = 5_000_000_000
 """Of weights in one file; more are split over several."""
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
 """What a config says of each layer, one after the other."""
 CARRIED = (".json", ".jinja", ".model", ".txt")
 """Kinds of files that a checkpoint written anew keeps as they are: config, tokenizer, plan. Code never comes along."""
-RECOVERY_TITLE = "## Recovery"
 
 
 def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
@@ -133,35 +130,8 @@ def _card_of(source: Path, recovery: Recovery) -> str:
     if (source / PLAN_FILE).is_file():
         return model_card(load_plan(source / PLAN_FILE), recovery)
     readme = source / "README.md"
-    card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else f"# {source.name}\n"
-    return card.partition(f"\n{RECOVERY_TITLE}\n")[0].rstrip() + "\n" + recovery_section(recovery)
-
-
-def recovery_section(recovery: Recovery) -> str:
-    """What a card says of the steps of a recovery; empty where there was none."""
-    if not recovery.steps:
-        return ""
-    lines = [
-        f"| {step.method} | {Path(step.dataset.source).name} | {step.before.kl:.4f} → {step.after.kl:.4f} | "
-        f"{step.before.ratio:.3f}× → {step.after.ratio:.3f}× | {step.after.rows} | {'yes' if step.applied else 'no'} |"
-        for step in recovery.steps
-    ]
-    return "\n".join(
-        [
-            "",
-            RECOVERY_TITLE,
-            "",
-            "Measured before and after each step, on rows that took no part in it: KL to the original in nats/token, "
-            "perplexity as times the original's.",
-            "",
-            "| step | rows of | KL | perplexity | rows | applied |",
-            "|---|---|---|---|---|---|",
-            *lines,
-            "",
-            f"The exact record is in `{RECOVERY_FILE}`.",
-            "",
-        ]
-    )
+    card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    return with_recovery(card, source.name, recovery)
 
 
 def recipe(folder: Path) -> Plan:
@@ -200,90 +170,3 @@ def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> Non
     config["architectures"] = [stock]
     config["auto_map"] = auto_map(stock)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def model_card(plan: Plan, recovery: Recovery | None = None) -> str:
-    """The README of a checkpoint: what was done, what it gives, how to load it."""
-    stock = is_stock(plan.model, plan.keep)
-    trust = "" if stock else ", trust_remote_code=True"
-    total, name = plan.model.layers * plan.model.heads, Path(plan.model.source).name
-    before, after, faster = plan.before, plan.after, speedup(plan.before, plan.after)
-    rows = [
-        ("Parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
-        ("Weights", f"{before.bytes / 1e6:,.1f} MB", f"{after.bytes / 1e6:,.1f} MB"),
-        ("KV cache per token", f"{before.kv_bytes_per_token:,} B", f"{after.kv_bytes_per_token:,} B"),
-        ("Work per token", f"{before.flops_per_token / 1e6:,.1f} MFLOP", f"{after.flops_per_token / 1e6:,.1f} MFLOP"),
-        ("Prefill, at most", "1×", f"{faster.prefill:.2f}×"),
-        ("Decoding, at most", "1×", f"{faster.decode:.2f}×"),
-    ]
-    table = "\n".join(f"| {name} | {one} | {other} |" for name, one, other in rows)
-    loss = "".join(f"\nWarning: {note}.\n" for note in plan.notes)
-    if plan.forecast:
-        f = plan.forecast
-        loss = (
-            f"\nForecast loss when it was planned: {f} "
-            f"(KL to the original, on {f.sequences} rows that did not choose the plan).\n{loss}"
-        )
-    how = (
-        "This is a stock checkpoint: transformers' own class loads it, and no code comes with it."
-        if stock
-        else f"Its layers differ, so the folder carries `{MODELING_FILE}`, a small class on top of transformers' own;\n"
-        "without `trust_remote_code=True` the stock class refuses it."
-    )
-    return f"""---
-{_base_model(plan.model.source)}library_name: transformers
-tags: [pruned, slim]
----
-# {name}, pruned
-
-{plan.removed_heads} of {total} attention heads were removed, {len(plan.removed_blocks)} of {plan.model.layers}
-attention blocks with all of theirs, and {len(plan.removed_layers)} whole layers.
-What decided, per {plan.unit}: {plan.reason}.
-
-| | original | this model |
-|---|---|---|
-{table}
-{loss}{recovery_section(recovery or Recovery())}
-## Load it
-
-{how}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH"{trust})
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-```
-
-The exact recipe is in `{PLAN_FILE}`. Made with Slim {slim.__version__}.
-"""
-
-
-def _base_model(source: str) -> str:
-    """The card's line about where the model comes from; none for one that nobody else can look up."""
-    if source == bundled.NAME:
-        source = bundled.HUB_NAME
-    return f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
-
-
-def adapter_card(base: str, recovery: Recovery) -> str:
-    """The README of an adapter that goes on top of the checkpoint `base`."""
-    trust = ", trust_remote_code=True" if (Path(base) / MODELING_FILE).is_file() else ""
-    return f"""---
-library_name: peft
-tags: [pruned, slim, lora]
----
-# An adapter for {Path(base).name}
-{recovery_section(recovery)}
-## Load it
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("BASE"{trust})
-model = PeftModel.from_pretrained(base, "PATH")
-```
-
-Made with Slim {slim.__version__}.
-"""

@@ -8,6 +8,8 @@ from slim.architectures import Architecture, architecture_of
 from slim.errors import InputError
 from slim.records import Keep, ModelFacts
 
+MODELING_FILE = "modeling_slim.py"
+"""What a checkpoint carries that is not a stock one."""
 MOST_PARAMETERS = 2**48
 """Of a model whose sizes can be added up."""
 

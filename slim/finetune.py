@@ -28,6 +28,7 @@ from slim.models import Loaded
 from slim.progress import Progress, silent
 from slim.recover import Bench, bench, round_to_stored
 from slim.recovery import RECOVERY_FILE, Point, Quality, Recovery
+from slim.report.card import adapter_card
 from slim.rowwise import Work
 from slim.teacher import TOP, taught
 from slim.train_settings import BACKWARD, TrainSettings, precision_of
@@ -265,7 +266,7 @@ def _save_adapter(model: Any, source: str, output: Path, applied: bool, steps: R
     with workspace.new_folder(output) as folder:
         model.save_pretrained(folder)
         (folder / RECOVERY_FILE).write_text(steps.model_dump_json(indent=1), encoding="utf-8")
-        (folder / "README.md").write_text(checkpoint.adapter_card(base, steps), encoding="utf-8")
+        (folder / "README.md").write_text(adapter_card(base, steps), encoding="utf-8")
 
 
 def _key(at: Bench, method: Method, settings: TrainSettings) -> str:

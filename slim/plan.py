@@ -21,6 +21,9 @@ from slim.project import everything, project
 from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit, reason_of
 from slim.scores import composite, default_weights
 
+PLAN_FILE = "slim_plan.json"
+"""The plan that a checkpoint was cut by, within its folder."""
+
 
 def make_plan(
     calibration: Calibration,

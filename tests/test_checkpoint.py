@@ -12,10 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from slim.checkpoint import model_card
 from slim.models import Loaded, load
 from slim.prune import prune
 from slim.records import Forecast, Keep
+from slim.report.card import model_card
 from tests.pico import plan_of, save_pico
 from tests.surgery import IDS, WHOLE, Pruned, file_bytes, logits
 
@@ -97,7 +97,7 @@ def test_the_card_says_what_was_done_and_how_to_load_it(case: Pruned) -> None:
     for figure in (before.parameters, after.parameters, before.kv_bytes_per_token, after.kv_bytes_per_token):
         assert f"{figure:,}" in card
     assert "11 of 24 attention heads" in card
-    assert "1 of 4\nattention blocks" in card
+    assert "1 of 4 attention blocks" in card
     assert str(case.plan.reason) in card
     assert "base_model" not in card  # nobody else has that folder
     assert str(case.folder.parent) not in card

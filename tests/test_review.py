@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pages.pair_html import named_pair, pair
+from slim.judge.pair_html import named_pair, pair
 from slim.judge.review import MOST_MATCHES, Wanted, by_disagreement, chosen, disagreement, reference_scores, table
 from slim.judge.review import word_diff as diff
 from slim.judge.votes import Votes

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from slim.cli import cut, dashboard, evaluate, judge, measure, recover, runs, share  # noqa: F401  each adds its verbs
+from slim.cli import cut, dashboard, evaluate, judge, measure, recover, report, runs, share  # noqa: F401  each adds its verbs
 from slim.cli.shared import app, err
 from slim.errors import Cancelled, SlimError
 
@@ -18,6 +18,7 @@ VERBS = (
     "finetune",
     "evaluate",
     "judge",
+    "report",
     "export",
     "push",
     "serve",

@@ -15,6 +15,8 @@ VERDICTS = {
     "error": "No verdict",
     "skip": "Skipped",
 }
+Side = tuple[str, list[Piece], str]
+"""An answer's title, its text, and the class of its marks."""
 ORDERS = {"original_first": "Original shown first", "pruned_first": "Pruned shown first"}
 
 
@@ -23,23 +25,31 @@ def named_pair(place: int, one: Comparison, given: Votes, scores: tuple[float, f
     head = f"Row {place + 1} · {VERDICTS[one.judgment]}{', changed with the order' if one.flip else ''}"
     if (vote := given.votes.get(votes.key_of(one))) is not None:
         head += f" · your vote: {VERDICTS[vote.choice].lower()}"
+    return pair(head, one, named_sides(one, scores)) + opinions(one)
+
+
+def named_sides(one: Comparison, scores: tuple[float, float] | None) -> list[Side]:
+    """Both answers under their models' names, what the other lacks marked."""
     first, second = review.word_diff(one.response1, one.response2)
-    sides = [
+    return [
         (_title("Original", one.response1, one.truncated[0], scores and scores[0]), first, "original"),
         (_title("Pruned", one.response2, one.truncated[1], scores and scores[1]), second, "pruned"),
     ]
-    return pair(head, one, sides) + _opinions(one)
 
 
-def pair(head: str, one: Comparison, sides: Sequence[tuple[str, list[Piece], str]]) -> str:
-    """Question, both answers and the reference. Of each side its title, its text, and the class of its marks."""
+def pair(head: str, one: Comparison, sides: Sequence[Side], level: int = 4) -> str:
+    """Question, both answers and the reference under a heading of `level`."""
+    below = f"h{level + 1}"
     columns = "".join(
-        f"<div><h5>{html.escape(title)}</h5><div class='text'>{_marked(pieces, kind)}</div></div>"
+        f"<div><{below}>{html.escape(title)}</{below}><div class='text'>{_marked(pieces, kind)}</div></div>"
         for title, pieces, kind in sides
     )
-    reference = f"<h5>Reference</h5><div class='text'>{html.escape(one.reference)}</div>" if one.reference else ""
+    reference = ""
+    if one.reference:
+        reference = f"<{below}>Reference</{below}><div class='text'>{html.escape(one.reference)}</div>"
     return (
-        f"<div class='slim-pair'><h4>{html.escape(head)}</h4><div class='text question'>{html.escape(one.question)}"
+        f"<div class='slim-pair'><h{level}>{html.escape(head)}</h{level}>"
+        f"<div class='text question'>{html.escape(one.question)}"
         f"</div><div class='sides'>{columns}</div>{reference}</div>"
     )
 
@@ -56,8 +66,8 @@ def _marked(pieces: list[Piece], kind: str) -> str:
     return words or "<em>(empty)</em>"
 
 
-def _opinions(one: Comparison) -> str:
-    """The verdict in both orders with its reasons, or why there is none."""
+def opinions(one: Comparison, level: int = 4) -> str:
+    """The verdict in both orders with its reasons, or why there is none, below a heading of `level`."""
     lines = []
     for opinion in one.orders:
         said = VERDICTS[opinion.verdict or "error"].lower()
@@ -67,4 +77,5 @@ def _opinions(one: Comparison) -> str:
     if one.failure and not one.orders:
         lines.append(html.escape(one.failure))
     paragraphs = "".join(f"<p class='said'>{line}</p>" for line in lines)
-    return f"<div class='slim-pair'><h5>Verdicts</h5>{paragraphs}</div>" if lines else ""
+    below = f"h{level + 1}"
+    return f"<div class='slim-pair'><{below}>Verdicts</{below}>{paragraphs}</div>" if lines else ""

@@ -1,0 +1,25 @@
+"""The verb that tells of a run in one file: report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slim.cli.shared import AsJson, app, out, print_json
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="a calibration, plan, checkpoint, evaluation or judgement")],
+    output: Annotated[Path, typer.Option(help="an .html file, or .md for a model card")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run and all that belongs to it as one page that needs no network, or as a model card."""
+    from slim.report import write as stage
+
+    path = stage.write(run, output)
+    size = path.stat().st_size
+    if as_json:
+        print_json({"path": str(path), "bytes": size})
+        return
+    out.print(f"Report: {path} ({size / 1e6:,.2f} MB)", soft_wrap=True)
