@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slim import calibration, tasks
+from slim import calibration, paths, tasks
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
 from slim.plan import load as load_plan
@@ -19,7 +19,7 @@ UNSEEN = ("test", "validation")
 
 def plan_of(source: str) -> Plan | None:
     """The plan that a checkpoint was cut by; None for any other model."""
-    file = Path(source).expanduser() / PLAN_FILE
+    file = paths.local(source, "model") / PLAN_FILE
     return load_plan(file) if file.is_file() else None
 
 
@@ -107,7 +107,7 @@ def _seen(sources: Sequence[str], task: tasks.Task) -> tuple[set[tasks.Example],
             reasons[f"rows of split {task.split} that the calibration did not draw"] = None
         else:
             reasons[f"split {task.split}; calibrated on {facts.dataset.source}, split {facts.dataset.split}"] = None
-        for step in recovery_of(Path(source).expanduser()).steps:
+        for step in recovery_of(paths.local(source, "model")).steps:
             if _same_rows(step.dataset, task):
                 drawn = tasks.choose(task, step.samples, step.seed)
                 seen |= {example for example in drawn if role_of(example) != "report"}
@@ -119,14 +119,14 @@ def _calibration(plan: Plan) -> CalibrationFacts | None:
     if not plan.calibration:
         return None
     try:
-        return calibration.load(Path(plan.calibration)).facts
+        return calibration.load(paths.local(plan.calibration, "calibration")).facts
     except InputError:
         return None
 
 
 def _same_rows(data: DatasetFacts, task: tasks.Task) -> bool:
     def place(source: str) -> str:
-        path = Path(source).expanduser()
+        path = paths.local(source)
         return str(path.absolute()) if path.exists() else source
 
     return (place(data.source), data.config, data.split) == (place(task.source), task.config, task.split)
@@ -141,7 +141,7 @@ def labels(sources: Sequence[str]) -> Mapping[str, str]:
 
 
 def _names(source: str) -> Iterator[str]:
-    path = Path(source).expanduser()
+    path = paths.local(source)
     if path.exists():
         parts = path.absolute().parts
         yield from ("/".join(parts[-count:]) for count in range(1, len(parts)))

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import slim.probe  # noqa: F401  registers the attention that some families are loaded with
-from slim import bundled
+from slim import bundled, paths
 from slim.architectures import Architecture, architecture_of, check_config
 from slim.errors import InputError
 from slim.folder import check_weights, read_folder, unreadable
@@ -68,7 +68,7 @@ def locate(source: str, progress: Progress = silent) -> str:
         return str(bundled.bundled_model(progress))
     if source.startswith("bundled:"):
         raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
-    path = Path(source).expanduser()
+    path = paths.local(source, "model")
     if path.suffix == ".gguf" and path.is_file():
         return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", progress))
     if path.is_dir():
@@ -127,8 +127,9 @@ def load(
     model.eval()
     if placement is None:
         model.to(target)
-    name = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
-    fingerprint = folder.name if of_hub else digest(sorted(folder.glob("*.safetensors")))  # a commit, or the weights
+    named = paths.local(source, "model")
+    name = str(named.absolute()) if named.exists() else source
+    fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
     return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
 
 
@@ -182,6 +183,11 @@ def facts_of(
         itemsize=dtype.itemsize,
         shapes=shapes,
     )
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files with weights in a folder; no pipe, which would be waited for."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
 
 
 def digest(files: list[Path]) -> str:

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from slim import paths
 from slim.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -52,7 +53,7 @@ def open_source(
     source: str, config: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Source:
     """`bundled:NAME`, a file, or a Hub id. Raises InputError for one that is not there; rows are not read yet."""
-    path = Path(source).expanduser()
+    path = paths.local(source, "dataset")
     if (
         not source.startswith("bundled:")
         and not path.exists()
@@ -84,8 +85,8 @@ def open_source(
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a name can only be one of the Hub."""
-    path = Path(source).expanduser()
+    """Whether a name can only be one of the Hub. Raises InputError for a path that may not be read."""
+    path = paths.local(source, "dataset")
     return bool(HUB_ID.fullmatch(source)) and not path.exists() and path.suffix.lower() not in FORMATS
 
 

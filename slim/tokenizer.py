@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from slim import bundled, workspace
+from slim import bundled, paths, workspace
 from slim.errors import InputError
 from slim.folder import read_folder
 from slim.hub import reach
@@ -42,15 +42,15 @@ def facts_at_hand(source: str) -> ModelFacts | None:
 
 
 def at_hand(source: str) -> bool:
-    """Whether it is on this machine: bundled, a file or a folder."""
-    return source == bundled.NAME or Path(source).expanduser().exists()
+    """Whether it is on this machine: bundled, a file or a folder. Raises InputError for a path that may not be read."""
+    return source == bundled.NAME or paths.local(source, "model").exists()
 
 
 def _not_unpacked(source: str) -> Path | None:
     """The GGUF file of a model that a calibration would unpack first, which takes longer than to read its tokenizer."""
     if source == bundled.NAME and not (workspace.home() / "models" / "smollm2-135m" / "config.json").exists():
         return bundled.bundled_gguf()
-    path = Path(source).expanduser()
+    path = paths.local(source, "model")
     return path if path.suffix == ".gguf" and path.is_file() else None
 
 

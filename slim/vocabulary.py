@@ -8,7 +8,7 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, SpecialVocab, TokenType
 from transformers import PreTrainedTokenizerBase
 
-from slim import bundled
+from slim import bundled, paths
 from slim import plan as plans
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
@@ -60,7 +60,7 @@ def original_gguf(source: str) -> Path | None:
         seen.add(source)
         if source == bundled.NAME:
             return bundled.bundled_gguf()
-        path = Path(source).expanduser()
+        path = paths.local(source, "model")
         if path.suffix == ".gguf":
             return path if path.is_file() else None
         if (path / PLAN_FILE).is_file():

@@ -23,9 +23,14 @@ SECONDS_APART = 60
 """By which the clocks of processes and files may disagree."""
 
 
+def place() -> Path:
+    """Where the workspace lies, or will: `SLIM_HOME`, or `./cache`."""
+    return Path(os.path.expanduser(os.environ.get("SLIM_HOME") or "cache")).absolute()
+
+
 def home() -> Path:
-    """The workspace folder: `SLIM_HOME`, or `./cache`. Raises InputError when it cannot be written to."""
-    folder = Path(os.environ.get("SLIM_HOME") or "cache").expanduser().absolute()
+    """The workspace folder. Raises InputError when it cannot be written to."""
+    folder = place()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +56,13 @@ def ensure_browser() -> str | None:
 
 
 @contextmanager
-def served(workspace: Path) -> Iterator[str]:
-    """The address of the dashboard, served from the repository on a workspace."""
+def served(workspace: Path, options: tuple[str, ...] = (), **settings: str) -> Iterator[str]:
+    """The address of the dashboard, served from the repository on a workspace; `settings` are of its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port)]
-    environment = {**os.environ, "SLIM_HOME": str(workspace)}
+    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port), *options]
+    environment = {**os.environ, "SLIM_HOME": str(workspace), "SLIM_FOLDERS": tempfile.gettempdir(), **settings}
     server = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from slim.cli.shared import AsJson, app, out, print_json, progress_bar
+from slim import exposure
+from slim.cli.shared import AsJson, app, err, out, print_json, progress_bar
 from slim.errors import Cancelled
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
@@ -98,6 +99,8 @@ def serve(
     from slim import serve as stage
 
     name = stage.name_of(folder)
+    if said := exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"):
+        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def ready(url: str) -> None:
         if as_json:
