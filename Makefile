@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: app test check bench clean
+.PHONY: app test check audit bench clean
 
 app: $(READY)  ## open the dashboard on http://localhost:8501
 	@$(BIN)/slim app
@@ -13,10 +13,14 @@ test: $(READY)  ## run every test: unit, integration, browser
 	@$(BIN)/python tests/browser_setup.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(READY)  ## lint, format and types
+check: $(READY)  ## lint, format, types, and what is installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
+	@$(BIN)/python -m tests.audit
+
+audit: $(READY)  ## what is installed, against today's known vulnerabilities (needs pip-audit and a network)
+	@$(BIN)/python -m tests.audit --online
 
 bench: $(READY)  ## measure what the documents say
 	@$(BIN)/python -m benchmarks.speed

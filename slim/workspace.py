@@ -19,6 +19,8 @@ from slim.errors import InputError, SlimError
 
 Kind = Literal["calibration", "plan", "checkpoint", "evaluation", "judgement"]
 PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
+LONGEST_NAME = 120
+"""Bytes of an upload's name that are kept; file systems take 255 with all that is put to it."""
 SECONDS_APART = 60
 """By which the clocks of processes and files may disagree."""
 
@@ -170,10 +172,17 @@ def _partial(path: Path) -> Path:
 
 
 def keep_upload(name: str, content: bytes | memoryview) -> Path:
-    """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content."""
-    stem, suffix = os.path.splitext(os.path.basename(name))
-    stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "rows"
-    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{suffix.lower()}"
+    """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content.
+
+    Raises InputError for a file that is not of rows, which a page offers only, but anybody may send.
+    """
+    from slim.sources import FORMATS
+
+    stem, _, ending = os.path.basename(name).rpartition(".")
+    if f".{ending.lower()}" not in FORMATS:
+        raise InputError(f"upload {name[:200]!r} is no file of rows: name a {', '.join(FORMATS)} file.")
+    stem = re.sub(r"[^\w.-]+", "-", stem).encode()[:LONGEST_NAME].decode(errors="ignore").strip("-.") or "rows"
+    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.{ending.lower()}"
     if not path.exists():
         write_file(path, content)
     return path

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
-CLIENT, CLIENT_SECRET = "slim", "the-secret-of-the-client"  # noqa: S105  of this test alone
+CLIENT, CLIENT_SECRET = "slim", "the-secret-of-the-client"
 
 
 class Provider(ThreadingHTTPServer):

@@ -124,7 +124,10 @@ def test_nobody_sees_a_page_before_they_are_let_in(
 
 @pytest.mark.browser
 def test_each_person_has_their_own_selection(
-    app: str, at_provider: Provider, person: BrowserContext, browser: Browser  # noqa: F811
+    app: str,
+    at_provider: Provider,
+    person: BrowserContext,
+    browser: Browser,  # noqa: F811
 ) -> None:
     """What one person types is not on another's page, and neither leaves the folders of a shared server."""
     ann, other = person.new_page(), browser.new_context(viewport={"width": 1440, "height": 900})
@@ -174,4 +177,3 @@ def test_a_server_that_is_set_up_wrongly_lets_nobody_in(
         expect(page.get_by_text("lets nobody in")).to_be_visible(timeout=60_000)
         assert "Task data" not in page.locator("body").inner_text()
     assert words in capfd.readouterr().err
-

@@ -54,7 +54,7 @@ def _open_when_up(url: str) -> None:
     for _ in range(100):
         time.sleep(0.3)
         try:
-            with urlopen(f"{url}/_stcore/health", timeout=1):
+            with urlopen(f"{url}/_stcore/health", timeout=1):  # noqa: S310  the app itself
                 break
         except (URLError, OSError):
             continue

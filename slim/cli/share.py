@@ -95,12 +95,12 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model with the OpenAI API until Ctrl-C."""
+    if said := exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"):
+        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     from slim import models
     from slim import serve as stage
 
     name = stage.name_of(folder)
-    if said := exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"):
-        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def ready(url: str) -> None:
         if as_json:
