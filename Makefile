@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CASES ?= 4000
 READY := $(VENV)/.ready
 
-.PHONY: app test check fuzz bench clean
+.PHONY: app test check audit fuzz bench clean
 
 app: $(READY)  ## open the dashboard on http://localhost:8501
 	@$(BIN)/slim app
@@ -14,10 +14,14 @@ test: $(READY)  ## run every test: unit, integration, browser
 	@$(BIN)/python tests/browser_setup.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(READY)  ## lint, format and types
+check: $(READY)  ## lint, format, types, and what is installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
+	@$(BIN)/python -m tests.audit
+
+audit: $(READY)  ## what is installed, against today's known vulnerabilities (needs pip-audit and a network)
+	@$(BIN)/python -m tests.audit --online
 
 fuzz: $(READY)  ## files that anybody could have made, CASES of each property; a case that fails is printed
 	@SLIM_FUZZ=$(CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 14400 tests/test_properties_*.py

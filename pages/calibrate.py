@@ -95,6 +95,8 @@ if (folder := result_of(job)) is not None:
     next_step("Choose what to prune", "pages/prune.py", ":material/content_cut:")
     show_maps(calibration, "calibrated")
 
-if not busy and (at_hand(model) or preview.open):
+with plain_errors():
+    here = at_hand(model)
+if not busy and (here or preview.open):
     with figures:
         show_counts(task, data, reading, settings)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.frame import PLOT, duration, newest_job, show_job
+from pages.frame import PLOT, duration, escaped, newest_job, show_job
 from pages.head_detail import NAMES, Shown, clickable, title_of
 from slim import check, check_charts, jobs, models, scores
 from slim.calibration import Calibration
@@ -109,7 +109,7 @@ def in_words(found: Faithfulness) -> str:
     share = worst.removals[at].share
 
     def named(verdict: Verdict) -> str:
-        return f"**{title_of(verdict.criterion)}**"
+        return f"**{escaped(title_of(verdict.criterion))}**"
 
     def costs(verdict: Verdict) -> str:
         return f"{verdict.removals[at].perplexity:,.1f}"

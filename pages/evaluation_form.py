@@ -5,9 +5,11 @@ from typing import Any
 
 import streamlit as st
 
+from pages import login
 from pages.checkpoints import checkpoint_names, cut_from
 from pages.frame import plain_errors, sentence
 from pages.task_data import choose_data, choose_source, open_task
+from slim import paths
 from slim.errors import InputError
 from slim.evaluation import EvaluationSettings
 from slim.tasks import Positions
@@ -42,6 +44,9 @@ def choose_models() -> tuple[list[str], str | None]:
     ).strip()
     if problem and not baseline:
         st.warning(sentence(problem), icon=":material/help:")
+    with plain_errors():
+        for typed in (*chosen, *filter(None, [baseline])):
+            paths.local(typed, "model")
     return chosen, baseline or None
 
 
@@ -132,7 +137,22 @@ def choose_standard() -> tuple[list[str], dict[str, Any], bool]:
                 icon=":material/extension:",
             )
     names = [name.strip() for name in text.split(",") if name.strip()]
+    with plain_errors():
+        _check_code(names)
     return names, settings, there or not names
+
+
+def _check_code(tasks: list[str]) -> None:
+    """Raises InputError for a task that may run Python of its own where others than the server's owner ask for it."""
+    file = next((task for task in tasks if task.lower().endswith((".yaml", ".yml"))), None)
+    if file is None:
+        return
+    if login.is_shared():
+        raise InputError(
+            f"task {file!r}: a YAML file may run Python of its own, so a shared dashboard takes none: name a task that "
+            "the harness knows, or evaluate it with `slim evaluate` on this machine."
+        )
+    paths.local(file, "task")
 
 
 def choose_speed() -> dict[str, Any] | None:

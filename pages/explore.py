@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.criteria import show_faithfulness
-from pages.frame import PLOT, chosen_calibration, facts_line, page_title, sentence, weight_sliders
+from pages.frame import PLOT, chosen_calibration, escaped, facts_line, page_title, sentence, weight_sliders
 from pages.head_detail import Shown, chosen_head, clickable, head_table, show_head
 from pages.task_vs_general import show_difference
 from slim import charts, detail, scores
@@ -167,7 +167,8 @@ with left:
         st.error(sentence(str(error)), icon=":material/error:")
     with st.expander("What the figures mean"):
         for name, measured in calibration.facts.metrics.items():
-            title = f"**{CRITERIA[name].title}** (`{name}`, {measured.unit})"
-            st.markdown(f"{title}: {measured.method}. {measured.rows} rows, {measured.positions:,} positions.")
+            title = f"**{CRITERIA[name].title}** (`{name}`, {escaped(measured.unit)})"
+            told = f"{escaped(measured.method)}. {measured.rows} rows, {measured.positions:,} positions."
+            st.markdown(f"{title}: {told}")
 with right.container(border=True, key="head-detail"):
     show_head(shown)

@@ -9,7 +9,8 @@ from pathlib import Path
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from slim import calibration, charts, jobs, scores, workspace
+from pages import login
+from slim import calibration, charts, jobs, paths, scores, workspace
 from slim.calibration import CHECK_FILE, Calibration
 from slim.choice import first_choice, metrics_of
 from slim.errors import SlimError
@@ -18,6 +19,17 @@ from slim.metrics import CRITERIA
 from slim.records import Unit
 from slim.workspace import Kind
 
+PAGES = {
+    "home": "home",
+    "calibrate": "speed",
+    "explore": "grid_on",
+    "prune": "content_cut",
+    "recover": "healing",
+    "evaluate": "monitoring",
+    "compare": "compare",
+    "runs": "account_tree",
+}
+"""Each page's file and its icon, in the order of the pipeline."""
 LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
 ROWS_KEPT = "The rows that are done are kept, and the same request goes on from there."
@@ -38,20 +50,19 @@ gc.freeze()
 
 
 def navigation() -> st.Page:
-    """The pages, and the one that was asked for."""
+    """The pages, and the one that was asked for; for who is not let in, the way in stands at the address of each."""
     global _framed  # noqa: PLW0603
     _framed = True
     st.set_page_config(page_title="Slim", page_icon="pages/assets/icon.png", layout="wide")
+    login.warn_once()
+    paths.confine(shared=login.is_shared())
+    if not login.admitted():
+        gates = [st.Page(login.show_gate, title="Slim", url_path=page, default=page == "home") for page in PAGES]
+        return st.navigation(gates, position="hidden")
     return st.navigation(
         [
-            st.Page("pages/home.py", title="Home", icon=":material/home:", default=True),
-            st.Page("pages/calibrate.py", title="Calibrate", icon=":material/speed:"),
-            st.Page("pages/explore.py", title="Explore", icon=":material/grid_on:"),
-            st.Page("pages/prune.py", title="Prune", icon=":material/content_cut:"),
-            st.Page("pages/recover.py", title="Recover", icon=":material/healing:"),
-            st.Page("pages/evaluate.py", title="Evaluate", icon=":material/monitoring:"),
-            st.Page("pages/compare.py", title="Compare", icon=":material/compare:"),
-            st.Page("pages/runs.py", title="Runs", icon=":material/account_tree:"),
+            st.Page(f"pages/{page}.py", title=page.capitalize(), icon=f":material/{icon}:", default=page == "home")
+            for page, icon in PAGES.items()
         ],
         position="top",
     )
@@ -62,11 +73,14 @@ def page_title(text: str) -> None:
 
     The first visitor of a fresh server may ask for a page directly. Streamlit then runs that file alone, because it
     takes any folder named pages for its older kind of app until st.navigation was called once: so call it, start over.
+    The same goes for a visitor who is not let in and came here in that moment: they see the way in, and nothing else.
     """
-    if not _framed:
+    if not _framed or not login.admitted():
         navigation()
         st.rerun()
-    st.title(text)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.title(text)
+        login.show_person()
 
 
 @contextmanager
@@ -81,14 +95,14 @@ def plain_errors() -> Iterator[None]:
 
 def sentence(text: str) -> str:
     """An error's text as shown on a page: with a capital and without Markdown's signs taking effect."""
-    return plain(text[:1].upper() + text[1:])
+    return escaped(text[:1].upper() + text[1:])
 
 
-def plain(text: str) -> str:
-    """A name as a label may have it: Markdown's signs do not take effect."""
-    for sign in r"\`*_$[]<>~#:":
+def escaped(text: str) -> str:
+    """Text that a person, a file or a record gave, so that Markdown shows it as it is: no links, pictures or lines."""
+    for sign in r"\`*_$[]<>~#:|&":
         text = text.replace(sign, f"\\{sign}")
-    return text
+    return " ".join(text.splitlines())
 
 
 def duration(seconds: float) -> str:
@@ -122,7 +136,8 @@ def _watch(job_id: str) -> None:
     if job is None or not job.unfinished:
         st.rerun()
     left = job.remaining(time.time())
-    words = [job.message, f"{job.fraction:.0%}"] if job.started else [job.message]
+    message = escaped(job.message)
+    words = [message, f"{job.fraction:.0%}"] if job.started else [message]
     if left is not None:
         words.append(f"about {duration(left)} left")
     bar, button = st.columns([6, 1], vertical_alignment="bottom")
@@ -232,10 +247,11 @@ def weight_sliders(calibration: Calibration, unit: Unit) -> dict[str, float]:
 
 
 def facts_line(calibration: Calibration) -> str:
+    """What was calibrated, for Markdown."""
     facts = calibration.facts
     known = f", {facts.reused:.0%} of it from the cache" if facts.reused else ""
     notes = "".join(f"; {note}" for note in facts.notes)
-    return (
+    return escaped(
         f"{facts.model.source} on {facts.dataset.source}, {facts.dataset.rows} rows of {facts.dataset.split}, "
         f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}{known}{notes}"
     )

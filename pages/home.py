@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from pages.frame import newest_job, page_title, plain_errors
+from pages import login
+from pages.frame import newest_job, page_title, plain_errors, sentence
 from slim import bundled, jobs, workspace
 
 STEPS = (
@@ -45,8 +46,9 @@ for column, (icon, title, text) in zip((*st.columns(3), *st.columns(3)), STEPS, 
         st.caption(text)
 
 st.subheader("Your workspace")
+login.show_sharing()
 if not calibrations and not checkpoints:
-    st.caption(f"Nothing yet. Runs are kept in {workspace.home()}.")
+    st.caption(f"Nothing yet. Runs are kept in {sentence(str(workspace.home()))}.")
 left, right = st.columns(2)
 for column, title, page, runs in (
     (left, "Calibrations", "pages/explore.py", calibrations),

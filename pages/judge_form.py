@@ -9,7 +9,7 @@ import streamlit as st
 from pages.checkpoints import checkpoint_names, cut_from
 from pages.frame import plain_errors, sentence
 from pages.task_data import choose_data, choose_source, open_task
-from slim import bundled, held_out
+from slim import bundled, held_out, paths
 from slim.answers import AnswerSettings
 from slim.judge.cost import estimate
 from slim.judge.endpoint import KEYS, UNNAMED, Endpoint, base_url
@@ -74,6 +74,9 @@ def _models() -> tuple[str | None, str | None]:
     )
     if problem and not original:
         st.warning(sentence(problem.replace("baseline: ", "", 1)), icon=":material/help:")
+    with plain_errors():
+        for typed in filter(None, (original, pruned)):
+            paths.local(typed, "model")
     return original or source, pruned
 
 
@@ -167,6 +170,8 @@ def _local() -> dict[str, Any]:
     )
     if model == bundled.NAME:
         st.caption("The bundled model is too small to judge: it mostly prefers a place. Take it for trying this out.")
+    if model:
+        paths.local(model, "local_judge")
     return {"local_judge": model}
 
 

@@ -1,13 +1,12 @@
 """Trying a plan before anything is cut: the original answers beside itself with the removals passed by."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from pages.frame import plain_errors
-from slim import generate, models, tasks
+from slim import generate, models, paths, tasks
 from slim.generate import Answer
 from slim.models import Loaded
 from slim.records import Keep
@@ -23,7 +22,7 @@ def load_model(source: str, written: int, device: str, dtype: str) -> Loaded:
 
 def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
     """A model, kept in memory while few others are. Raises InputError as `models.load` does."""
-    config = Path(source) / "config.json"
+    config = paths.local(source, "model") / "config.json"
     return load_model(source, config.stat().st_mtime_ns if config.exists() else 0, device, dtype)
 
 

@@ -57,7 +57,7 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
     if st.button("Save the plan", icon=":material/save:"):
         with plain_errors():
             saved = plan.save(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
-        st.toast(f"Saved: {saved}")
+        st.toast(sentence(f"Saved: {saved}"))
     repaired, rounds = repair_choice(made)
 if cut:
     with plain_errors():

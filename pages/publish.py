@@ -41,4 +41,4 @@ def show_publish(folder: Path) -> None:
         return
     show_job(job)
     if job.state == "done":
-        st.success(f"Sent: {job.result}", icon=":material/check_circle:")
+        st.success(sentence(f"Sent: {job.result}"), icon=":material/check_circle:")

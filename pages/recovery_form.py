@@ -10,7 +10,7 @@ import streamlit as st
 
 from pages.frame import plain_errors, read_calibration, sentence
 from pages.task_data import choose_data, choose_source, open_task
-from slim import finetune, held_out, jobs, local, repair
+from slim import finetune, held_out, jobs, local, paths, repair
 from slim.errors import InputError, SlimError
 from slim.outlook import outlook
 from slim.records import Plan
@@ -124,7 +124,7 @@ def calibrated(plan: Plan) -> tuple[Task, int]:
 @st.cache_data(max_entries=8, show_spinner="Reading the dataset")
 def _calibrated(calibration: str, _plan: Plan) -> tuple[Task, int]:
     task = held_out.calibration_task(_plan)
-    return task, read_calibration(Path(calibration)).facts.settings.max_length
+    return task, read_calibration(paths.local(calibration, "calibration")).facts.settings.max_length
 
 
 def _arguments_of(task: Task) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.frame import plain, plain_errors, sentence
+from pages.frame import escaped, plain_errors, sentence
 from slim import archive, runs
 from slim.errors import SlimError
 from slim.lineage import Lineage, Node
@@ -69,7 +69,7 @@ def _show_others(title: str, others: Sequence[Node], choose: Choose, key: str) -
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(title, width=72)
             for other in others:
-                label = plain(f"{other.stage} {other.name}")
+                label = escaped(f"{other.stage} {other.name}")
                 st.button(label, key=f"{key}-{other.key}", type="tertiary", on_click=partial(choose, other.key))
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages.frame import plain, plain_errors, sentence
+from pages.frame import escaped, plain_errors, sentence
 from pages.run_detail import Choose
 from slim import archive, disk_use, run_comparison
 from slim.errors import SlimError
@@ -103,5 +103,5 @@ def show_import(choose: Choose) -> None:
                 return
             choose(taken[-1].key)
             st.session_state["runs-import-turn"] = turn + 1
-            st.toast(plain(f"{len(taken)} runs came in"))
+            st.toast(escaped(f"{len(taken)} runs came in"))
             st.rerun()

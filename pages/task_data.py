@@ -10,8 +10,8 @@ import streamlit as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pages.frame import plain_errors, sentence
-from slim import layouts, tasks, workspace
+from pages.frame import escaped, plain_errors, sentence
+from slim import layouts, paths, tasks, workspace
 from slim.errors import InputError, SlimError
 from slim.models import resolve_device, resolve_dtype
 from slim.records import ModelFacts, Settings
@@ -62,7 +62,7 @@ def choose_data(source: str, key: str) -> dict[str, Any]:
             args=(key,),
             help="It is kept in the workspace. For a file beyond the limit type its path as task data instead.",
         )
-        with right:
+        with right, plain_errors():
             data |= _where(source, key)
     if problem := st.session_state.pop(f"{key}-problem", None):
         st.error(sentence(problem), icon=":material/error:")
@@ -86,10 +86,10 @@ def _keep_upload(key: str) -> None:
 
 def _where(source: str, key: str) -> dict[str, str | None]:
     """What else a source needs: a bundled dataset its split, one of the Hub also its configuration and revision."""
-    path = Path(source).expanduser()
+    path = paths.local(source, "dataset")
     if path.is_file():
         size = path.stat().st_size
-        st.caption(f"{path.name}, " + (f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"))
+        st.caption(f"{escaped(path.name)}, " + (f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"))
         return {}
     if source.startswith("bundled:"):
         return {"split": st.selectbox("Split", tasks.SPLITS, key=f"{key}-part", persist_state=KEEP)}
@@ -144,7 +144,8 @@ def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[st
         key=f"{key}-prompt",
         persist_state=KEEP,
         placeholder="None: the text alone",
-        help="In braces a role or a column: " + ", ".join(f"`{{{name}}}`" for name in dict.fromkeys(placeholders)),
+        help="In braces a role or a column: "
+        + ", ".join(escaped(f"{{{name}}}") for name in dict.fromkeys(placeholders)),
     )
     return found | {"prompt": prompt}
 
@@ -158,7 +159,7 @@ def open_task(data: dict[str, Any]) -> Task:
 
 def _written(source: str) -> int:
     """When a file was last changed, so that what is kept of it is not used after that."""
-    path = Path(source).expanduser()
+    path = paths.local(source, "dataset")
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 

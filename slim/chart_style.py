@@ -66,8 +66,9 @@ def number(edge: float, log: bool) -> str:
 
 
 def visible(text: str) -> str:
-    """Plotly reads text as HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Text as a figure shows it: plotly reads HTML in it, and braces where the mouse points as a figure's place."""
+    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;", "}": "&#125;"}
+    return text.translate(str.maketrans(signs))
 
 
 def step(count: int) -> int:

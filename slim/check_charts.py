@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from slim.chart_style import ACCENT, ALARM, GRID, LINES, QUIET, WHISKER, Head, framed, lowest, ring, steady
+from slim.chart_style import ACCENT, ALARM, GRID, LINES, QUIET, WHISKER, Head, framed, lowest, ring, steady, visible
 from slim.faithfulness import Correction, Faithfulness, Verdict
 
 
@@ -17,7 +17,7 @@ def correlations(
 
     `now` is value, low and high of the composite at other weights than those of the check.
     """
-    bars = [(titles.get(v.criterion, v.criterion), v.correlation, v.low, v.high) for v in ranked(check)]
+    bars = [(_title(v.criterion, titles), v.correlation, v.low, v.high) for v in ranked(check)]
     if now is not None and np.isfinite(now[0]):
         low, high = (end if np.isfinite(end) else None for end in now[1:])
         bars.append(("Composite, weights now", now[0], low, high))
@@ -55,7 +55,7 @@ def perplexities(check: Faithfulness, titles: Mapping[str, str]) -> go.Figure:
     order = sorted(check.verdicts, key=lambda verdict: verdict.removals[-1].perplexity)
     for index, verdict in enumerate(order):
         chance = verdict.criterion == "random"
-        name = titles.get(verdict.criterion, verdict.criterion)
+        name = _title(verdict.criterion, titles)
         figure.add_scatter(
             x=[0, *(removal.share for removal in verdict.removals)],
             y=[check.perplexity, *(removal.perplexity for removal in verdict.removals)],
@@ -83,7 +83,7 @@ def correction_fit(check: Faithfulness, titles: Mapping[str, str]) -> go.Figure:
     for verdict in check.verdicts:
         for removal in verdict.removals:
             if removal.forecast and removal.kl > 0:
-                label = f"{titles.get(verdict.criterion, verdict.criterion)}, {removal.share:.0%}"
+                label = f"{_title(verdict.criterion, titles)}, {removal.share:.0%}"
                 points.setdefault((removal.forecast, removal.kl), []).append(label)
     figure = go.Figure(
         go.Scatter(
@@ -164,3 +164,8 @@ def _tone(name: str, value: float, titles: Mapping[str, str]) -> str:
     if name == titles.get("random", "random"):
         return QUIET
     return ACCENT if value >= 0 else ALARM
+
+
+def _title(criterion: str, titles: Mapping[str, str]) -> str:
+    """A criterion's title, or its name as the record has it."""
+    return titles.get(criterion) or visible(criterion)

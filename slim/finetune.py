@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import set_seed
 
-from slim import checkpoint, local, models, results, tasks, workspace
+from slim import checkpoint, local, models, paths, results, tasks, workspace
 from slim.adapter import adapted, without_dropout
 from slim.calibrate import versions
 from slim.errors import InputError
@@ -259,7 +259,7 @@ def _save_adapter(model: Any, source: str, output: Path, applied: bool, steps: R
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.zero_()
-    place = Path(source).expanduser()
+    place = paths.local(source, "model")
     base = str(place.absolute()) if place.exists() else models.locate(source)
     for config in model.peft_config.values():
         config.base_model_name_or_path = base

@@ -173,7 +173,10 @@ def _weight_files(source: str, folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():
-        raise InputError(f"{_named(source)} has no safetensors weights: other formats are not read.")
+        raise InputError(
+            f"{_named(source)} has no safetensors weights, and other formats may hold a program that runs as they are "
+            "read: where you trust it, load it with transformers and save it with `save_pretrained`."
+        )
     named = _json(source, index).get("weight_map")
     files = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
     for file in files:

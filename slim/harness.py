@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slim import paths
 from slim.errors import InputError, SlimError
 from slim.hub import first_line
 from slim.measures import POINTS, Columns, Measure, mean
@@ -90,7 +90,7 @@ class Harness:
         if name in self.manager.task_index:
             return name
         if _is_file(name):
-            return str(Path(name).expanduser())
+            return str(paths.local(name, "task"))
         near = [known for known in self.manager.all_tasks if name.lower() in known.lower()][:5]
         hint = f"; near are {', '.join(near)}" if near else ""
         raise InputError(f"task {name!r} is none that the harness knows, and no YAML file of a task{hint}.")
@@ -121,7 +121,7 @@ def _wrapped(loaded: Loaded, batch_size: int) -> Any:
 
 
 def _is_file(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = paths.local(name, "task")
     return path.suffix in (".yaml", ".yml") and path.is_file()
 
 

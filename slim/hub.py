@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from slim.errors import InputError
+from slim.errors import InputError, without_secrets
 from slim.sources import Source, arrow_rows
 
 PATIENCE = 5.0
@@ -122,4 +122,4 @@ def _offline() -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300].rstrip(".") or type(error).__name__
+    return without_secrets(" ".join(lines[:2])[:300]).rstrip(".") or type(error).__name__

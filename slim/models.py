@@ -129,7 +129,7 @@ def load(
         model.to(target)
     named = paths.local(source, "model")
     name = str(named.absolute()) if named.exists() else source
-    fingerprint = folder.name if of_hub else digest(sorted(folder.glob("*.safetensors")))  # a commit, or the weights
+    fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
     return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
 
 
@@ -191,6 +191,11 @@ def facts_of(
         itemsize=dtype.itemsize,
         shapes=shapes,
     )
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files with weights in a folder; no pipe, which would be waited for."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
 
 
 def digest(files: list[Path]) -> str:

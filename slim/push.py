@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slim.checkpoint import PLAN_FILE
-from slim.errors import InputError, SlimError
+from slim.errors import InputError, SlimError, without_secrets
 from slim.hub import first_line
 from slim.plan import load
 from slim.progress import Progress, silent
@@ -47,11 +47,14 @@ def planned(folder: Path, repository: str, private: bool = False) -> Upload:
         raise InputError(f"repository {repository!r} is no name for the Hub: {first_line(error)}.") from error
     if "/" not in repository:
         raise InputError(f"repository {repository!r} lacks its owner: write owner/{repository}.")
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = sorted(folder.rglob("*"))
+    if link := next((path for path in found if path.is_symlink()), None):
+        raise InputError(f"folder {str(folder)!r}: {link.name!r} in it is a link: put the file itself there.")
+    names = [path.relative_to(folder) for path in found if path.is_file()]
     shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     contents = ((name.as_posix(), content(folder, name.as_posix())) for name in shown)
     files = tuple((name, len(sent) if isinstance(sent, bytes) else sent.stat().st_size) for name, sent in contents)
-    return Upload(folder, repository, private, files, constants.ENDPOINT)
+    return Upload(folder, repository, private, files, without_secrets(constants.ENDPOINT))
 
 
 def content(folder: Path, name: str) -> bytes | Path:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim import absorbed, calibration, checkpoint, models, workspace
+from slim import absorbed, calibration, checkpoint, models, paths, workspace
 from slim.architectures import Architecture
 from slim.budget import LOSS, Planner
 from slim.calibrate import versions
@@ -78,7 +78,7 @@ def prune_in_rounds(
     if rounds < 2:
         raise InputError(f"rounds={rounds}: that is no more than one removal: take 2 or more, or leave it out.")
     limits = _limits(plan)
-    measured = calibration.load(Path(plan.calibration))
+    measured = calibration.load(paths.local(plan.calibration, "calibration"))
     original = models.load(plan.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
     check_same(plan, original)
     output = output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")

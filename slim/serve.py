@@ -3,7 +3,6 @@
 import logging
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -20,6 +19,7 @@ from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import GenerationState
 
+from slim import paths
 from slim.errors import InputError
 from slim.models import Loaded
 
@@ -95,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def name_of(source: str) -> str:
     """What clients call the model: a folder's or file's name, else the source as it was given."""
-    path = Path(source).expanduser().resolve()
+    path = paths.local(source, "model").resolve()
     if path.is_file():
         return path.stem
     return path.name if path.is_dir() else source

@@ -139,7 +139,7 @@ def choose(task: Task, samples: int, seed: int, progress: Progress = silent) -> 
     """
     if samples < 1:
         raise InputError(f"samples={samples}: at least 1 row is needed.")
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311  chance is no secret
     if task.stream is None:
         return chance.sample(task.examples, min(samples, len(task.examples)))
     drawn: list[Example] = []

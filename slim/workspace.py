@@ -20,15 +20,20 @@ from slim.records import Record
 
 Kind = Literal["calibration", "plan", "checkpoint", "evaluation", "judgement"]
 PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
-LONGEST_NAME = 25
-"""Characters that are kept of an upload's name, and of its ending: a file's name may have 255 bytes."""
+LONGEST_NAME = 120
+"""Bytes of an upload's name that are kept; file systems take 255 with all that is put to it."""
 SECONDS_APART = 60
 """By which the clocks of processes and files may disagree."""
 
 
+def place() -> Path:
+    """Where the workspace lies, or will: `SLIM_HOME`, or `./cache`."""
+    return Path(os.path.expanduser(os.environ.get("SLIM_HOME") or "cache")).absolute()
+
+
 def home() -> Path:
-    """The workspace folder: `SLIM_HOME`, or `./cache`. Raises InputError when it cannot be written to."""
-    folder = Path(os.environ.get("SLIM_HOME") or "cache").expanduser().absolute()
+    """The workspace folder. Raises InputError when it cannot be written to."""
+    folder = place()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
@@ -173,11 +178,17 @@ def _partial(path: Path) -> Path:
 
 
 def keep_upload(name: str, content: bytes | memoryview) -> Path:
-    """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content."""
-    stem, suffix = os.path.splitext(os.path.basename(name))
-    stem, suffix = (re.sub(r"[^\w.-]+", "-", part)[:LONGEST_NAME] for part in (stem.lstrip("-."), suffix.lower()))
-    stem = stem.strip("-.") or "rows"
-    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
+    """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content.
+
+    Raises InputError for a file that is not of rows, which a page offers only, but anybody may send.
+    """
+    from slim.sources import FORMATS
+
+    stem, _, ending = os.path.basename(name).rpartition(".")
+    if f".{ending.lower()}" not in FORMATS:
+        raise InputError(f"upload {name[:200]!r} is no file of rows: name a {', '.join(FORMATS)} file.")
+    stem = re.sub(r"[^\w.-]+", "-", stem).encode()[:LONGEST_NAME].decode(errors="ignore").strip("-.") or "rows"
+    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.{ending.lower()}"
     if not path.exists():
         write_file(path, content)
     return path

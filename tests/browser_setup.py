@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,14 +56,17 @@ def ensure_browser() -> str | None:
 
 
 @contextmanager
-def served(workspace: Path, port: int | None = None) -> Iterator[str]:
-    """The address of the dashboard, served from the repository on a workspace, at a free port if none is given."""
+def served(workspace: Path, options: tuple[str, ...] = (), port: int | None = None, **settings: str) -> Iterator[str]:
+    """The address of the dashboard, served from the repository on a workspace, at a free port if none is given.
+
+    `settings` are of its environment.
+    """
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port or 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port)]
-    environment = {**os.environ, "SLIM_HOME": str(workspace)}
+    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port), *options]
+    environment = {**os.environ, "SLIM_HOME": str(workspace), "SLIM_FOLDERS": tempfile.gettempdir(), **settings}
     server = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:

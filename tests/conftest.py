@@ -31,11 +31,20 @@ def _is_real(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def own_workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+def own_workspace(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path | None:
     """SLIM_HOME of a unit test; tests of the real model use `shared_workspace`.
+
+    A page that is run within a test confines paths to its folders for the process, which ends with the test.
 
     Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
     """
+    monkeypatch.setenv("SLIM_FOLDERS", str(tmp_path_factory.getbasetemp()))
+    monkeypatch.setenv("SLIM_CONFINED", "")
     if _is_real(request.node):
         torch.set_num_threads(THREADS)
         return None

@@ -28,10 +28,10 @@ from slim.report.names import endpoint_words, named, without_folders
 from slim.report.samples import WORST, chosen
 from slim.report.write import text, write
 from tests.commands import Run
+from tests.hostile import EVIL, KEY, ODD, Made, pipeline
 from tests.judge_server import by_length, serving
 from tests.judgements import compared, judgement
 from tests.pico import make_pico, plan_of
-from tests.hostile import EVIL, KEY, ODD, Made, pipeline
 
 SECTIONS = {
     "calibration": ["recipe", "heads", "meaning", "again"],

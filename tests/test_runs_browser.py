@@ -125,7 +125,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         assert psutil.pid_exists(found.pid or 0)
         visitor.context.close()
 
-    with served(workspace, int(address.rsplit(":", 1)[1])) as again:
+    with served(workspace, port=int(address.rsplit(":", 1)[1])) as again:
         assert again == address
         visitor = Visitor(browser, again)
         page = visitor.page

@@ -13,13 +13,15 @@ from urllib.request import urlopen
 
 import typer
 
-from slim.cli.shared import app, out
+from slim import exposure
+from slim.cli.shared import app, err, out
 from slim.errors import InputError, SlimError
 
 
 @app.command(name="app")
 def dashboard(
     port: Annotated[int, typer.Option(help="port on this machine")] = 8501,
+    host: Annotated[str, typer.Option(help="address to listen at; 127.0.0.1 is for this machine alone")] = "127.0.0.1",
     browser: Annotated[bool, typer.Option(help="open it in a browser")] = True,
 ) -> None:
     """Open the dashboard."""
@@ -27,12 +29,16 @@ def dashboard(
     if not (root / "app.py").is_file():
         raise InputError(f"the dashboard's pages are not beside the package in {str(root)!r}: run it from a clone.")
     url = f"http://localhost:{port}"
+    host = "127.0.0.1" if host == "localhost" else host
+    if said := exposure.warning(host, exposure.DASHBOARD, "set up a login before others can (docs/safety.md)"):
+        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if browser and (
         sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
         threading.Thread(target=_open_when_up, args=(url,), daemon=True).start()
     out.print(f"Slim is opening at {url} (Ctrl-C stops it).")
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py"]
+    command += ["--server.port", str(port), "--server.address", host]
     code = subprocess.call(command, cwd=root, env={**os.environ, "SLIM_HOME": _home()})
     if code:
         raise SlimError(f"the dashboard stopped with code {code}: is port {port} taken? Try another with --port.")
@@ -48,7 +54,7 @@ def _open_when_up(url: str) -> None:
     for _ in range(100):
         time.sleep(0.3)
         try:
-            with urlopen(f"{url}/_stcore/health", timeout=1):
+            with urlopen(f"{url}/_stcore/health", timeout=1):  # noqa: S310  the app itself
                 break
         except (URLError, OSError):
             continue

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from slim.cli.shared import AsJson, app, out, print_json, progress_bar
+from slim import exposure
+from slim.cli.shared import AsJson, app, err, out, print_json, progress_bar
 from slim.errors import Cancelled
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
@@ -94,6 +95,8 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model with the OpenAI API until Ctrl-C."""
+    if said := exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"):
+        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     from slim import models
     from slim import serve as stage
 

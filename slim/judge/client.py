@@ -180,7 +180,10 @@ class _Run:
 
     def failed(self, error: Exception) -> Reply:
         reason = reason_of(error)
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
+        sent_away = isinstance(error, openai.APIStatusError) and error.status_code < 400
+        if sent_away or isinstance(
+            error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError
+        ):
             self.stopped = reason  # the same for every call
         elif isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
             self.failures = 0  # of this question alone

@@ -25,6 +25,7 @@ VERSION = 1
 UNNAMED = "default"
 """The name that is asked for where an endpoint does not say which models it has."""
 KEY_REFUSED = "the endpoint refuses the key"
+SENT_AWAY = "the endpoint redirects to another address"
 Messages = list[dict[str, str]]
 
 
@@ -91,7 +92,7 @@ def prepare(url: str, model: str | None, asking: dict[str, Any]) -> tuple[Endpoi
 def models_of(url: str, timeout: float) -> list[str]:
     """The models that an endpoint names; none where it keeps no list.
 
-    Raises InputError where it refuses the key, SlimError where it does not answer.
+    Raises InputError where it refuses the key or sends elsewhere, SlimError where it does not answer.
     """
 
     async def names() -> list[str]:
@@ -104,6 +105,10 @@ def models_of(url: str, timeout: float) -> list[str]:
         raise InputError(f"endpoint {url}: {reason_of(error)}: set {KEYS[0]} or {KEYS[1]}.") from None
     except openai.APIConnectionError as error:
         raise SlimError(f"endpoint {url}: {reason_of(error)}: is it running, and is the URL right?") from None
+    except openai.APIStatusError as error:
+        if 300 <= error.status_code < 400:
+            raise InputError(f"endpoint {url}: {reason_of(error)}.") from None
+        return []
     except (openai.OpenAIError, AttributeError, TypeError, ValueError):  # the list is no part of what is needed
         return []
 
@@ -111,11 +116,12 @@ def models_of(url: str, timeout: float) -> list[str]:
 def connect(url: str, timeout: float, retries: int, own: bool = False) -> AsyncOpenAI:
     """A client of the endpoint, with the key of the environment, or a word in its place where there is none.
 
+    It goes nowhere else: what an endpoint redirects to is not followed, with the key or without.
     A server of one's `own` is sent no key, and no proxy stands between.
     """
     keys = (found for name in KEYS if (found := os.environ.get(name, "").strip()))
     key = "none" if own else next(keys, "none")
-    transport = _Bounded(timeout, verify=_tls(), trust_env=not own)
+    transport = _Bounded(timeout, verify=_tls(), trust_env=not own, follow_redirects=False)
     return AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries, http_client=transport)
 
 
@@ -157,6 +163,8 @@ def reason_of(error: Exception) -> str:
         return "the endpoint does not answer"
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return f"{KEY_REFUSED} (HTTP {error.status_code})"
+    if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
+        return f"{SENT_AWAY} (HTTP {error.status_code}), which is not followed: name the URL it leads to"
     if isinstance(error, openai.APIStatusError):
         return f"HTTP {error.status_code} from the endpoint{_hint(error)}"
     return "an answer that is not of the OpenAI API"

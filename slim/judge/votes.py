@@ -124,7 +124,7 @@ def pruned_is_a(judgement: Judgement, one: Comparison) -> bool:
 def queue(judgement: Judgement) -> list[int]:
     """The places of the pairs that were answered, in an order by chance, so that the first votes are a fair sample."""
     places = [place for place, one in enumerate(judgement.comparisons) if one.orders or one.scores is not None]
-    random.Random(_seed(judgement)).shuffle(places)
+    random.Random(_seed(judgement)).shuffle(places)  # noqa: S311  chance is no secret
     return places
 
 

@@ -1,0 +1,179 @@
+"""The login: a real identity provider on this machine, the real app, and people in real browsers."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from pages import login
+from tests.browser_setup import served
+from tests.oidc_server import Provider, provider
+from tests.test_browser import PAGES, PICTURES, browser  # noqa: F401  a fixture
+
+ANN = {"sub": "1", "name": "Ann *Lee*", "email": "ann@example.com", "email_verified": True}
+BEN = {"sub": "2", "name": "Ben", "email": "Ben@Example.org", "email_verified": True}
+EVE = {"sub": "3", "name": "Eve", "email": "eve@evil.example", "email_verified": True}
+ALLOWED = ["ann@example.com", "@example.org"]
+HIDDEN = "a-run-that-nobody-else-may-see"
+
+
+@pytest.mark.parametrize(
+    ("person", "own", "words"),
+    [
+        (ANN, {}, None),
+        (ANN, {"allowed": ALLOWED}, None),
+        (BEN, {"allowed": ALLOWED}, None),
+        (BEN, {"allowed": []}, "not on the list"),
+        (EVE, {"allowed": ALLOWED}, "not on the list"),
+        ({"sub": "4"}, {"allowed": ALLOWED}, "did not tell"),
+        (ANN | {"email": "mallory@evil.example, ann@example.com"}, {"allowed": ALLOWED}, "not on the list"),
+        (ANN | {"email": "ann@example.com@evil.example"}, {"allowed": ALLOWED}, "not on the list"),
+        (ANN | {"email": "x@sub.example.org"}, {"allowed": ALLOWED}, "not on the list"),
+        (ANN | {"email_verified": False}, {"allowed": ALLOWED}, "does not say that"),
+        (ANN | {"email_verified": None}, {"allowed": ALLOWED}, "does not say that"),
+        (ANN | {"email_verified": None}, {"allowed": ALLOWED, "trust_unverified": True}, None),
+        (ANN | {"email_verified": False}, {"allowed": ALLOWED, "trust_unverified": True}, "does not say that"),
+    ],
+)
+def test_who_is_let_in(person: dict[str, Any], own: dict[str, Any], words: str | None) -> None:
+    """By the whole verified address or its whole domain; without a list whoever the provider lets log in."""
+    said = login.refusal(person, own)
+    assert said is None if words is None else words in str(said)
+
+
+@pytest.fixture(scope="module")
+def at_provider() -> Iterator[Provider]:
+    with provider() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def app(at_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A dashboard with a login, a list of who may come in, and an upload in its workspace."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "workspace" / "uploads").mkdir(parents=True)
+    (folder / "workspace" / "uploads" / f"{HIDDEN}.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    (folder / "secrets.toml").write_text(at_provider.secrets_toml(allowed=ALLOWED))
+    with served(folder / "workspace", STREAMLIT_SECRETS_FILES=str(folder / "secrets.toml")) as address:
+        yield address
+
+
+@pytest.fixture
+def person(browser: Browser) -> Iterator[BrowserContext]:  # noqa: F811
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    yield context
+    context.close()
+
+
+def gate(page: Page) -> None:
+    """Nothing of the app is on the page but the way in."""
+    expect(page.get_by_role("button", name="Log in", exact=True)).to_be_visible(timeout=60_000)
+    text = page.locator("body").inner_text()
+    assert not any(title in text for title in ("Calibrate", "Prune", "Compare", "workspace", HIDDEN))
+
+
+def log_in(page: Page, at: Provider, who: dict[str, Any]) -> None:
+    at.person = who
+    page.get_by_role("button", name="Log in", exact=True).click()
+
+
+@pytest.mark.browser
+def test_nobody_sees_a_page_before_they_are_let_in(
+    app: str, at_provider: Provider, person: BrowserContext, tmp_path: Path
+) -> None:
+    """On the address of any page, of a fresh server too; then who is on the list comes in, and who is not does not."""
+    page = person.new_page()
+    for name in ("prune", *PAGES, "frame", "no-such-page"):  # the first is what a fresh server is asked for
+        page.goto(f"{app}/{name}")
+        gate(page)
+    assert at_provider.logins == 0
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.goto(app)
+    gate(page)
+    page.screenshot(path=PICTURES / "login-gate.png")
+
+    log_in(page, at_provider, EVE)
+    expect(page.get_by_text("may not come in")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("eve@evil.example is not on the list")).to_be_visible()
+    page.goto(f"{app}/calibrate")
+    expect(page.get_by_text("may not come in")).to_be_visible(timeout=60_000)
+    assert "Task data" not in page.locator("body").inner_text()
+    page.screenshot(path=PICTURES / "login-refused.png")
+    page.get_by_role("button", name="Log out").click()
+    gate(page)
+
+    log_in(page, at_provider, ANN)
+    expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("The workspace is shared")).to_be_visible()
+    page.screenshot(path=PICTURES / "login-home.png")
+    for name, title in PAGES.items():
+        page.goto(f"{app}/{name}")
+        expect(page.get_by_role("heading", level=1, name=title)).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Ann Lee").click()
+    expect(page.get_by_text("ann@example.com")).to_be_visible()
+    page.wait_for_timeout(400)
+    page.screenshot(path=PICTURES / "login-person.png")
+    page.get_by_role("button", name="Log out").click()
+    gate(page)
+    page.goto(f"{app}/calibrate")
+    gate(page)
+
+
+@pytest.mark.browser
+def test_each_person_has_their_own_selection(
+    app: str,
+    at_provider: Provider,
+    person: BrowserContext,
+    browser: Browser,  # noqa: F811
+) -> None:
+    """What one person types is not on another's page, and neither leaves the folders of a shared server."""
+    ann, other = person.new_page(), browser.new_context(viewport={"width": 1440, "height": 900})
+    ben = other.new_page()
+    for page, who in ((ann, ANN), (ben, BEN)):
+        page.goto(app)
+        log_in(page, at_provider, who)
+        expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible(timeout=60_000)
+        page.get_by_role("link", name="Calibrate", exact=True).click()
+        expect(page.get_by_role("heading", level=1, name="Calibrate")).to_be_visible(timeout=60_000)
+    model = ann.get_by_role("combobox", name=re.compile("Model"))
+    model.fill("/etc")
+    model.press("Enter")
+    expect(ann.get_by_test_id("stAlert")).to_contain_text("outside the folders", timeout=30_000)
+    ben.reload()
+    expect(ben.get_by_role("combobox", name=re.compile("Model"))).to_have_value("bundled:smollm2-135m", timeout=60_000)
+    assert ben.get_by_test_id("stAlert").count() == 0
+    other.close()
+
+
+@pytest.mark.browser
+def test_a_session_cookie_that_was_made_up_opens_nothing(app: str, person: BrowserContext) -> None:
+    """It is signed, so one from elsewhere is as good as none."""
+    person.add_cookies([{"name": "_streamlit_user", "value": "eyJpc19sb2dnZWRfaW4iOnRydWV9.x.y", "url": app}])
+    page = person.new_page()
+    page.goto(app)
+    gate(page)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("secrets", "words"),
+    [
+        ("[auth\n", "cannot be read"),
+        ('[slim]\nallowed = ["a@b.example"]\n', "there is no login"),
+        ('[auth]\nclient_id = "x"\n[slim]\nallowed = "a@b.example"\n', "must be a list"),
+    ],
+)
+def test_a_server_that_is_set_up_wrongly_lets_nobody_in(
+    person: BrowserContext, tmp_path: Path, secrets: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake in the secrets closes the app; what is wrong is told to its owner, not to visitors."""
+    (tmp_path / "secrets.toml").write_text(secrets)
+    with served(tmp_path / "workspace", STREAMLIT_SECRETS_FILES=str(tmp_path / "secrets.toml")) as address:
+        page = person.new_page()
+        page.goto(f"{address}/calibrate")
+        expect(page.get_by_text("lets nobody in")).to_be_visible(timeout=60_000)
+        assert "Task data" not in page.locator("body").inner_text()
+    assert words in capfd.readouterr().err
