@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from slim.cli import cut, dashboard, evaluate, judge, measure, recover, share  # noqa: F401  each adds its verbs
+from slim.cli import cut, dashboard, evaluate, jobs, judge, measure, recover, share  # noqa: F401  each adds its verbs
 from slim.cli.shared import app, err
 from slim.errors import Cancelled, SlimError
 
