@@ -73,6 +73,11 @@ class Job(Record):
         return self.unfinished and self.beat is not None and (now or time.time()) - self.beat > SILENT
 
 
+def goes_on(job: Job) -> bool:
+    """Whether the same request goes on where this one was stopped."""
+    return job.kind in KEPT or job.arguments.get("rounds", 1) > 1
+
+
 def kept(job: Job) -> str:
     """What is left of a job that did not come to its end, in a sentence."""
     if job.arguments.get("rounds", 1) > 1:
