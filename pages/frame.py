@@ -32,15 +32,6 @@ PAGES = {
 """Each page's file and its icon, in the order of the pipeline."""
 LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
-ROWS_KEPT = "The rows that are done are kept, and the same request goes on from there."
-KEPT = {
-    "calibrate": ROWS_KEPT,
-    "evaluate": ROWS_KEPT,
-    "judge": ROWS_KEPT,
-    "finetune": "What was learnt up to the last saved state is kept, and the same training goes on from there.",
-}
-"""What is left of a job that was cancelled, by its kind."""
-ROUNDS_KEPT = "The rounds that are done are kept, and the same request goes on after them."
 _framed = False
 
 # Streamlit collects garbage after every run of a page. Without this it would walk all of torch each time, every second
@@ -126,8 +117,7 @@ def show_job(job: Job | None) -> None:
         st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
     elif job.state == "cancelled":
         said = "Paused" if job.kind == "finetune" else "Cancelled"
-        kept = ROUNDS_KEPT if job.arguments.get("rounds", 1) > 1 else KEPT.get(job.kind, "Nothing was kept of it.")
-        st.info(f"{said}. {kept}", icon=":material/cancel:")
+        st.info(f"{said}. {jobs.kept(job)}", icon=":material/cancel:")
 
 
 @st.fragment(run_every=1.0)

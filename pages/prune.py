@@ -16,7 +16,7 @@ from pages.frame import (
 from pages.plan_view import compare_plans, show_curve, show_map, show_projection, show_words
 from pages.preview import show_preview
 from pages.pruned_view import repair_choice, show_pruned
-from pages.publish import show_publish
+from pages.publish import show_export, show_publish
 from slim import jobs, plan, workspace
 from slim.records import Plan
 
@@ -68,4 +68,6 @@ show_job(job)
 if (folder := result_of(job)) is not None:
     show_pruned(folder)
     with st.expander("Publish it", icon=":material/cloud_upload:"):
+        show_export(folder)
+        st.divider()
         show_publish(folder)

@@ -1,12 +1,47 @@
-"""A checkpoint to a model Hub: what would go where is shown first, and one button sends it."""
+"""A checkpoint handed on: as one file for llama.cpp, or to a model Hub, where what would go there is shown first."""
 
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from pages.frame import newest_job, plain_errors, sentence, show_job
-from slim import jobs, push
+from slim import jobs, push, workspace
 from slim.errors import InputError
+
+NUMBERS = {
+    "auto": "as stored",
+    "f16": "f16, half the size of f32",
+    "q8_0": "q8_0, a quarter of f32",
+    "bf16": "bf16",
+    "f32": "f32",
+}
+
+
+def show_export(folder: Path) -> None:
+    """A GGUF file of the checkpoint, written by a job."""
+    columns = st.columns([3, 1], vertical_alignment="bottom")
+    number = columns[0].selectbox(
+        "Numbers in the file", list(NUMBERS), format_func=NUMBERS.__getitem__, key="export-numbers"
+    )
+    with plain_errors():
+        file = workspace.subfolder("exports") / f"{folder.name}-{number}.gguf"
+        job = newest_job("export")
+    asked: dict[str, Any] = {"source": str(folder), "output": str(file), "number_format": number}
+    busy = job is not None and job.unfinished
+    if columns[1].button(
+        "Write GGUF", icon=":material/save:", key="export-write", width="stretch", disabled=busy or file.exists()
+    ):
+        with plain_errors():
+            jobs.start("export", **asked)
+        st.rerun()
+    if job is not None and job.arguments == asked:
+        show_job(job)
+    if file.exists():
+        size = file.stat().st_size / 1e6
+        st.success(sentence(f"Written: {file}, {size:,.1f} MB. llama.cpp runs it."), icon=":material/check_circle:")
+    else:
+        st.caption("One file that llama.cpp runs. It is written on this machine.")
 
 
 def show_publish(folder: Path) -> None:

@@ -161,7 +161,7 @@ def _show_delete(found: Lineage, node: Node) -> None:
     if after:
         names = ", ".join(f"{other.stage} {other.name}" for other in after[: runs.LISTED])
         more = f" and {len(after) - runs.LISTED} more" if len(after) > runs.LISTED else ""
-        st.warning(f"Made from it: {plain(names)}{more}.", icon=":material/account_tree:")
+        st.warning(f"Made from it: {escaped(names)}{more}.", icon=":material/account_tree:")
     all_of_it = bool(after) and st.checkbox("Delete these too", key=f"all-{node.key}")
     if after and not all_of_it:
         st.caption("They stay, and will not say any more what they were made from.")
@@ -171,6 +171,6 @@ def _show_delete(found: Lineage, node: Node) -> None:
     if st.button(words, type="primary", key=f"delete-{node.key}", icon=":material/delete_forever:"):
         with plain_errors():
             runs.delete(nodes)
-        st.toast(f"Deleted: {plain(node.name)}")
+        st.toast(f"Deleted: {escaped(node.name)}")
         st.rerun()
     st.caption("This cannot be undone.")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from pydantic import Field
@@ -96,8 +95,8 @@ def prune_and_repair(
     """Executes a plan and repairs what it leaves, as `prune` and `repair` do one after the other."""
     output = output or workspace.fresh_path("checkpoint", f"{Path(plan.model.source.removeprefix('bundled:')).stem}")
     workspace.check_output(output, plan.after.bytes)
-    with TemporaryDirectory(dir=workspace.subfolder("cut")) as folder:
-        cut = prune(plan, Path(folder) / output.name, progress)
+    with workspace.scratch_folder("cut") as folder:
+        cut = prune(plan, folder / output.name, progress)
         return repair(str(cut), settings=settings, output=output, progress=progress, **data)
 
 

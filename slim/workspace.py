@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import psutil
@@ -142,6 +143,13 @@ def _whole(path: Path) -> Iterator[Path]:
         raise _as_slim_error(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A folder inside the workspace for the length of the block; of a process that was killed, `sweep` removes it."""
+    with TemporaryDirectory(prefix=".", suffix=f".partial-{os.getpid()}", dir=subfolder(name)) as folder:
+        yield Path(folder)
 
 
 def sweep(folder: Path) -> None:

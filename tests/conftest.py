@@ -73,3 +73,25 @@ def pico() -> Callable[..., Loaded]:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """`slim …` as a person runs it, within this process: exit code, output, errors."""
     return in_process(monkeypatch, capfd)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault matrix as a table: the state that each kind of job was in after each fault."""
+    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.getreports(outcome)]
+    cells = {
+        (kind, fault): f"{state}{'' if report.passed else ' (!)'}"
+        for report in reports
+        for name, value in report.user_properties
+        if name == "fault"
+        for kind, fault, state in [value]
+    }
+    if not cells:
+        return
+    kinds, faults = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+    terminalreporter.section("jobs after faults")
+    widths = [max(map(len, [fault, *(cells.get((kind, fault), "") for kind in kinds)])) for fault in faults]
+    first = max(map(len, kinds))
+    lines = [("", faults), *((kind, [cells.get((kind, fault), "") for fault in faults]) for kind in sorted(kinds))]
+    for kind, row in lines:
+        told = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        terminalreporter.write_line(f"{kind.ljust(first)}  {told}".rstrip())

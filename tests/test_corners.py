@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from slim import cli, jobs, plan, tasks
 from slim.errors import Cancelled, InputError, SlimError
 from slim.jobs import worker
+from slim.jobs.attached import attached
 from slim.jobs.store import Job, JobStore
 from slim.legal import legal_heads
 from slim.models import Loaded, load
@@ -168,23 +169,25 @@ def test_a_plan_whose_sizes_do_not_fit_its_heads_is_refused(
         plan.load(path)
 
 
-def test_a_done_job_is_written_before_the_next_one_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_done_job_is_written_before_the_next_one_may_start(
+    own_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device is free only when the job's end is known, so two jobs never show as running."""
     held: list[bool] = []
-    put = JobStore.put
+    update = JobStore.update
 
-    def watch(self: JobStore, job: Job) -> Job:
-        if job.state == "done":
-            held.append(_locked(self.folder / "device.lock"))
-        return put(self, job)
+    def watch(self: JobStore, job_id: str, **changes: Any) -> Job | None:
+        if changes.get("state") == "done":
+            held.append(_locked(self.folder / "device-cpu.lock"))
+        return update(self, job_id, **changes)
 
-    monkeypatch.setitem(worker.KINDS, "calibrate", lambda arguments, progress: "result")
-    monkeypatch.setattr(worker.signal, "signal", lambda *arguments: None)
-    with JobStore() as store:
-        store.put(Job(id="a", kind="calibrate", arguments={}, created=0))
-    monkeypatch.setattr(JobStore, "put", watch)
-    assert worker.run("a") == 0
+    monkeypatch.setattr(JobStore, "update", watch)
+    with attached("push", {}, print) as progress:
+        progress.made("there")
     assert held == [True]
+    (job,) = jobs.jobs()
+    assert (job.state, job.result) == ("done", "there")
+    assert not _locked(own_workspace / "jobs" / "device-cpu.lock")
 
 
 def _locked(path: Path) -> bool:

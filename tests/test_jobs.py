@@ -17,7 +17,7 @@ import pytest
 from slim import calibration as calibrations
 from slim import jobs, plan
 from slim.calibrate import calibrate
-from slim.jobs import Job, worker
+from slim.jobs import Job, teller, worker
 from slim.jobs.control import log_of
 from slim.jobs.store import JobStore
 from slim.models import load
@@ -68,7 +68,7 @@ def ended(job: Job) -> bool:
     return not job.unfinished
 
 
-def started(model: str, settings: dict[str, Any], dataset: str = "bundled:triage", **more: str) -> Job:
+def started(model: str, settings: dict[str, Any], dataset: str = "bundled:triage", **more: Any) -> Job:
     """A calibration in a worker of its own."""
     return jobs.start("calibrate", model=model, dataset=dataset, settings=settings, **more)
 
@@ -131,7 +131,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
 
     assert [job.id for job in jobs.jobs()] == [pruned.id, second.id, first.id]
     assert [job.id for job in jobs.jobs("prune")] == [pruned.id]
-    assert jobs.cancel(first.id) == done
+    assert jobs.cancel(first.id) == jobs.state_of(first.id)
     jobs.forget(first.id)
     assert jobs.state_of(first.id) is None
     assert jobs.cancel(first.id) is None
@@ -141,18 +141,18 @@ def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its result is the calibration, which then holds what was measured; its progress is written."""
     made = calibrate(model, "bundled:triage", settings=Settings.model_validate(SMALL))
     steps: list[str] = []
-    put = JobStore.put
+    update = JobStore.update
 
-    def watch(self: JobStore, job: Job) -> Job:
-        steps.append(job.message)
-        return put(self, job)
+    def watch(self: JobStore, job_id: str, **changes: Any) -> Job | None:
+        steps.append(changes.get("message", ""))
+        return update(self, job_id, **changes)
 
     monkeypatch.setattr(worker.signal, "signal", lambda *arguments: None)
-    monkeypatch.setattr(worker, "SAY_EVERY", 0)
+    monkeypatch.setattr(teller, "SAY_EVERY", 0)
     arguments = {"calibration": str(made.path), "rows": 2, "heads": 5, "weights": {"variance": 1.0}}
     with JobStore() as store:
         store.put(Job(id="a", kind="check", arguments=arguments, created=time.time()))
-        monkeypatch.setattr(JobStore, "put", watch)
+        monkeypatch.setattr(JobStore, "update", watch)
         assert worker.run("a") == 0
         job = store.get("a")
     assert job is not None
@@ -166,15 +166,15 @@ def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cancelling_ends_the_worker_and_leaves_nothing(model: str, own_workspace: Path) -> None:
     """Whether it runs or waits for its turn; the process is gone when cancel returns, or just after its kill."""
     running = wait_for(started(model, ENDLESS), lambda job: job.state == "running" and job.done > 0)
-    waiting = wait_for(started(model, SMALL), lambda job: job.message == "Waiting for the job before it")
-    assert waiting.state == "queued"
+    waiting = wait_for(started(model, SMALL), lambda job: job.message == "Waiting for its turn")
+    assert (waiting.state, waiting.pid) == ("queued", None)
     for job in (waiting, running):
         jobs.forget(job.id)
         cancelled = jobs.cancel(job.id)
         assert cancelled is not None
         assert cancelled.state == "cancelled"
         assert cancelled.error is None
-        wait_for(job, lambda found: gone(found.pid))
+        wait_for(job, lambda found: found.pid is None or gone(found.pid))
         after = jobs.state_of(job.id)
         assert after is not None
         assert after.state == "cancelled"
@@ -196,7 +196,7 @@ def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
     after = wait_for(killed, ended)
     assert after.state == "failed"
     assert after.error is not None
-    assert "worker process ended" in after.error
+    assert "start it again" in after.error
     assert after.ended is not None
     assert leftovers(own_workspace) == []
     following = wait_for(started(model, settings), ended)

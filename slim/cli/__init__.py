@@ -4,7 +4,18 @@ import sys
 
 import typer
 
-from slim.cli import cut, dashboard, evaluate, judge, measure, recover, report, runs, share  # noqa: F401  each adds its verbs
+from slim.cli import (  # noqa: F401  each adds its verbs
+    cut,
+    dashboard,
+    evaluate,
+    jobs,
+    judge,
+    measure,
+    recover,
+    report,
+    runs,
+    share,
+)
 from slim.cli.shared import app, err
 from slim.errors import Cancelled, SlimError
 

@@ -15,12 +15,12 @@ from slim.cli.shared import (
     Device,
     TrainSplit,
     app,
+    at_work,
     out,
     parse_numbers,
     parse_places,
     parse_weights,
     print_json,
-    progress_bar,
 )
 from slim.errors import InputError
 from slim.records import Pins, Plan, Unit
@@ -69,8 +69,9 @@ def plan(
         limits, left = parse_numbers("budget", budget, LIMITS), None
         if after_repair:
             budgets.checked_limits(limits)
-            with progress_bar() as progress:
+            with at_work("absorb", calibration=calibration) as progress:
                 left = absorbed.absorbed(record, progress)
+                progress.made(calibration)
         made = budgets.plan_for_budget(record, limits, unit, uniform=uniform, pins=pins, absorbed=left)
     else:
         made = stage.make_plan(
@@ -207,10 +208,10 @@ def prune(
     made = planned.load(plan_file)
     settings = RepairSettings.checked(samples=rows, max_length=max_length, device=device, seed=seed)
     data = {"dataset": dataset, "config": config, "split": split} if dataset else {}
-    with progress_bar() as progress:
-        folder = stage.execute(
-            made, repaired=repair, rounds=rounds, settings=settings, output=output, progress=progress, **data
-        )
+    options: dict[str, Any] = {"repaired": repair, "rounds": rounds, "output": output, **data}
+    with at_work("prune", plan=plan_file, **options, settings=settings.model_dump()) as progress:
+        folder = stage.execute(made, **options, settings=settings, progress=progress)
+        progress.made(folder)
     made = recipe(folder)  # rounds plan anew
     steps = recovery.recovery_of(folder).steps
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,7 +1,7 @@
 """The verb that tells what a checkpoint is still worth, and how fast it is: evaluate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -15,11 +15,11 @@ from slim.cli.shared import (
     Prompt,
     Revision,
     app,
+    at_work,
     err,
     out,
     parse_pairs,
     print_json,
-    progress_bar,
 )
 from slim.errors import InputError
 
@@ -86,24 +86,25 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    with progress_bar() as progress:
+    options: dict[str, Any] = {
+        "checkpoints": checkpoints,
+        "dataset": dataset,
+        "baseline": baseline,
+        "standard": [name.strip() for name in tasks.split(",") if name.strip()] if tasks else (),
+        "speed": speed,
+        "output": output,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "template": template,
+        "columns": parse_pairs("columns", columns) if columns else None,
+        "prompt": prompt,
+    }
+    with at_work("evaluate", **options, settings=settings.model_dump()) as progress:
         done = stage.evaluate(
-            checkpoints,
-            dataset,
-            baseline=baseline,
-            standard=[name.strip() for name in tasks.split(",") if name.strip()] if tasks else (),
-            speed=speed,
-            settings=settings,
-            output=output,
-            progress=progress,
-            tell=lambda work: err.print(work.sentence()),
-            config=config,
-            split=split,
-            revision=revision,
-            template=template,
-            columns=parse_pairs("columns", columns) if columns else None,
-            prompt=prompt,
+            **options, settings=settings, progress=progress, tell=lambda work: err.print(work.sentence())
         )
+        progress.made(done.path)
     facts = done.facts
     if as_json:
         found = facts.model_dump(mode="json", exclude={"models": {"__all__": {"model": {"shapes"}}}})

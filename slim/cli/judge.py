@@ -1,7 +1,7 @@
 """The verb that lets a judge compare two models' answers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -16,11 +16,11 @@ from slim.cli.shared import (
     Prompt,
     Revision,
     app,
+    at_work,
     err,
     out,
     parse_pairs,
     print_json,
-    progress_bar,
 )
 from slim.errors import InputError, SlimError
 
@@ -74,6 +74,7 @@ def judge(
 ) -> None:
     """Compare the answers of two models: by a judge at an endpoint or on this machine, or with the dataset's own."""
     from slim import judge as stage
+    from slim.judge.endpoint import base_url
 
     settings = stage.AnswerSettings.checked(
         max_new_tokens=max_new_tokens,
@@ -83,33 +84,32 @@ def judge(
     )
     asking = {"concurrency": concurrency, "timeout": timeout, "retries": retries, "max_tokens": max_tokens}
     asking = {name: value for name, value in asking.items() if value is not None}
-    with progress_bar() as progress:
-        found, path = stage.judge(
-            original,
-            pruned,
-            dataset,
-            config=config,
-            split=split,
-            revision=revision,
-            template=template,
-            columns=parse_pairs("columns", columns) if columns else None,
-            prompt=prompt,
-            samples=samples,
-            settings=settings,
-            endpoint=endpoint,
-            judge_model=judge_model,
-            local_judge=local_judge,
-            asking=asking,
-            rubric=_text(rubric),
-            measure=measure,
-            min_coverage=min_coverage,
-            prices=_prices(price_in, price_out),
-            device=device,
-            dtype=dtype,
-            output=output,
-            progress=progress,
-            tell=err.print,
-        )
+    options: dict[str, Any] = {
+        "original": original,
+        "pruned": pruned,
+        "dataset": dataset,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "template": template,
+        "columns": parse_pairs("columns", columns) if columns else None,
+        "prompt": prompt,
+        "samples": samples,
+        "endpoint": None if endpoint is None else base_url(endpoint),  # which refuses a key, before it is written down
+        "judge_model": judge_model,
+        "local_judge": local_judge,
+        "asking": asking,
+        "rubric": _text(rubric),
+        "measure": measure,
+        "min_coverage": min_coverage,
+        "prices": _prices(price_in, price_out),
+        "device": device,
+        "dtype": dtype,
+        "output": output,
+    }
+    with at_work("judge", **options, settings=settings.model_dump()) as progress:
+        found, path = stage.judge(**options, settings=settings, progress=progress, tell=err.print)
+        progress.made(path)
     if as_json:
         print_json(found.model_dump(mode="json", exclude={"comparisons"}) | {"path": str(path)})
     else:

@@ -17,12 +17,12 @@ from slim.cli.shared import (
     Revision,
     TrainSplit,
     app,
+    at_work,
     err,
     out,
     parse_pairs,
     parse_weights,
     print_json,
-    progress_bar,
 )
 from slim.faithfulness import Faithfulness
 
@@ -67,23 +67,26 @@ def calibrate(
         dtype=dtype,
         seed=seed,
     )
-    with progress_bar() as progress:
+    data = {
+        "model": model,
+        "dataset": dataset,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "template": template,
+        "columns": parse_pairs("columns", columns) if columns else None,
+        "prompt": prompt,
+        "output": output,
+    }
+    with at_work("calibrate", **data, settings=settings.model_dump()) as progress:
         done = stage.calibrate(
-            model,
-            dataset,
-            config=config,
-            split=split,
-            revision=revision,
-            template=template,
-            columns=parse_pairs("columns", columns) if columns else None,
-            prompt=prompt,
-            settings=settings,
-            output=output,
-            progress=progress,
-            tell=lambda work: err.print(work.sentence()),
+            **data, settings=settings, progress=progress, tell=lambda work: err.print(work.sentence())
         )
-        if check:
+        progress.made(done.path)
+    if check:
+        with at_work("check", calibration=done.path) as progress:
             done = checking.check(done, progress=progress)
+            progress.made(done.path)
     if as_json:
         found = done.facts.model_dump(mode="json", exclude={"model": {"shapes"}}) | {"path": str(done.path)}
         print_json(found | ({"check": done.check.model_dump(mode="json")} if done.check else {}))
@@ -117,14 +120,14 @@ def check(
     from slim import calibration as measured
     from slim import check as stage
 
-    with progress_bar() as progress:
-        done = stage.check(
-            measured.load(calibration),
-            weights=parse_weights(weights) if weights else None,
-            rows=rows,
-            heads=heads,
-            progress=progress,
-        )
+    options: dict[str, Any] = {
+        "weights": parse_weights(weights) if weights else None,
+        "rows": rows,
+        "heads": heads,
+    }
+    with at_work("check", calibration=calibration, **options) as progress:
+        done = stage.check(measured.load(calibration), **options, progress=progress)
+        progress.made(done.path)
     if done.check is None:
         raise RuntimeError("a check gives what it measured")
     if as_json:

@@ -1,7 +1,7 @@
 """Verbs that win quality back: repair, finetune."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -17,11 +17,11 @@ from slim.cli.shared import (
     Revision,
     TrainSplit,
     app,
+    at_work,
     err,
     out,
     parse_pairs,
     print_json,
-    progress_bar,
 )
 
 if TYPE_CHECKING:
@@ -54,17 +54,13 @@ def repair(
     settings = stage.RepairSettings.checked(
         samples=rows, batch_size=batch_size, max_length=max_length, positions=positions, seed=seed, device=device
     )
-    with progress_bar() as progress:
+    options: dict[str, Any] = {"source": folder, "dataset": dataset, "original": original, "output": output}
+    options |= {"config": config, "split": split} if dataset else {}
+    with at_work("repair", **options, settings=settings.model_dump()) as progress:
         made = stage.repair(
-            folder,
-            dataset,
-            settings,
-            original=original,
-            output=output,
-            progress=progress,
-            tell=lambda work: err.print(work.sentence()),
-            **({"config": config, "split": split} if dataset else {}),
+            **options, settings=settings, progress=progress, tell=lambda work: err.print(work.sentence())
         )
+        progress.made(made)
     _tell(made, "Checkpoint", as_json)
 
 
@@ -139,24 +135,29 @@ def finetune(
         device=device,
         dtype=dtype,
     )
-    with progress_bar() as progress:
+    options: dict[str, Any] = {
+        "source": folder,
+        "dataset": dataset,
+        "method": method,
+        "original": original,
+        "output": output,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "template": template,
+        "columns": parse_pairs("columns", columns) if columns else None,
+        "prompt": prompt,
+    }
+    with at_work("finetune", **options, settings=settings.model_dump()) as progress:
         made = stage.finetune(
-            folder,
-            dataset,
-            method,
-            settings,
-            original=original,
-            output=output,
-            progress=progress,
-            tell=lambda work: err.print(work.sentence()),
+            **options,
+            settings=settings,
             resume=resume,
-            config=config,
-            split=split,
-            revision=revision,
-            template=template,
-            columns=parse_pairs("columns", columns) if columns else None,
-            prompt=prompt,
+            progress=progress,
+            watch=progress.curve,
+            tell=lambda work: err.print(work.sentence()),
         )
+        progress.made(made)
     _tell(made, "Checkpoint" if merge else "Adapter", as_json)
 
 

@@ -4,13 +4,13 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from slim import exposure
-from slim.cli.shared import AsJson, app, err, out, print_json, progress_bar
+from slim.cli.shared import AsJson, app, at_work, err, out, print_json, progress_bar
 from slim.errors import Cancelled
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
@@ -29,8 +29,10 @@ def export(
     """Write a checkpoint as one file for llama.cpp."""
     from slim import export as stage
 
-    with progress_bar() as progress:
-        made = stage.export_gguf(folder, output, type, progress)
+    options: dict[str, Any] = {"source": folder, "output": output, "number_format": type}
+    with at_work("export", **options) as progress:
+        made = stage.export_gguf(**options, progress=progress)
+        progress.made(made.path)
     if as_json:
         told = {"path": str(made.path), "format": format, "architecture": made.architecture}
         print_json(told | {"type": made.number_format, "bytes": made.bytes, "notes": list(made.notes)})
@@ -69,8 +71,9 @@ def push(
         out.print(f"These would go to {upload.hub}/{repository} ({seen}).", soft_wrap=True)
         out.print("Nothing was sent. Add --yes to send them.")
         return
-    with progress_bar() as progress:
+    with at_work("push", folder=folder, repository=repository, private=private) as progress:
         url = stage.push(upload, progress)
+        progress.made(url)
     if as_json:
         print_json(told | {"pushed": True, "url": url})
         return

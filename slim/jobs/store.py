@@ -1,93 +1,145 @@
 """The durable list of jobs: one JSON value each in a diskcache (SQLite in WAL mode) inside the workspace."""
 
-from typing import Any, Literal
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from typing import Any
 
-from diskcache import Cache
-from pydantic import Field, ValidationError
+from diskcache import Cache, Timeout
+from pydantic import ValidationError
 
 from slim import workspace
+from slim.errors import SlimError
+from slim.jobs.job import UNFINISHED, Job, State
 from slim.plain_disk import PlainDisk
-from slim.progress import remaining_seconds
-from slim.records import Record
 
-State = Literal["queued", "running", "cancelling", "cancelled", "failed", "done"]
-UNFINISHED = ("queued", "running", "cancelling")
-STEADY = 0.04
-"""Share of the work after which its pace is a fair guess for the rest."""
+BALLAST = 2**20
+"""Bytes that are given back when the disk is full, so that how a job ended can still be written."""
+LARGEST = 2**26
+"""Bytes of a job up to which it stays inside the database."""
+TRIES, PAUSE = 10, 0.1
+FAULTS = (sqlite3.OperationalError, OSError, Timeout)
+"""What a disk that is full or gone makes of a write."""
 
 
-class Job(Record):
-    """A job as it stood when it was last written. Times are seconds since the epoch."""
-
-    id: str
-    kind: str
-    arguments: dict[str, Any]
-    state: State = "queued"
-    created: float
-    started: float | None = None
-    paced: float | None = Field(default=None, description="when the stage at hand began, for the time to go")
-    ended: float | None = None
-    pid: int | None = None
-    pid_started: float | None = Field(default=None, description="tells a worker from a later process with its number")
-    done: float = 0
-    total: float = 1
-    message: str = "Starting"
-    curve: tuple[dict[str, Any], ...] = Field(default=(), description="of a training so far, as `slim.recovery.Point`")
-    result: str | None = None
-    error: str | None = None
-
-    @property
-    def unfinished(self) -> bool:
-        return self.state in UNFINISHED
-
-    @property
-    def fraction(self) -> float:
-        """Share of the work done, 0..1."""
-        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
-
-    def remaining(self, now: float) -> float | None:
-        """Seconds to go; None while too little is done to know the pace."""
-        if self.paced is None or self.fraction < STEADY:
-            return None
-        return remaining_seconds(now - self.paced, self.done, self.total)
+class StoreFull(SlimError):
+    """The list cannot be written. It can still be read."""
 
 
 class JobStore:
-    """Reads and writes jobs; safe to use from many processes."""
+    """Reads and writes jobs; safe to use from many processes.
+
+    On a full disk writing first takes the room that was set aside, then raises StoreFull; reading goes on.
+    """
 
     def __init__(self) -> None:
         self.folder = workspace.subfolder("jobs")
-        self._cache = Cache(str(self.folder / "store"), disk=PlainDisk, eviction_policy="none")
+        self._file, self._ballast = self.folder / "store" / "cache.db", self.folder / "ballast"
+        self._cache: Cache | None = None
+        with suppress(*FAULTS):
+            self._cache = self._open()
+            self._take_ballast()
 
     def __enter__(self) -> "JobStore":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._cache.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def get(self, job_id: str) -> Job | None:
-        value = self._cache.get(job_id)
-        try:
-            return None if value is None else Job.model_validate(value)
-        except ValidationError:  # written by another version
-            return None
+        return _job(self._plain().get(job_id) if self._cache is None else self._cache.get(job_id))
 
     def put(self, job: Job) -> Job:
-        self._cache.set(job.id, job.model_dump(mode="json"))
+        self._write(lambda cache: cache.set(job.id, job.model_dump(mode="json")))
+        self._flush()
         return job
 
-    def update(self, job_id: str, only_if: tuple[State, ...] = UNFINISHED, **changes: Any) -> Job | None:
-        """Changes fields of a job that is in one of the states `only_if`; the job as it then stands."""
-        with self._cache.transact():
-            job = self.get(job_id)
-            if job is not None and job.state in only_if:
-                job = self.put(job.model_copy(update=changes))
-            return job
+    def update(
+        self, job_id: str, only_if: tuple[State, ...] = UNFINISHED, *, dear: bool = True, **changes: Any
+    ) -> Job | None:
+        """Changes fields of a job that is in one of the states `only_if`; the job as it then stands.
+
+        What is not `dear` is not worth the room that was set aside. An end is on the disk when this returns, so that
+        it outlives a loss of power.
+        """
+
+        def write(cache: Cache) -> Job | None:
+            with cache.transact(retry=True):
+                job = _job(cache.get(job_id))
+                if job is not None and job.state in only_if:
+                    job = job.model_copy(update=changes)
+                    cache.set(job.id, job.model_dump(mode="json"))
+                return job
+
+        job = self._write(write, dear)
+        if changes.get("state", "running") not in UNFINISHED:
+            self._flush()
+        return job
 
     def delete(self, job_id: str) -> None:
-        self._cache.delete(job_id)
+        self._write(lambda cache: cache.delete(job_id))
 
     def all(self) -> list[Job]:
         """Every job, newest first."""
-        found = [self.get(str(key)) for key in self._cache]
-        return sorted((job for job in found if job), key=lambda job: job.created, reverse=True)
+        cache = self._cache
+        values = self._plain().values() if cache is None else [cache.get(key) for key in cache]
+        found = [job for value in values if (job := _job(value)) is not None]
+        return sorted(found, key=lambda job: job.created, reverse=True)
+
+    def _open(self) -> Cache:
+        return Cache(
+            str(self._file.parent), disk=PlainDisk, eviction_policy="none", disk_min_file_size=LARGEST, size_limit=2**40
+        )
+
+    def _write(self, action: Callable[[Cache], Any], dear: bool = True) -> Any:
+        for left in reversed(range(TRIES if dear else 1)):
+            try:
+                self._cache = self._open() if self._cache is None else self._cache  # one without entries is false
+                return action(self._cache)
+            except FAULTS as error:
+                if not left:
+                    raise StoreFull(
+                        f"the jobs in {str(self.folder)!r} cannot be written ({error}): free some space on that disk."
+                    ) from error
+                self._ballast.unlink(missing_ok=True)
+                time.sleep(PAUSE)
+        return None
+
+    def _take_ballast(self) -> None:
+        with suppress(OSError):
+            if not self._ballast.exists():
+                with self._ballast.open("xb") as file:
+                    try:
+                        file.write(os.urandom(BALLAST))  # what a file system can neither leave out nor compress
+                        file.flush()
+                    except OSError:
+                        self._ballast.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        """Brings what was written to the disk itself."""
+        log = self._file.with_name("cache.db-wal")
+        with suppress(OSError):
+            descriptor = os.open(log if log.exists() else self._file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _plain(self) -> dict[str, Any]:
+        """Keys and values as they can be read where nothing at all can be written."""
+        found: dict[str, Any] = {}
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)) as database:
+            disk = PlainDisk(str(self._file.parent))
+            for key, raw, mode, name, value in database.execute("SELECT key, raw, mode, filename, value FROM Cache"):
+                found[str(disk.get(key, raw))] = disk.fetch(mode, name, value, False)
+        return found
+
+
+def _job(value: Any) -> Job | None:
+    try:
+        return None if value is None else Job.model_validate(value)
+    except ValidationError:  # written by another version
+        return None

@@ -1,25 +1,22 @@
 """The process that does one job: `python -m slim.jobs.worker ID`."""
 
+import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from slim.errors import Cancelled, SlimError
-from slim.jobs.store import JobStore
+from slim.jobs.faults import reason_of
+from slim.jobs.process import start_time
+from slim.jobs.store import JobStore, StoreFull
+from slim.jobs.teller import Teller, beating
 from slim.progress import Progress
-
-if TYPE_CHECKING:
-    from slim.recovery import Point
-
-SAY_EVERY = 0.3
-"""Seconds between two writes of the progress."""
 
 
 def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
@@ -37,8 +34,10 @@ def _check(arguments: dict[str, Any], progress: Progress) -> str:
 
 
 def _prune(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import plan, rounds
+    from slim import plan, repair, rounds
 
+    if "settings" in arguments:
+        arguments["settings"] = repair.RepairSettings.checked(**arguments["settings"])
     return str(rounds.execute(plan.load(Path(arguments.pop("plan"))), **arguments, progress=progress))
 
 
@@ -63,7 +62,7 @@ def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
     return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
 
 
-def _finetune(arguments: dict[str, Any], progress: "Teller") -> str:
+def _finetune(arguments: dict[str, Any], progress: Teller) -> str:
     from slim import finetune
 
     settings = finetune.TrainSettings.checked(**arguments.pop("settings"))
@@ -77,32 +76,16 @@ def _judge(arguments: dict[str, Any], progress: Progress) -> str:
     return str(judge.judge(**arguments, settings=settings, progress=progress, tell=print)[1])
 
 
+def _export(arguments: dict[str, Any], progress: Progress) -> str:
+    from slim import export
+
+    return str(export.export_gguf(**arguments, progress=progress).path)
+
+
 def _push(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import push
 
     return push.push(push.planned(Path(arguments.pop("folder")), **arguments), progress)
-
-
-class Teller:
-    """What a stage tells of itself, written into its job: called as a `Progress`, and with the curve of a training."""
-
-    def __init__(self, store: JobStore, job_id: str) -> None:
-        self.store, self.job_id = store, job_id
-        self._said, self._stage, self._paced = 0.0, 0.0, time.time()
-
-    def __call__(self, done: float, total: float, message: str) -> None:
-        now = time.monotonic()
-        if total != self._stage:
-            self._stage, self._paced = total, time.time()
-        if now - self._said >= SAY_EVERY:
-            self._said = now
-            self._write(done=done, total=total, message=message, paced=self._paced)
-
-    def curve(self, points: Sequence["Point"]) -> None:
-        self._write(curve=tuple(point.model_dump() for point in points))
-
-    def _write(self, **changes: Any) -> None:
-        self.store.update(self.job_id, only_if=("running",), **changes)
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Teller], str]] = {
@@ -110,6 +93,7 @@ KINDS: dict[str, Callable[[dict[str, Any], Teller], str]] = {
     "calibrate": _calibrate,
     "check": _check,
     "evaluate": _evaluate,
+    "export": _export,
     "finetune": _finetune,
     "judge": _judge,
     "prune": _prune,
@@ -127,43 +111,58 @@ def run(job_id: str) -> int:
     signal.signal(signal.SIGTERM, _stop)
     with JobStore() as store:
         try:
-            _work(store, job_id)
+            with beating(job_id):
+                result = _work(store, job_id)
+            store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
         except Cancelled:
             store.update(job_id, state="cancelled", ended=time.time(), message="Cancelled")
             return Cancelled.exit_code
         except Exception as error:
-            if _was_cancelled(store, job_id):
-                return Cancelled.exit_code
-            known = isinstance(error, SlimError)
-            if not known:
-                traceback.print_exc()
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
-            store.update(job_id, state="failed", ended=time.time(), error=reason, message="Failed")
-            return error.exit_code if isinstance(error, SlimError) else 1
-        return 0
+            reason, code = reason_of(error), error.exit_code if isinstance(error, SlimError) else 1
+            if not isinstance(error, SlimError):
+                with suppress(OSError):
+                    traceback.print_exc()
+        else:
+            return 0
+        return _failed(store, job_id, reason, code)  # here what the error held in memory is let go
 
 
-def _was_cancelled(store: JobStore, job_id: str) -> bool:
-    """Whether an error is a library's word for the cancellation that reached it."""
-    job = store.update(job_id, only_if=("cancelling",), state="cancelled", ended=time.time(), message="Cancelled")
-    return job is not None and job.state == "cancelled"
+def _failed(store: JobStore, job_id: str, reason: str, code: int) -> int:
+    with suppress(OSError):
+        print(f"slim: {reason}", file=sys.stderr, flush=True)  # the runner reads it where it cannot be written below
+    with suppress(StoreFull):
+        # an error may be a library's word for the cancellation that reached it
+        job = store.update(job_id, only_if=("cancelling",), state="cancelled", ended=time.time(), message="Cancelled")
+        if job is not None and job.state == "cancelled":
+            return Cancelled.exit_code
+        store.update(job_id, state="failed", ended=time.time(), error=reason, message="Failed")
+    return code
 
 
-def _work(store: JobStore, job_id: str) -> None:
+def _work(store: JobStore, job_id: str) -> str:
     job = store.get(job_id)
     if job is None:
         raise SlimError(f"job {job_id!r} is not in the workspace.")
-    lock = FileLock(store.folder / "device.lock")
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            store.update(job_id, only_if=("queued",), message="Waiting for the job before it")
-    with lock:
-        store.update(job_id, only_if=("queued",), state="running", started=time.time(), message="Starting")
-        result = KINDS[job.kind](dict(job.arguments), Teller(store, job_id))
-        store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
+    if job.state == "queued":  # the runner says so too; whoever is first
+        pid = os.getpid()
+        mine = {"pid": pid, "pid_started": start_time(pid), "started": time.time(), "message": "Starting"}
+        job = store.update(job_id, only_if=("queued",), state="running", **mine) or job
+    if job.state != "running":
+        raise Cancelled("cancelled")
+    arguments = dict(job.arguments)
+    if "output" in arguments:
+        arguments["output"] = Path(arguments["output"])
+    return KINDS[job.kind](arguments, Teller(store, job_id))
+
+
+def main(job_id: str) -> None:
+    code = run(job_id)
+    if code == Cancelled.exit_code:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)  # Python's own end takes long with torch, and who cancels waits for it
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1]))
+    main(sys.argv[1])

@@ -1,0 +1,73 @@
+"""Why a job failed, in one sentence with the remedy, whatever library the error came from."""
+
+import errno
+import signal
+from collections.abc import Iterator
+
+from slim.errors import SlimError
+
+MEMORY = (
+    "memory ran out: take fewer rows at a time, shorter rows or another device, or end what else runs here; then start "
+    "it again."
+)
+DISK = "no space left on the disk: free some space and start it again."
+NETWORK = "the network was not reached: check the connection and start it again."
+GONE = (
+    "its process is gone: it was killed, by hand or by the system because memory ran out, or the machine went down: "
+    "start it again, with fewer rows at a time where memory is short."
+)
+OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+OF_DISK = ("no space left", "os error 28", "disk is full", "disk quota exceeded")
+OF_NETWORK = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "OfflineModeIsEnabled", "gaierror")
+"""Names of the errors of the libraries that may be in use, which need not be loaded to be known."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What is said of a job that ended by `error`."""
+    chain = list(_chain(error))
+    said = str(error)
+    for test, general in ((_is_memory, MEMORY), (_is_disk, DISK)):
+        if any(map(test, chain)):
+            return said if isinstance(error, SlimError) and test(SlimError(said)) else general
+    if isinstance(error, SlimError):
+        return said
+    if any(_is_network(one) for one in chain):
+        return NETWORK
+    return f"{type(error).__name__}: {error}"
+
+
+def reason_of_death(code: int, log: str) -> str:
+    """What is said of a worker that ended with an exit code, or by the signal −code, and did not write why."""
+    if code == -signal.SIGKILL:
+        return GONE
+    if code < 0:
+        return f"its process ended by {signal.Signals(-code).name}: see its log, and start it again."
+    last = log.strip().rpartition("\n")[2]
+    if last.startswith("slim: "):
+        return last.removeprefix("slim: ")
+    if _is_memory(SlimError(last)):
+        return MEMORY
+    return f"its process ended with code {code} before it could say why: see its log, and start it again."
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_memory(error: BaseException) -> bool:
+    number = getattr(error, "errno", None)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or number == errno.ENOMEM
+    return named or any(words in str(error).lower() for words in OF_MEMORY)
+
+
+def _is_disk(error: BaseException) -> bool:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(words in str(error).lower() for words in OF_DISK)
+
+
+def _is_network(error: BaseException) -> bool:
+    return any(kind.__name__ in OF_NETWORK for kind in type(error).__mro__)

@@ -1,0 +1,95 @@
+"""The process that works off one device's queue: `python -m slim.jobs.runner DEVICE`.
+
+It is the only one for its device, loads no torch, and starts each job in a worker of its own, so that a job's memory is
+gone when the job is. The device is held by a lock whose descriptor the worker inherits: where the runner is killed, the
+worker goes on and holds the device alone, and the next runner waits for it. So nothing that was worked on is lost.
+"""
+
+import os
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from slim.jobs.control import end, ensure_runner, log_path, queue_of
+from slim.jobs.device import hold
+from slim.jobs.faults import reason_of_death
+from slim.jobs.job import Job
+from slim.jobs.process import end_group, spawn, start_time
+from slim.jobs.store import JobStore, StoreFull
+from slim.jobs.teller import peak_of
+
+POLL = 0.2
+"""Seconds between two looks at a queue whose turn it is not."""
+EVER = ("queued", "running", "cancelling", "cancelled", "failed", "done")
+
+
+def run(device: str) -> None:
+    """Does the queued jobs of a device, in order, until there are none."""
+    with JobStore() as store:
+        while waiting := queue_of(store, device):
+            turn = None if waiting[0].attached else hold(store.folder, "device", device)
+            if turn is None:  # a command's own process takes its turn by itself
+                time.sleep(POLL)
+                continue
+            try:
+                _do(store, waiting[0], turn)
+            except (StoreFull, OSError) as error:
+                print(error, file=sys.stderr, flush=True)
+                time.sleep(1)
+            finally:
+                os.close(turn)
+
+
+def _do(store: JobStore, job: Job, turn: int) -> None:
+    path = log_path(store, job.id)
+    with ExitStack() as opened:
+        try:
+            log = opened.enter_context(path.open("wb"))
+        except OSError:
+            log = opened.enter_context(Path(os.devnull).open("wb"))
+        worker = spawn("slim.jobs.worker", job.id, log=log, keep=turn)
+    try:
+        mine = {"pid": worker.pid, "pid_started": start_time(worker.pid)}
+        now = store.update(
+            job.id, only_if=("queued",), state="running", started=time.time(), message="Starting", **mine
+        )
+        if now is None or now.pid != worker.pid:  # it was cancelled or deleted just now
+            worker.kill()
+    except BaseException:
+        worker.kill()
+        raise
+    finally:
+        _, status, usage = os.wait4(worker.pid, 0)
+        worker.returncode = os.waitstatus_to_exitcode(status)
+        end_group(worker.pid)
+    _write_end(store, job.id, worker.returncode, peak_of(usage), path)
+
+
+def _write_end(store: JobStore, job_id: str, code: int, peak: int, log: Path) -> None:
+    """How a worker ended that could not say so itself, and the memory that it took."""
+    job = store.get(job_id)
+    if job is None:
+        return
+    if job.unfinished:
+        said = log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else ""
+        end(store, job, reason_of_death(code, said))
+    with suppress(StoreFull):
+        store.update(job_id, only_if=EVER, peak=max(peak, job.peak or 0))
+
+
+def main(device: str, lock: int | None) -> None:
+    with JobStore() as store:
+        held = hold(store.folder, "runner", device) if lock is None else lock
+        if held is None:
+            return
+        try:
+            run(device)
+        finally:
+            os.close(held)
+        if any(not job.attached for job in queue_of(store, device)):  # it came in while this one was ending
+            ensure_runner(store, device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

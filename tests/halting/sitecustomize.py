@@ -1,0 +1,50 @@
+"""Python runs this before a worker whose path names this folder: it halts its work at the moment that a test chose.
+
+SLIM_HALT is a folder. Its file `moment` holds a share of the work and a pattern. The first progress that has reached
+the share, and whose message has the pattern, makes a file JOB.here and goes on once there is a file `go`. All that a
+job tells is kept in JOB.told, a line each.
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FOLDER = os.environ.get("SLIM_HALT")
+
+if FOLDER and "slim.jobs.worker" in sys.orig_argv:
+    from slim.jobs.teller import Teller
+
+    _place = Path(FOLDER)
+    _share, _, _pattern = (_place / "moment").read_text().partition(" ")
+    _tell = Teller.__call__
+
+    def _halting(self: Teller, done: float, total: float, message: str) -> None:
+        _tell(self, done, total, message)
+        _know_what_is_known(self.job_id)
+        with (_place / f"{self.job_id}.told").open("a") as told:
+            told.write(f"{message}\n")
+        go = _place / "go"
+        if not go.exists() and done >= float(_share) * total and re.search(_pattern, message):
+            (_place / f"{self.job_id}.here").touch()
+            while not go.exists():
+                time.sleep(0.02)
+
+    def _know_what_is_known(job_id: str) -> None:
+        """What a stage has from an earlier run is told too."""
+        work: Any = getattr(sys.modules.get("slim.rowwise"), "Work", None)
+        if work is None or hasattr(work, "plain"):
+            return
+        work.plain = work.advance
+
+        def advance(self: Any, amount: float, message: str, known: bool = False) -> None:
+            if known:
+                with (_place / f"{job_id}.told").open("a") as told:
+                    told.write("known\n")
+            self.plain(amount, message, known)
+
+        work.advance = advance
+
+    Teller.__call__ = _halting
