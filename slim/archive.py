@@ -153,7 +153,15 @@ def import_runs(archive: Path | BinaryIO, name: str = "", progress: Progress = s
             return _take_in(opened, manifest, progress)
     except InputError as error:
         raise InputError(f"archive {name!r}: {error}") from error
-    except (OSError, EOFError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        NotImplementedError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise InputError(f"archive {name!r} cannot be read ({error}): export it again.") from error
 
 

@@ -137,4 +137,5 @@ def test_addresses_of_judges(text: str) -> None:
         parts = urlsplit(found)
         assert parts.hostname
         assert (parts.query, parts.fragment, parts.username) == ("", "", None)
+        assert not set("?#\n\t ") & set(found)
         assert base_url(found) == found

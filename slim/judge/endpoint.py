@@ -7,6 +7,7 @@ import json
 import os
 import re
 import ssl
+from string import whitespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,9 +56,10 @@ def base_url(url: str) -> str:
     text = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
     try:
         parts = urlsplit(text)
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        more = "@" in parts.netloc or bool(parts.query or parts.fragment)
-    except ValueError:
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not set(text) & set(whitespace)
+        more = "@" in parts.netloc or bool(set("?#") & set(text))
+        httpx2.URL(text)
+    except (ValueError, httpx2.InvalidURL):
         named = more = False
     if more:
         raise InputError(f"endpoint: the URL may hold no key, user or query: set {KEYS[0]} in the environment instead.")
