@@ -59,7 +59,9 @@ def _figures(node: Node) -> str:
     lines = dict(node.figures)
     if node.path is not None:
         lines |= {"made": node.created[:16].replace("T", " "), "on disk": as_size(node.bytes), "place": str(node.path)}
-    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd>" for name, words in lines.items())
+    told = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd></div>" for name, words in lines.items()
+    )
     return f"<dl class='run-figures'>{told}</dl>"
 
 

@@ -16,7 +16,11 @@ LARGEST_UPLOAD = 1000
 
 def show_comparison(found: Lineage, chosen: str) -> None:
     """Any two runs, what differs first."""
-    with st.expander("Compare two runs", icon=":material/difference:"):
+    with st.expander(
+        "Compare two runs", icon=":material/difference:", key="runs-comparing", on_change="rerun"
+    ) as opened:
+        if not opened.open:  # so that nothing is read that nobody looks at
+            return
         nodes = {node.key: node for node in found.runs}
         if len(nodes) < 2:
             st.caption("There is only one run.")
@@ -55,9 +59,14 @@ def _called(node: Node) -> str:
 
 def show_care(found: Lineage) -> None:
     """What the disk is used for, and what of it may go."""
-    with plain_errors():
-        used, left = disk_use.use(found), disk_use.leftovers(found)
-    with st.expander(f"Disk use: {as_size(sum(used.values()))}", icon=":material/hard_drive:"):
+    with st.expander(
+        "Disk use and clean-up", icon=":material/hard_drive:", key="runs-care", on_change="rerun"
+    ) as opened:
+        if not opened.open:  # all of the workspace's files are counted
+            return
+        with plain_errors():
+            used, left = disk_use.use(found), disk_use.leftovers(found)
+        st.caption(f"{as_size(sum(used.values()))} together.")
         table = pd.DataFrame({"Of": list(used), "Size, MB": [size / 1e6 for size in used.values()]})
         numbers = {"Size, MB": st.column_config.NumberColumn(format="%.1f")}
         st.dataframe(table, hide_index=True, key="runs-use", column_config=numbers)

@@ -107,7 +107,7 @@ def show_graph(shown: Lineage, chosen: str) -> None:
             config=PLOT,
             alt="What was made from what. Click a run to see it in detail.",
         )
-    st.caption("Click a run to see it in detail. A red ring: something that it was made from is gone.")
+    st.caption("Click a run to see it in detail. A cross: what it was made from is gone, or it cannot be read.")
 
 
 def _clicked() -> None:
@@ -140,7 +140,7 @@ def show_table(shown: Lineage) -> None:
         column_config={
             "Figures": st.column_config.TextColumn(width="large"),
             "Tags": st.column_config.ListColumn(),
-            "Size, MB": st.column_config.NumberColumn(format="%.1f"),
+            "Size, MB": st.column_config.NumberColumn(format="%.2f"),
             "Made": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
         },
     )

@@ -15,8 +15,8 @@ from slim.errors import SlimError
 from slim.lineage import Lineage
 from slim.plain_disk import PlainDisk
 from slim.run_facts import Facts, facts
-from slim.run_files import is_folder, size_of
-from slim.workspace import PARTIAL
+from slim.run_files import files_of, is_folder, size_of
+from slim.workspace import PARTIAL, Kind
 
 Left = Literal["partial", "locks", "gone", "trainings", "rounds", "results", "models", "uploads", "logs"]
 LEFT: tuple[Left, ...] = get_args(Left)
@@ -52,7 +52,7 @@ def use(lineage: Lineage) -> dict[str, int]:
     found: dict[str, int] = {}
     for node in lineage.runs:
         found[f"{node.kind}s"] = found.get(f"{node.kind}s", 0) + node.bytes
-    places = {node.path for node in lineage.runs}
+    places = {file for node in lineage.runs if node.kind and node.path for file in _of_run(node.kind, node.path)}
     for folder in workspace.home().iterdir():
         inside = [folder] if not is_folder(folder) else [path for path in folder.iterdir() if path not in places]
         size = sum(size_of(path) for path in inside)
@@ -60,6 +60,11 @@ def use(lineage: Lineage) -> dict[str, int]:
             name = f"{folder.name}, not of a run" if folder.name in found else folder.name
             found[name] = found.get(name, 0) + size
     return dict(sorted(found.items(), key=lambda entry: -entry[1]))
+
+
+def _of_run(kind: Kind, path: Path) -> list[Path]:
+    """What a run takes of a folder: itself, and what lies beside it."""
+    return [path, *files_of(kind, path).values()] if kind == "judgement" else [path]
 
 
 def leftovers(lineage: Lineage) -> list[Leftover]:

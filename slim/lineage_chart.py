@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from slim.chart_style import ACCENT, ALARM, QUIET, framed, ring, steady, visible
+from slim.chart_style import ACCENT, QUIET, framed, ring, steady, visible
 from slim.lineage import Lineage, Node
 from slim.run_facts import Stage
 
@@ -19,9 +19,13 @@ COLOURS: dict[Stage, str] = {
     "judgement": "#ec4899",
 }
 TITLES: dict[Stage, str] = {stage: stage.capitalize() for stage in COLOURS}
+SYMBOLS = ("circle", "circle-x")
+"""Of a run, and of one with notes: the ring is for the chosen one."""
 BASE: dict[Stage, int] = {"model": 0, "calibration": 1, "plan": 2, "checkpoint": 3, "recovered": 4}
 ROW, HEAD = 54, 72
 """Pixels of a row, and of what is above the first."""
+BELOW = 8
+"""Pixels from the middle of a node to its label, beside the gap that a label has anyway."""
 NARROW, LETTER = 800, 6.8
 """Pixels of the narrowest window's figure, and of a letter under a node."""
 Places = Mapping[str, tuple[int, int]]
@@ -109,7 +113,7 @@ def chart(lineage: Lineage, chosen: str | None = None) -> go.Figure:
     letters = int(NARROW / width / LETTER)
     figure.add_scatter(
         x=[at[key][0] for key in at],
-        y=[at[key][1] for key in at],
+        y=[at[key][1] + BELOW / ROW for key in at],
         text=[visible(short(lineage.nodes[key].name, letters)) for key in at],
         mode="text",
         textposition="bottom center",
@@ -137,7 +141,7 @@ def short(name: str, letters: int) -> str:
 
 
 def _join(
-    figure: go.Figure, at: Places, edges: Iterable[tuple[str, str]], colour: str, width: float, points: int = 14
+    figure: go.Figure, at: Places, edges: Iterable[tuple[str, str]], colour: str, width: float, points: int = 32
 ) -> None:
     """Lines that leave and arrive level."""
     x: list[float | None] = []
@@ -158,8 +162,8 @@ def _nodes(nodes: list[Node], at: Places, stage: Stage) -> go.Scatter:
         marker={
             "size": 17,
             "color": COLOURS[stage],
-            "symbol": "diamond" if stage == "model" else "circle",
-            "line": {"width": [2.5 if node.notes else 0 for node in nodes], "color": ALARM},
+            "symbol": [SYMBOLS[bool(node.notes)] if node.path else "diamond" for node in nodes],
+            "line": {"width": [1.5 if node.notes else 0 for node in nodes], "color": "white"},
         },
         customdata=[[node.key] for node in nodes],
         text=[_hover(node) for node in nodes],

@@ -1,9 +1,9 @@
 """What a person does with a run: finds it by a name, renames it, tags it, deletes it with what depends on it named."""
 
-import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from slim import jobs, run_files, workspace
 from slim.errors import InputError
@@ -130,10 +130,22 @@ def _check_deletable(node: Node) -> None:
     if not any(name in held for name in run_files.REQUIRED[kind]):
         raise InputError(f"run {str(path)!r} holds no {kind} any more: remove it by hand.")
     for job in jobs.jobs():
-        if job.unfinished and json.dumps(str(path))[1:-1] in json.dumps(job.arguments):
+        if job.unfinished and any(Path(text).expanduser().absolute() == path for text in _texts(job.arguments)):
             raise InputError(
                 f"run {node.name!r}: a job ({job.kind}) works with it: cancel the job, or wait for its end."
             )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _place(node: Node) -> tuple[Path, Kind]:

@@ -231,7 +231,8 @@ def old(path: Path) -> Path:
 
 
 def test_what_the_disk_is_used_for(made: Pipeline) -> None:
-    """Every byte in the workspace is somewhere, runs by their kind."""
+    """Every byte in the workspace is somewhere once, runs by their kind."""
+    votes.file_of(made.judgement).write_text(votes.Votes().model_dump_json())
     found = lineage.read()
     used = disk_use.use(found)
     sizes = by_stage(found)

@@ -226,6 +226,10 @@ def crowd(workspace: Path, home: Path, count: int) -> None:
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(source.read_bytes())
+        if stage == "judgement":
+            judged = home / "checkpoints" / f"better-of-a-long-name-{turn:03}"
+            found = judge.load(place).model_copy(update={"pruned_model": str(judged)})
+            place.write_text(found.model_dump_json(), encoding="utf-8")
         remember(place, KINDS[stage])
 
 

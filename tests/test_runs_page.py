@@ -37,13 +37,15 @@ def made(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     shutil.move(tmp_path / "kept", home)
 
 
-def page_of(path: Path | None = None) -> AppTest:
-    """The page, with a run chosen as a click does it."""
+def page_of(path: Path | None = None, expanded: str = "") -> AppTest:
+    """The page, with a run chosen as a click does it, and an expander opened."""
     page = opened("pages/runs.py", "Runs")
     if path is not None:
         page.session_state["runs-chosen"] = key_of(path)
-        page.run()
-        assert not page.exception
+    if expanded:
+        page.session_state[expanded] = True
+    page.run()
+    assert not page.exception
     return page
 
 
@@ -88,7 +90,7 @@ def test_what_it_shows(made: Pipeline) -> None:
     assert len(page.get("plotly_chart")) == 1
     press(page, next(button.key for button in page.button if button.label == "recovered better"))
     assert str(made.recovered) in html_of(page)
-    assert page.query_params["run"] == [key_of(made.recovered)]
+    assert page.query_params["run"] == key_of(made.recovered)
 
 
 def test_a_link(made: Pipeline) -> None:
@@ -170,7 +172,7 @@ def test_delete_says_why_not(made: Pipeline) -> None:
 
 def test_compare(made: Pipeline) -> None:
     """The chosen run beside another of its kind; what is the same only on demand."""
-    page = page_of(made.recovered)
+    page = page_of(made.recovered, "runs-comparing")
     key = key_of(made.recovered)
     assert page.selectbox(key=f"other-{key}").value == key_of(made.checkpoint)
     table: Any = next(frame.value for frame in page.dataframe if "Other" in frame.value.columns)
@@ -186,7 +188,7 @@ def test_compare(made: Pipeline) -> None:
 def test_clean_up(made: Pipeline) -> None:
     training = workspace.subfolder("trainings", "stopped")
     (training / "state.safetensors").write_bytes(b"0" * 2000)
-    page = page_of()
+    page = page_of(expanded="runs-care")
     assert page.button(key="runs-clean").disabled
     box = page.checkbox(key="clean-trainings")
     assert box.label.startswith("Trainings: 1, 2.0 kB")
