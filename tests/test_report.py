@@ -252,6 +252,7 @@ def _widths(tokens: list[Token]) -> set[int]:
         "~~a~~",
         "a\n\n# b",
         "***",
+        "[1.5, 2](b) [2][3] [4]: x",
     ],
 )
 def test_a_sign_is_a_sign(said: str) -> None:
@@ -261,6 +262,11 @@ def test_a_sign_is_a_sign(said: str) -> None:
     assert "".join(child.content for child in tokens[1].children or []) == " ".join(said.split())
     (block,) = MarkdownIt("commonmark").parse(fenced(f"{said}\n```\n~~~\n````"))
     assert block.content == f"{said}\n```\n~~~\n````\n"
+
+
+def test_an_interval_is_easy_to_read() -> None:
+    assert inline("−1.2 points [−2.9, +0.4] (worse)") == "−1.2 points [−2.9, +0.4] (worse)"
+    assert inline("[1](b)") == r"\[1\](b)"
 
 
 def test_no_link_comes_of_an_address() -> None:

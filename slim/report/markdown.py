@@ -10,6 +10,8 @@ from slim.report.document import Block, Chart, Code, Document, Heading, Pair, Po
 _SIGNS = re.compile(r"([\\`*\[\]<>|~$#&@])")
 _EDGES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
 """Underscores within a word are no sign."""
+_INTERVAL = re.compile(r"\\\[([−+\d.,%\s-]+)\\\](?!\(|\\?\[|:)")
+"""Numbers in brackets that no link can come of: they are easier to read without signs before them."""
 _LINKS = re.compile(r"(?i)\b(https?|ftp)(:)(?=//)|\b(www)(\.)")
 """What is made a link of without any sign around it."""
 _START = re.compile(r"^(\d{0,9})([-+=]|(?<=\d)[.)])(?=\s|$)")
@@ -36,6 +38,7 @@ def inline(text: str) -> str:
     """Text that stays text: no sign of it is Markdown or HTML, and it is one line."""
     text = " ".join(text.split())
     text = _EDGES.sub(lambda found: found[0].replace("_", r"\_"), _SIGNS.sub(r"\\\1", text))
+    text = _INTERVAL.sub(r"[\1]", text)
     text = _LINKS.sub(lambda found: f"{found[1] or found[3]}\\{found[2] or found[4]}", text)
     return _START.sub(r"\1\\\2", text)
 
