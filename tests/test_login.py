@@ -235,6 +235,7 @@ def open_to_all() -> Iterator[None]:
 def test_an_open_dashboard_says_so(open_to_all: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On its first page; and it reads no more than a shared one, nor YAML that may run Python."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SLIM_FOLDERS", "")
     page = AppTest.from_file(str(Path(__file__).parent.parent / "app.py"), default_timeout=60).run()
     assert not page.exception
     assert "Open to others: it listens at 0.0.0.0" in page.warning[0].value
