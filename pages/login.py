@@ -38,7 +38,7 @@ def settings() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     found = secrets()
     auth, own = found.get("auth"), found.get("slim", {})
     if auth is not None and not (isinstance(auth, Mapping) and auth):
-        raise InputError("secrets: auth is not a section with settings: see docs/safety.md.")
+        raise InputError("secrets: auth is no section with settings: see docs/safety.md.")
     if not isinstance(own, Mapping) or own.keys() - {"allowed", "trust_unverified"}:
         raise InputError("secrets: section slim takes `allowed` and `trust_unverified` and nothing else.")
     allowed = own.get("allowed", [])

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+from streamlit import config
+from streamlit.testing.v1 import AppTest
 
 from pages import login
+from pages.evaluation_form import _check_code
+from slim import paths
+from slim.errors import InputError
 from tests.browser_setup import served
 from tests.oidc_server import Provider, provider
 from tests.test_browser import PAGES, PICTURES, browser  # noqa: F401  a fixture
@@ -51,13 +56,20 @@ def at_provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="module")
-def app(at_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def owner(at_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The secrets of the server's owner."""
+    file = tmp_path_factory.mktemp("shared") / "secrets.toml"
+    file.write_text(at_provider.secrets_toml(allowed=ALLOWED))
+    return file
+
+
+@pytest.fixture(scope="module")
+def app(owner: Path) -> Iterator[str]:
     """A dashboard with a login, a list of who may come in, and an upload in its workspace."""
-    folder = tmp_path_factory.mktemp("shared")
+    folder = owner.parent
     (folder / "workspace" / "uploads").mkdir(parents=True)
     (folder / "workspace" / "uploads" / f"{HIDDEN}.jsonl").write_text('{"question": "q", "answer": "a"}\n')
-    (folder / "secrets.toml").write_text(at_provider.secrets_toml(allowed=ALLOWED))
-    with served(folder / "workspace", STREAMLIT_SECRETS_FILES=str(folder / "secrets.toml")) as address:
+    with served(folder / "workspace", STREAMLIT_SECRETS_FILES=str(owner)) as address:
         yield address
 
 
@@ -158,22 +170,77 @@ def test_a_session_cookie_that_was_made_up_opens_nothing(app: str, person: Brows
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(
-    ("secrets", "words"),
-    [
-        ("[auth\n", "cannot be read"),
-        ('[slim]\nallowed = ["a@b.example"]\n', "there is no login"),
-        ('[auth]\nclient_id = "x"\n[slim]\nallowed = "a@b.example"\n', "must be a list"),
-    ],
-)
+def test_who_is_taken_off_the_list_is_out(app: str, at_provider: Provider, person: BrowserContext, owner: Path) -> None:
+    """At their next click, without a restart."""
+    page = person.new_page()
+    page.goto(app)
+    log_in(page, at_provider, ANN)
+    expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible(timeout=60_000)
+    before = owner.read_text()
+    owner.write_text(before.replace("ann@example.com", "other@example.com"))
+    page.wait_for_timeout(3000)  # Streamlit looks at its secrets now and then
+    page.get_by_role("link", name="Calibrate", exact=True).click()
+    expect(page.get_by_text("may not come in")).to_be_visible(timeout=60_000)
+    assert "Task data" not in page.locator("body").inner_text()
+    owner.write_text(before)
+
+
+@pytest.mark.browser
 def test_a_server_that_is_set_up_wrongly_lets_nobody_in(
-    person: BrowserContext, tmp_path: Path, secrets: str, words: str, capfd: pytest.CaptureFixture[str]
+    person: BrowserContext, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A mistake in the secrets closes the app; what is wrong is told to its owner, not to visitors."""
-    (tmp_path / "secrets.toml").write_text(secrets)
+    (tmp_path / "secrets.toml").write_text("[auth\n")
     with served(tmp_path / "workspace", STREAMLIT_SECRETS_FILES=str(tmp_path / "secrets.toml")) as address:
         page = person.new_page()
         page.goto(f"{address}/calibrate")
         expect(page.get_by_text("lets nobody in")).to_be_visible(timeout=60_000)
         assert "Task data" not in page.locator("body").inner_text()
-    assert words in capfd.readouterr().err
+    assert "cannot be read" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"slim": {"allowed": ["a@b.example"]}}, "there is no login"),
+        ({"auth": {"client_id": "x"}, "slim": {"allowed": "a@b.example"}}, "must be a list"),
+        ({"auth": {"client_id": "x"}, "slim": {"allowed": ["example.org"]}}, "must be a list"),
+        ({"auth": {"client_id": "x"}, "slim": {"alowed": ["a@b.example"]}}, "nothing else"),
+        ({"auth": {"client_id": "x"}, "slim": {"trust_unverified": "no"}}, "true or false"),
+        ({"auth": {"client_id": "x"}, "slim": 3}, "nothing else"),
+        ({"auth": {}}, "no section"),
+        ({"auth": "yes"}, "no section"),
+    ],
+)
+def test_a_mistake_in_the_secrets_opens_nothing(
+    found: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wrote it wanted to close something; the folders are those of a shared dashboard, too."""
+    monkeypatch.setattr(login, "secrets", lambda: found)
+    with pytest.raises(InputError, match=words):
+        login.settings()
+    assert not login.admitted()
+    assert login.is_shared()
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[None]:
+    """The app as if it listened at every address."""
+    before = config.get_option("server.address")
+    config.set_option("server.address", "0.0.0.0")
+    yield
+    config.set_option("server.address", before)
+
+
+def test_an_open_dashboard_says_so(open_to_all: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its first page; and it reads no more than a shared one, nor YAML that may run Python."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SLIM_FOLDERS", "")
+    page = AppTest.from_file(str(Path(__file__).parent.parent / "app.py"), default_timeout=60).run()
+    assert not page.exception
+    assert "Open to others: it listens at 0.0.0.0" in page.warning[0].value
+    with pytest.raises(InputError, match="outside the folders"):
+        paths.local("~/rows.jsonl")
+    with pytest.raises(InputError, match="may run Python of its own"):
+        _check_code(["arc_easy", "mine.yaml"])
+    _check_code(["arc_easy"])
