@@ -78,7 +78,7 @@ KINDS = {
         {
             "source": "@/small",
             "dataset": "bundled:triage",
-            "settings": ROLES | {"steps": 4, "batch_size": 2, "evaluations": 4},
+            "settings": ROLES | {"steps": 4, "batch_size": 2, "evaluations": 4, "positions": "all"},
         },
         "0 Training, step 3",
         "small/model.safetensors",
@@ -311,4 +311,5 @@ def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[st
         repeated = wait_for(jobs.again(job.id), ended)
         assert repeated.state == "done", f"{repeated.error}\n{jobs.log_of(repeated.id)}"
         assert repeated.repeats == job.id
+        record_property("fault", (kind, fault, f"{job.state}, then {repeated.state}"))
         assert goes_on(case.told(repeated)), case.told(repeated)
