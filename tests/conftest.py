@@ -1,7 +1,9 @@
 """What every test shares: a workspace of its own, pico models, and one that persists for the real model."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,23 @@ def pico() -> Callable[..., Loaded]:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """`slim …` as a person runs it, within this process: exit code, output, errors."""
     return in_process(monkeypatch, capfd)
+
+
+@pytest.fixture
+def small_disk() -> Callable[[Path], AbstractContextManager[bool]]:
+    """Makes a folder a disk of a few MB for the length of a block, and says whether that was allowed here."""
+    return _mounted
+
+
+@contextmanager
+def _mounted(folder: Path) -> Iterator[bool]:
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    real = subprocess.run(command, check=False, capture_output=True).returncode == 0
+    try:
+        yield real
+    finally:
+        if real:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

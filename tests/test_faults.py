@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -78,7 +78,7 @@ KINDS = {
         {
             "source": "@/small",
             "dataset": "bundled:triage",
-            "settings": ROLES | {"steps": 4, "batch_size": 2, "evaluations": 4},
+            "settings": ROLES | {"steps": 4, "batch_size": 2, "evaluations": 4, "positions": "all"},
         },
         "0 Training, step 3",
         "small/model.safetensors",
@@ -127,8 +127,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Case:
     """One cell of the matrix: a workspace, a copy of the inputs, and the place where workers halt."""
 
-    def __init__(self, kind: str, inputs: Path, room: Path, halt: Path) -> None:
-        self.kind, self.halt, self.room = kind, halt, room
+    def __init__(self, kind: str, inputs: Path, room: Path, halt: Path, small: bool) -> None:
+        self.kind, self.halt, self.room, self.small = kind, halt, room, small
         self.inputs = room / "inputs"
         shutil.copytree(inputs, self.inputs)
         (self.inputs / "out").mkdir()
@@ -176,7 +176,11 @@ class Case:
 
 @pytest.fixture
 def case(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: Path
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: Path,
+    small_disk: Callable[[Path], AbstractContextManager[bool]],
 ) -> Iterator[Case]:
     """The cell that the test is for; a full disk is a small one where this may be mounted."""
     kind, fault = request.node.callspec.params["kind"], request.node.callspec.params["fault"]
@@ -189,28 +193,14 @@ def case(
     room = tmp_path / "room"
     room.mkdir()
     monkeypatch.setenv("SLIM_HOME", str(room / "workspace"))
-    with small_disk(room) if fault == "disk full" else plain():
-        made = Case(kind, inputs, room, tmp_path / "halt")
+    with small_disk(room) if fault == "disk full" else nullcontext(False) as real:
+        made = Case(kind, inputs, room, tmp_path / "halt", real)
         yield made
         made.go()
         for job in jobs.jobs():
             jobs.cancel(job.id)
     hub.shutdown()
     hub.server_close()
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def small_disk(room: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(room)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(room)], check=True)
 
 
 def cancel(case: Case) -> Job:
@@ -247,18 +237,18 @@ def kill_server(case: Case) -> Job:
 
 
 def fill_disk(case: Case) -> Job:
-    """To the last byte, while it works; then there is room again."""
+    """To the last byte, while it works; then there is room again. Without a small disk the worker is told so."""
     job = case.struck(jobs.start(case.kind, **case.arguments))
     filler = case.room / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
+    if case.small:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(FILL))
-        except OSError:
-            pass
+    else:
+        (case.halt / "full").touch()
     case.go()
     found = wait_for(job, ended)
-    filler.unlink()
+    filler.unlink(missing_ok=True)
     return found
 
 
@@ -321,4 +311,5 @@ def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[st
         repeated = wait_for(jobs.again(job.id), ended)
         assert repeated.state == "done", f"{repeated.error}\n{jobs.log_of(repeated.id)}"
         assert repeated.repeats == job.id
+        record_property("fault", (kind, fault, f"{job.state}, then {repeated.state}"))
         assert goes_on(case.told(repeated)), case.told(repeated)

@@ -40,13 +40,13 @@ def reason_of_death(code: int, log: str) -> str:
     """What is said of a worker that ended with an exit code, or by the signal −code, and did not write why."""
     if code == -signal.SIGKILL:
         return GONE
-    if code < 0:
-        return f"its process ended by {signal.Signals(-code).name}: see its log, and start it again."
     last = log.strip().rpartition("\n")[2]
     if last.startswith("slim: "):
         return last.removeprefix("slim: ")
-    if _is_memory(SlimError(last)):
+    if last.startswith("MemoryError") or _is_memory(SlimError(last)):
         return MEMORY
+    if code < 0:
+        return f"its process ended by {signal.Signals(-code).name}: see its log, and start it again."
     return f"its process ended with code {code} before it could say why: see its log, and start it again."
 
 

@@ -129,13 +129,22 @@ class JobStore:
                 os.close(descriptor)
 
     def _plain(self) -> dict[str, Any]:
-        """Keys and values as they can be read where nothing at all can be written."""
-        found: dict[str, Any] = {}
-        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)) as database:
-            disk = PlainDisk(str(self._file.parent))
-            for key, raw, mode, name, value in database.execute("SELECT key, raw, mode, filename, value FROM Cache"):
-                found[str(disk.get(key, raw))] = disk.fetch(mode, name, value, False)
-        return found
+        """Keys and values as they can be read where nothing at all can be written.
+
+        SQLite makes a small file to read what other processes are writing; where it cannot, nobody is.
+        """
+        for way in ("mode=ro", "immutable=1"):
+            with (
+                suppress(sqlite3.Error),
+                closing(sqlite3.connect(f"{self._file.as_uri()}?{way}", uri=True)) as database,
+            ):
+                disk = PlainDisk(str(self._file.parent))
+                rows = database.execute("SELECT key, raw, mode, filename, value FROM Cache").fetchall()
+                return {
+                    str(disk.get(key, raw)): disk.fetch(mode, name, value, False)
+                    for key, raw, mode, name, value in rows
+                }
+        return {}
 
 
 def _job(value: Any) -> Job | None:

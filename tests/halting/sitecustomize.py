@@ -1,10 +1,13 @@
 """Python runs this before a worker whose path names this folder: it halts its work at the moment that a test chose.
 
 SLIM_HALT is a folder. Its file `moment` holds a share of the work and a pattern. The first progress that has reached
-the share, and whose message has the pattern, makes a file JOB.here and goes on once there is a file `go`. All that a
-job tells is kept in JOB.told, a line each.
+the share, and whose message has the pattern, makes a file JOB.here and goes on once there is a file `go`; if there is a
+file `full`, then without any room for new files. All that a job tells is kept in JOB.told, a line each.
 """
 
+import builtins
+import errno
+import io
 import os
 import re
 import sys
@@ -31,6 +34,20 @@ if FOLDER and "slim.jobs.worker" in sys.orig_argv:
             (_place / f"{self.job_id}.here").touch()
             while not go.exists():
                 time.sleep(0.02)
+            if (_place / "full").exists():
+                _fill_disk()
+
+    def _fill_disk() -> None:
+        """Neither a folder nor a file can be made any more, but for what SQLite has open."""
+
+        def refused(*given: Any, **more: Any) -> Any:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def opened(file: Any, mode: str = "r", *given: Any, **more: Any) -> Any:
+            return refused() if mode[0] in "wax" else plain(file, mode, *given, **more)
+
+        plain = io.open
+        os.mkdir, io.open, builtins.open = refused, opened, opened
 
     def _know_what_is_known(job_id: str) -> None:
         """What a stage has from an earlier run is told too."""

@@ -1,0 +1,16 @@
+"""A few short jobs through the queue, as benchmarks/soak.py puts hundreds."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak import soak
+
+
+def test_nothing_is_left_behind_by_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process, no open file, no growing memory, in the one that starts them and in the runner."""
+    monkeypatch.setenv("SLIM_HOME", str(tmp_path))
+    found = soak(10, tmp_path)
+    assert found.problems() == []
+    assert found.jobs == 10
+    assert found.peak > found.runner[1].memory
