@@ -23,7 +23,7 @@ from pydantic import Field
 from slim import workspace
 from slim.errors import SlimError
 from slim.judge.endpoint import Endpoint, Messages, connect, reason_of, without_key
-from slim.judge.prompt import SCHEMA
+from slim.judge.prompt import SCHEMA, sound
 from slim.plain_disk import PlainDisk
 from slim.progress import Progress, silent
 from slim.records import Record
@@ -172,8 +172,8 @@ class _Run:
         choice, usage = done["choices"][0], done.get("usage") or {}
         message = choice["message"]
         return {
-            "text": without_key(str(message.get("content") or "")),
-            "refusal": without_key(str(message.get("refusal") or "")),
+            "text": without_key(sound(str(message.get("content") or ""))),
+            "refusal": without_key(sound(str(message.get("refusal") or ""))),
             "finish": str(choice.get("finish_reason") or ""),
             "tokens": [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")],
         }

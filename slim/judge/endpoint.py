@@ -56,7 +56,8 @@ def base_url(url: str) -> str:
     text = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
     try:
         parts = urlsplit(text)
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not set(text) & set(whitespace)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        named = named and not set(text) & set(whitespace)
         more = "@" in parts.netloc or bool(set("?#") & set(text))
         httpx2.URL(text)
     except (ValueError, httpx2.InvalidURL):

@@ -82,7 +82,7 @@ def read(text: str) -> Reading:
     objects = [one for one in _objects(said) if "verdict" in one]
     found: dict[Letter, str]
     found = {
-        letter: _sound(str(one.get("reason") or ""))
+        letter: sound(str(one.get("reason") or ""))
         for one in objects
         if (letter := _letter(one["verdict"])) is not None
     }
@@ -105,7 +105,7 @@ def winner(verdict: Letter, order: Order) -> Literal["original_model", "pruned_m
     return "original_model" if (verdict == "A") == (order == "original_first") else "pruned_model"
 
 
-def _sound(text: str) -> str:
+def sound(text: str) -> str:
     """JSON can name half a surrogate pair, which is no character and cannot be written down."""
     return text.encode(errors="replace").decode()
 
@@ -114,7 +114,7 @@ def _spoken(text: str) -> str:
     """What a judge says after its thoughts, the end of it where it is long; every character is one that can be kept."""
     *_, end = (0, *(mark.end() for mark in _THOUGHT_ENDS.finditer(text)))
     said = _THOUGHT.sub("", text[:end]) + text[end:]
-    return _sound(said[-LONGEST:]).strip()
+    return sound(said[-LONGEST:]).strip()
 
 
 def _letter(word: Any) -> Letter | None:
