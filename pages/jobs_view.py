@@ -1,6 +1,7 @@
 """The workspace's jobs, those of the page and those of commands: what runs, what waits in its order, what is over."""
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import streamlit as st
 
 from pages.frame import duration, plain_errors, sentence
 from slim import jobs
+from slim.errors import SlimError
 from slim.jobs import Job
 
 LOOK = 1.5
@@ -45,11 +47,14 @@ def show_jobs() -> None:
     every = st.toggle(f"Show all {len(over)}", key="jobs-all") if len(over) > MOST else False
     for job in over if every else over[:MOST]:
         _show(job, [])
-    if len(over) > 1 and st.button("Delete all that are over", icon=":material/delete_sweep:", key="jobs-clear"):
-        with plain_errors():
-            for job in over:
-                jobs.forget(job.id)
-        st.rerun(scope="fragment")
+    if len(over) > 1:
+        st.button(
+            "Delete all that are over",
+            icon=":material/delete_sweep:",
+            key="jobs-clear",
+            on_click=_do,
+            args=(lambda: _forget_all(over),),
+        )
 
 
 def _show(job: Job, queue: list[str]) -> None:
@@ -71,8 +76,9 @@ def _show(job: Job, queue: list[str]) -> None:
 def _title(job: Job) -> str:
     """What is done, and to what."""
     subject = next((job.arguments[name] for name in SUBJECTS if job.arguments.get(name)), "")
-    names = [Path(str(one)).name for one in (subject if isinstance(subject, list | tuple) else [subject])]
-    return f"{job.kind.capitalize()} {sentence(', '.join(names))}".strip()
+    given = subject if isinstance(subject, list | tuple) else [subject]
+    names = [Path(str(one).removeprefix("bundled:")).name for one in given]
+    return sentence(f"{job.kind} {', '.join(names)}".strip())
 
 
 def _badge(job: Job) -> None:
@@ -110,30 +116,36 @@ def _facts(job: Job, queue: list[str]) -> str:
 
 
 def _buttons(job: Job, queue: list[str]) -> None:
-    if job.state == "queued" and job.id in queue[1:] and _button("Move up", "arrow_upward", job):
-        with plain_errors():
-            jobs.move(job.id, before=queue[queue.index(job.id) - 1])
-        st.rerun(scope="fragment")
+    if job.state == "queued" and job.id in queue[1:]:
+        ahead = queue[queue.index(job.id) - 1]
+        _button("Move up", "arrow_upward", job, lambda: jobs.move(job.id, before=ahead))
     if job.unfinished:
-        if _button("Cancel", "close", job, disabled=job.state == "cancelling"):
-            with plain_errors():
-                jobs.cancel(job.id)
-            st.rerun(scope="fragment")
+        _button("Cancel", "close", job, lambda: jobs.cancel(job.id), disabled=job.state == "cancelling")
         return
     label, icon = ("Go on", "resume") if job.state != "done" and jobs.goes_on(job) else ("Again", "refresh")
-    if _button(label, icon, job, help=None if job.state == "done" else jobs.kept(job)):
-        with plain_errors():
-            jobs.again(job.id)
-        st.rerun(scope="fragment")
-    if _button("Delete", "delete", job, help="Takes it off this list, with its log. What it made stays."):
-        with plain_errors():
-            jobs.forget(job.id)
-        st.rerun(scope="fragment")
+    _button(label, icon, job, lambda: jobs.again(job.id), help=None if job.state == "done" else jobs.kept(job))
+    gone = "Takes it off this list, with its log. What it made stays."
+    _button("Delete", "delete", job, lambda: jobs.forget(job.id), help=gone)
 
 
-def _button(label: str, icon: str, job: Job, *, disabled: bool = False, help: str | None = None) -> bool:
+def _button(
+    label: str, icon: str, job: Job, action: Callable[[], object], *, disabled: bool = False, help: str | None = None
+) -> None:
     key = f"jobs-{label.lower().replace(' ', '-')}-{job.id}"
-    return st.button(label, icon=f":material/{icon}:", key=key, disabled=disabled, help=help)
+    st.button(label, icon=f":material/{icon}:", key=key, on_click=_do, args=(action,), disabled=disabled, help=help)
+
+
+def _do(action: Callable[[], object]) -> None:
+    """Before the list is drawn again; what the job itself has overtaken in the meantime is only said."""
+    try:
+        action()
+    except SlimError as error:
+        st.toast(sentence(str(error)), icon=":material/info:")
+
+
+def _forget_all(found: list[Job]) -> None:
+    for job in found:
+        jobs.forget(job.id)
 
 
 def _show_log(job: Job) -> None:
