@@ -86,7 +86,9 @@ def detail(page: Page) -> Locator:
 def kill_server(address: str) -> None:
     """SIGKILLs the process that listens at an address: no handler runs, nothing is closed."""
     port = int(address.rsplit(":", 1)[1])
-    (server,) = {one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port}
+    (server,) = {
+        one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr[1:] == (port,)
+    }
     process = psutil.Process(server)
     process.send_signal(signal.SIGKILL)
     process.wait(20)
