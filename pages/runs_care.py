@@ -6,6 +6,7 @@ import streamlit as st
 from pages.frame import escaped, plain_errors, sentence
 from pages.run_detail import Choose
 from slim import archive, disk_use, run_comparison
+from slim.disk_use import Left
 from slim.errors import SlimError
 from slim.lineage import Lineage, Node
 from slim.sizes import as_size
@@ -72,12 +73,12 @@ def show_care(found: Lineage) -> None:
         st.dataframe(table, hide_index=True, key="runs-use", column_config=numbers)
         sizes = {kind: sum(one.bytes for one in left if one.what == kind) for kind in disk_use.LEFT}
         counts = {kind: sum(one.what == kind for one in left) for kind in disk_use.LEFT}
-        there = [kind for kind in disk_use.LEFT if counts[kind]]
+        there: list[Left] = [kind for kind in disk_use.LEFT if counts[kind]]
         if not there:
             st.caption("Nothing is left over.")
             return
         st.caption("What may go:")
-        chosen = [
+        chosen: list[Left] = [
             kind
             for kind in there
             if st.checkbox(

@@ -68,7 +68,7 @@ def _chosen(found: Lineage) -> str:
             choose(linked)
         else:
             st.info(sentence(f"the link's run {linked!r} is not here."), icon=":material/link_off:")
-    chosen = st.session_state.get(CHOSEN)
+    chosen = str(st.session_state.get(CHOSEN))
     if chosen not in found.nodes:
         chosen = found.runs[0].key
     st.query_params[LINK] = chosen

@@ -265,7 +265,7 @@ def _take_in(opened: zipfile.ZipFile, manifest: Manifest, progress: Progress) ->
             workspace.discard(path)
         raise
     return [
-        workspace.remember(final, run.kind, arrivals.shown_name(run, final), run.tags)
+        workspace.remember(final, run.kind, arrivals.shown_name(run), run.tags)
         for run, final in zip(manifest.runs, finals, strict=True)
     ]
 

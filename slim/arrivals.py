@@ -76,9 +76,9 @@ def _noted(path: Path, arrived: list[Path]) -> Iterator[None]:
     arrived.append(path)
 
 
-def shown_name(run: PackedRun, final: Path) -> str | None:
-    """The name that a person gave a run, or that it had where its file could be called so."""
-    name = run.name or (run.file_name if run.file_name != final.name.removesuffix(".json") else "")
+def shown_name(run: PackedRun) -> str | None:
+    """The name that a person gave a run, or that of its file where no file here may be called so."""
+    name = run.name or ("" if run_files.is_plain(run.file_name) else run.file_name)
     return name if is_name(name) else None
 
 

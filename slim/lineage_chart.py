@@ -24,7 +24,7 @@ SYMBOLS = ("circle", "circle-x")
 BASE: dict[Stage, int] = {"model": 0, "calibration": 1, "plan": 2, "checkpoint": 3, "recovered": 4}
 ROW, HEAD = 54, 72
 """Pixels of a row, and of what is above the first."""
-BELOW = 8
+BELOW = 13
 """Pixels from the middle of a node to its label, beside the gap that a label has anyway."""
 NARROW, LETTER = 800, 6.8
 """Pixels of the narrowest window's figure, and of a letter under a node."""

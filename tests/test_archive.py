@@ -159,6 +159,8 @@ def test_a_second_import_stands_beside_the_first(exported: Path, own_workspace: 
     """Under names of its own, and each lineage holds together."""
     first, second = import_runs(exported), import_runs(exported)
     assert not {entry.path for entry in first} & {entry.path for entry in second}
+    assert Path(second[-1].path).name == "verdict-2.json"
+    assert second[-1].name is None
     found = lineage.read()
     for taken in (first, second):
         keys = {entry.key for entry in taken}

@@ -193,8 +193,8 @@ def test_the_chart_has_a_place_of_its_own_for_each(here: Pipeline) -> None:
     figure = chart(found, judgement.key)
     clickable = [key for trace in figure.data if trace.customdata is not None for (key,) in trace.customdata]
     assert sorted(clickable) == sorted(found.nodes)
-    assert "<b>bold" not in figure.to_json().replace("\\u003c", "<")
-    assert "&lt;b&gt;bold" in figure.to_json().replace("\\u003c", "<").replace("\\u0026", "&")
+    assert "<b>bold" not in str(figure.to_json()).replace("\\u003c", "<")
+    assert "&lt;b&gt;bold" in str(figure.to_json()).replace("\\u003c", "<").replace("\\u0026", "&")
 
 
 def test_what_other_ways_say_is_not_drawn(here: Pipeline) -> None:

@@ -86,7 +86,9 @@ def detail(page: Page) -> Locator:
 def kill_server(address: str) -> None:
     """SIGKILLs the process that listens at an address: no handler runs, nothing is closed."""
     port = int(address.rsplit(":", 1)[1])
-    (server,) = {one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port}
+    (server,) = {
+        one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr[1:] == (port,)
+    }
     process = psutil.Process(server)
     process.send_signal(signal.SIGKILL)
     process.wait(20)
@@ -158,7 +160,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         with page.expect_download(timeout=3 * MINUTES) as started:
             page.get_by_text("With all that it was made from").click()
             expect(page.get_by_text("1 run,")).to_be_visible(timeout=MINUTES)
-            page.get_by_role("button", name="Download").click()
+            page.get_by_role("button", name="Download", exact=True).click()
         file = Path(started.value.path())
         assert started.value.suggested_filename == "verdict.slim.zip"
         page.keyboard.press("Escape")

@@ -88,7 +88,7 @@ def test_what_it_shows(made: Pipeline) -> None:
     table: Any = next(frame.value for frame in page.dataframe if "Figures" in frame.value.columns)
     assert sorted(table["Kind"]) == sorted(made.runs)
     assert len(page.get("plotly_chart")) == 1
-    press(page, next(button.key for button in page.button if button.label == "recovered better"))
+    press(page, str(next(button.key for button in page.button if button.label == "recovered better")))
     assert str(made.recovered) in html_of(page)
     assert page.query_params["run"] == key_of(made.recovered)
 
