@@ -3,8 +3,15 @@
 import streamlit as st
 
 from pages.frame import page_title
+from pages.jobs_view import show_jobs
 from pages.runs_view import show_runs
 
 page_title("Runs")
 st.caption("Everything that was made here, and what it was made from: model, calibration, plan, checkpoint, verdict.")
-show_runs()
+runs, jobs = st.tabs(["Runs", "Jobs"], key="runs-tab", on_change="rerun")
+if runs.open:
+    with runs:
+        show_runs()
+if jobs.open:
+    with jobs:
+        show_jobs()

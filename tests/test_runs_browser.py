@@ -120,6 +120,8 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         page.get_by_role("button", name="Evaluate", exact=True).click()
         expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=MINUTES)
         (job,) = jobs.jobs("evaluate")
+        while not (jobs.state_of(job.id) or job).pid:
+            page.wait_for_timeout(100)
         kill_server(address)
         found = jobs.state_of(job.id)
         assert found is not None

@@ -16,6 +16,7 @@ from slim.jobs.faults import GONE
 from slim.jobs.job import UNFINISHED, Job, Origin
 from slim.jobs.process import is_alive, spawn, tell
 from slim.jobs.store import JobStore, StoreFull
+from slim.paths import CONFINED
 
 PATIENCE = 2.0
 """Seconds a cancelled worker has to end by itself before it is killed."""
@@ -46,6 +47,7 @@ def new_job(kind: str, arguments: dict[str, Any], **more: Any) -> Job:
     """A job that stands last in its queue."""
     now = time.time()
     device = device_of(kind, arguments)
+    more["confined"] = os.environ.get(CONFINED, "")
     return Job(id=uuid.uuid4().hex[:12], kind=kind, arguments=arguments, device=device, created=now, place=now, **more)
 
 

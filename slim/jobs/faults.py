@@ -33,7 +33,7 @@ def reason_of(error: BaseException) -> str:
         return said
     if any(_is_network(one) for one in chain):
         return NETWORK
-    return f"{type(error).__name__}: {error}"
+    return str(SlimError(f"{type(error).__name__}: {error}"))  # a line without secrets
 
 
 def reason_of_death(code: int, log: str) -> str:

@@ -34,6 +34,7 @@ class Job(Record):
     device: str = Field(default="cpu", description="whose queue it stands in")
     origin: Origin = "page"
     attached: bool = Field(default=False, description="whether its process is the command that a person gave")
+    confined: str = Field(default="", description="the folders that its paths must lie in, as `slim.paths` has it")
     repeats: str | None = Field(default=None, description="the job of which it is the same again")
     state: State = "queued"
     place: float = Field(default=0, description="in the queue, the least first")

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from slim.errors import Cancelled, SlimError
+from slim.errors import Cancelled, SlimError, without_secrets
 from slim.jobs.faults import reason_of
 from slim.jobs.process import start_time
 from slim.jobs.store import JobStore, StoreFull
 from slim.jobs.teller import Teller, beating
+from slim.paths import CONFINED
 from slim.progress import Progress
 
 
@@ -121,7 +122,7 @@ def run(job_id: str) -> int:
             reason, code = reason_of(error), error.exit_code if isinstance(error, SlimError) else 1
             if not isinstance(error, SlimError):
                 with suppress(OSError):
-                    traceback.print_exc()
+                    print(without_secrets(traceback.format_exc()), file=sys.stderr)
         else:
             return 0
         return _failed(store, job_id, reason, code)  # here what the error held in memory is let go
@@ -149,6 +150,7 @@ def _work(store: JobStore, job_id: str) -> str:
         job = store.update(job_id, only_if=("queued",), state="running", **mine) or job
     if job.state != "running":
         raise Cancelled("cancelled")
+    os.environ[CONFINED] = job.confined  # of whoever asked for it, not of whoever started this process
     arguments = dict(job.arguments)
     if "output" in arguments:
         arguments["output"] = Path(arguments["output"])
