@@ -103,7 +103,7 @@ KINDS = {
         "small/model.safetensors",
         lambda told: "known" in told,
     ),
-    "export": Kind({"source": "@/small", "output": "@/out/small.gguf"}, "0.5 .", "small/model.safetensors"),
+    "export": Kind({"source": "@/small", "output": "@/out/small.gguf"}, "0 Loading", "small/model.safetensors"),
     "push": Kind({"folder": "@/small", "repository": "me/small"}, "0 Making", "small/slim_plan.json"),
 }
 
