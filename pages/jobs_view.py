@@ -16,6 +16,8 @@ LOOK = 1.5
 """Seconds between two looks."""
 MOST = 12
 """Jobs that are over and shown without being asked for."""
+LOG, LINES = 240, 8
+"""Pixels of a log that is longer than so many lines."""
 BADGES = {
     "queued": ("Queued", ":material/hourglass_empty:", "gray"),
     "running": ("Running", ":material/play_arrow:", "blue"),
@@ -43,7 +45,7 @@ def show_jobs() -> None:
     if not over:
         return
     if current:
-        st.subheader("Over")
+        st.subheader("Finished")
     every = st.toggle(f"Show all {len(over)}", key="jobs-all") if len(over) > MOST else False
     for job in over if every else over[:MOST]:
         _show(job, [])
@@ -112,7 +114,7 @@ def _facts(job: Job, queue: list[str]) -> str:
         words.append(jobs.kept(job).rstrip("."))
     if job.repeats:
         words.append(f"again after {job.repeats[:8]}")
-    return " · ".join(sentence(word) if word.startswith(job.id[:8]) else word for word in words if word)
+    return " · ".join(word for word in words if word)
 
 
 def _buttons(job: Job, queue: list[str]) -> None:
@@ -154,4 +156,5 @@ def _show_log(job: Job) -> None:
         return
     place = st.expander("Log", icon=":material/article:", key=f"jobs-log-{job.id}", on_change="rerun")
     if place.open:
-        place.code(jobs.log_of(job.id) or "It printed nothing.", language=None, height=240)
+        said = jobs.log_of(job.id).strip() or "It printed nothing."
+        place.code(said, language=None, height=LOG if said.count("\n") > LINES else "content")

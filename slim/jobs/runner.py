@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from slim.jobs.control import end, ensure_runner, log_path, queue_of
+from slim.jobs.control import clean, end, ensure_runner, log_path, queue_of
 from slim.jobs.device import hold
 from slim.jobs.faults import reason_of_death
 from slim.jobs.job import Job
@@ -74,6 +74,8 @@ def _write_end(store: JobStore, job_id: str, code: int, peak: int, log: Path) ->
     if job.unfinished:
         said = log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else ""
         end(store, job, reason_of_death(code, said))
+    elif code:
+        clean(job)  # without memory or room a worker may not manage to remove what it began
     with suppress(StoreFull):
         store.update(job_id, only_if=EVER, peak=max(peak, job.peak or 0))
 
