@@ -183,7 +183,7 @@ class Bench:
                     place = self.work / "models" / slug(f"{number_of[number]:.0%}: in {number} rounds")
                     if not place.is_dir():
                         shutil.copytree(folder, place)
-                if number_of.get(number) == share:
+                if share != most and number_of.get(number) == share:
                     raise Reached
 
             final = self.work / "models" / slug(f"{most:.0%}: in {ROUNDS[most]} rounds")
