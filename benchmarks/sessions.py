@@ -21,6 +21,7 @@ from typing import Any
 import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets import Subprotocol
 
 from benchmarks.measure import machine, table
 from slim import calibrate, calibration, jobs, workspace
@@ -64,14 +65,15 @@ def furnish(home: Path, people: int) -> None:
     """A workspace with a calibration for each person, told apart by what it says of its rows."""
     save_pico(make_pico("llama"), home / "model")
     settings = Settings(samples=6, max_length=48, device="cpu")
-    first = calibrate.calibrate(str(home / "model"), "bundled:triage", settings=settings, output=home / "first")
-    record = json.loads((first.path / "record.json").read_text())
+    first = home / "first"
+    calibrate.calibrate(str(home / "model"), "bundled:triage", settings=settings, output=first)
+    record = json.loads((first / "record.json").read_text())
     for number in range(people):
         folder = home / "calibrations" / f"of-{number:03}"
         folder.mkdir(parents=True)
         record["dataset"]["source"] = f"{Person(number).mark}rows.jsonl"
         (folder / "record.json").write_text(json.dumps(record))
-        (folder / "tensors.safetensors").write_bytes((first.path / "tensors.safetensors").read_bytes())
+        (folder / "tensors.safetensors").write_bytes((first / "tensors.safetensors").read_bytes())
         calibration.load(folder)
         workspace.remember(folder, "calibration")
 
@@ -80,7 +82,7 @@ async def visit(person: Person, address: str, pages: int, people: int, pause: fl
     """Goes over `pages` pages, sets a slider on the first, and finds it as it was left."""
     where = address.replace("http", "ws", 1) + "/_stcore/stream"
     chance = random.Random(person.number)  # noqa: S311
-    async with websockets.connect(where, subprotocols=["streamlit"], max_size=MOST) as socket:
+    async with websockets.connect(where, subprotocols=[Subprotocol("streamlit")], max_size=MOST) as socket:
         for number in range(pages):
             page = PATH[number % len(PATH)]
             await asyncio.sleep(chance.expovariate(1 / pause) if pause else 0)

@@ -151,7 +151,8 @@ def test_a_job_of_another_version_does_not_hide_the_others(own_workspace: Path) 
     """An entry with a field this version does not know is left out of the list."""
     with JobStore() as store:
         mine = store.put(Job(id="mine", kind="prune", arguments={}, created=0, state="done"))
-        store._cache.set("other", {**mine.model_dump(mode="json"), "id": "other", "colour": "red"})
+        cache: Any = store._cache
+        cache.set("other", {**mine.model_dump(mode="json"), "id": "other", "colour": "red"})
     assert [job.id for job in jobs.jobs()] == ["mine"]
     assert jobs.state_of("other") is None
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,7 +191,7 @@ def test_the_chart_has_a_place_of_its_own_for_each(here: Pipeline) -> None:
     assert len(set(at.values())) == len(found.nodes)
     judgement = next(node for node in found.runs if node.stage == "judgement")
     assert column[judgement.key] == max(column.values())
-    figure = chart(found, judgement.key)
+    figure: Any = chart(found, judgement.key)
     clickable = [key for trace in figure.data if trace.customdata is not None for (key,) in trace.customdata]
     assert sorted(clickable) == sorted(found.nodes)
     assert "<b>bold" not in str(figure.to_json()).replace("\\u003c", "<")
