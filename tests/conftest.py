@@ -1,6 +1,7 @@
 """What every test shares: a workspace of its own, pico models, and one that persists for the real model."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ from slim.models import Loaded
 from tests import TEST_CACHE
 from tests.commands import Run, in_process
 from tests.pico import make_pico
+from tests.pipeline import Pipeline, make_pipeline
 
 REAL = ("integration", "browser")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -114,3 +116,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kind, row in lines:
         told = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
         terminalreporter.write_line(f"{kind.ljust(first)}  {told}".rstrip())
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """Every stage of a pico model in a workspace of its own, made once."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIM_HOME", str(folder / "workspace"))
+        yield make_pipeline(folder / "workspace", folder / "model")
+
+
+@pytest.fixture
+def made(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
+    """The same in its place, which a test may change: it is put back afterwards."""
+    home = whole.calibration.parent.parent
+    monkeypatch.setenv("SLIM_HOME", str(home))
+    shutil.copytree(home, tmp_path / "kept", symlinks=True)
+    yield whole
+    shutil.rmtree(home)
+    shutil.move(tmp_path / "kept", home)

@@ -12,29 +12,21 @@ from slim import lineage, plan, prune, run_facts, workspace
 from slim.lineage import Lineage, Node
 from slim.lineage_chart import chart, columns, lines, places, short
 from slim.records import Plan
-from tests.pipeline import Pipeline, make_pipeline
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tmp_path_factory.mktemp("lineage")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIM_HOME", str(folder / "workspace"))
-        yield make_pipeline(folder / "workspace", folder / "model")
+from tests.pipeline import Pipeline
 
 
 @pytest.fixture
-def here(made: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
+def here(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
     """The pipeline at another place, which a test may damage. The places that its records name are gone."""
-    home, copied = made.calibration.parent.parent, tmp_path / "copy"
+    home, copied = whole.calibration.parent.parent, tmp_path / "copy"
     shutil.copytree(home, copied)
     monkeypatch.setenv("SLIM_HOME", str(copied))
     shutil.rmtree(copied / "runs")
-    moved = {name: copied / path.relative_to(home) for name, path in made.runs.items()}
+    moved = {name: copied / path.relative_to(home) for name, path in whole.runs.items()}
     for name, path in moved.items():
         workspace.remember(path, "checkpoint" if name == "recovered" else name)  # type: ignore[arg-type]
     away = home.rename(home.with_name("away"))
-    yield Pipeline(made.model, **moved)
+    yield Pipeline(whole.model, **moved)
     away.rename(home)
 
 
@@ -46,9 +38,9 @@ def node_of(found: Lineage, path: Path) -> Node:
     return next(node for node in found.runs if node.path == path)
 
 
-def test_a_whole_pipeline(made: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_pipeline(whole: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every arrow, by what the records say, with figures and without a note."""
-    monkeypatch.setenv("SLIM_HOME", str(made.calibration.parent.parent))
+    monkeypatch.setenv("SLIM_HOME", str(whole.calibration.parent.parent))
     found = lineage.read()
     parents = {node.stage: named(found, node.key) for node in found.nodes.values()}
     assert parents == {
@@ -62,18 +54,18 @@ def test_a_whole_pipeline(made: Pipeline, monkeypatch: pytest.MonkeyPatch) -> No
     }
     assert not [node.notes for node in found.nodes.values() if node.notes]
     figures = {node.stage: node.figures for node in found.nodes.values()}
-    cut = plan.load(made.plan)
+    cut = plan.load(whole.plan)
     assert figures["calibration"]["data"] == "bundled:triage"
     assert figures["plan"]["heads gone"] == f"{cut.removed_heads} of 24"
     assert figures["checkpoint"]["parameters"] == f"{cut.after.parameters / cut.before.parameters:.1%}"
     assert figures["recovered"]["recovered by"] == "repair"
     assert "×" in figures["evaluation"]["perplexity of small"]
     assert figures["judgement"]["judged"] == "100% of 3"
-    weights = sum(file.stat().st_size for file in made.checkpoint.iterdir())
-    assert node_of(found, made.checkpoint).bytes == weights
-    recovered = node_of(found, made.recovered)
+    weights = sum(file.stat().st_size for file in whole.checkpoint.iterdir())
+    assert node_of(found, whole.checkpoint).bytes == weights
+    recovered = node_of(found, whole.recovered)
     assert [node.stage for node in found.ancestors(recovered.key)] == ["checkpoint", "plan", "calibration", "model"]
-    assert {node.stage for node in found.dependents(node_of(found, made.plan).key)} == {
+    assert {node.stage for node in found.dependents(node_of(found, whole.plan).key)} == {
         "checkpoint",
         "recovered",
         "evaluation",

@@ -3,7 +3,6 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,29 +14,10 @@ from slim.errors import InputError
 from slim.jobs.store import JobStore
 from slim.judge import votes
 from slim.lineage import Lineage, Node
-from tests.pipeline import Pipeline, make_pipeline
+from tests.pipeline import Pipeline
 
 DEAD = 999_999_999
 """No process has this number."""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIM_HOME", str(folder / "workspace"))
-        yield make_pipeline(folder / "workspace", folder / "model")
-
-
-@pytest.fixture
-def made(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
-    """The pipeline in its place, which a test may change: it is put back afterwards."""
-    home = whole.calibration.parent.parent
-    monkeypatch.setenv("SLIM_HOME", str(home))
-    shutil.copytree(home, tmp_path / "kept", symlinks=True)
-    yield whole
-    shutil.rmtree(home)
-    shutil.move(tmp_path / "kept", home)
 
 
 def by_stage(found: Lineage) -> dict[str, Node]:

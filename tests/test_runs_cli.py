@@ -1,8 +1,6 @@
 """`slim runs` on the command line: listed, shown, compared, named, deleted, taken along, cleaned up."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +8,7 @@ import pytest
 
 from slim import workspace
 from tests.commands import Run
-from tests.pipeline import Pipeline, make_pipeline
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tmp_path_factory.mktemp("runs-cli")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIM_HOME", str(folder / "workspace"))
-        yield make_pipeline(folder / "workspace", folder / "model")
-
-
-@pytest.fixture
-def made(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
-    """The pipeline in its place, put back afterwards."""
-    home = whole.calibration.parent.parent
-    monkeypatch.setenv("SLIM_HOME", str(home))
-    shutil.copytree(home, tmp_path / "kept")
-    yield whole
-    shutil.rmtree(home)
-    shutil.move(tmp_path / "kept", home)
+from tests.pipeline import Pipeline
 
 
 def told(run: Run, *arguments: object) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The Runs page without a browser: what it shows, the run that is chosen, and what is done with it."""
 
 import io
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +9,11 @@ from streamlit.testing.v1 import AppTest
 
 from pages.run_detail import steps
 from slim import archive, jobs, lineage, runs, workspace
-from tests.pipeline import Pipeline, make_pipeline
+from tests.pipeline import Pipeline
 from tests.test_prune_page import APP, opened
 
 ODD = "<b>odd</b> *name* $x$ [link](http://x)"
 """A name that is HTML and Markdown."""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tmp_path_factory.mktemp("runs-page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIM_HOME", str(folder / "workspace"))
-        yield make_pipeline(folder / "workspace", folder / "model")
-
-
-@pytest.fixture
-def made(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
-    """The pipeline in its place, put back afterwards."""
-    home = whole.calibration.parent.parent
-    monkeypatch.setenv("SLIM_HOME", str(home))
-    shutil.copytree(home, tmp_path / "kept")
-    yield whole
-    shutil.rmtree(home)
-    shutil.move(tmp_path / "kept", home)
 
 
 def page_of(path: Path | None = None, expanded: str = "") -> AppTest:
