@@ -51,7 +51,7 @@ def show_jobs() -> None:
         _show(job, [])
     if len(over) > 1:
         st.button(
-            "Delete all that are over",
+            "Delete all finished",
             icon=":material/delete_sweep:",
             key="jobs-clear",
             on_click=_do,

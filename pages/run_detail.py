@@ -9,6 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.frame import escaped, plain_errors, sentence
+from pages.report_button import offer_report
 from slim import archive, runs
 from slim.errors import SlimError
 from slim.lineage import Lineage, Node
@@ -126,7 +127,9 @@ def _show_names(found: Lineage, node: Node) -> None:
 
 
 def _show_export(found: Lineage, node: Node) -> None:
-    """One file to take along."""
+    """One file to take along: the report of it, or all of it."""
+    if node.path is not None:
+        offer_report(node.path)
     whole = st.toggle("With all that it was made from", value=True, key=f"whole-{node.key}")
     nodes = archive.with_ancestors(found, node) if whole else [node]
     size = sum(one.bytes for one in nodes)
