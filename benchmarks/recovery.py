@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,7 +195,6 @@ class Bench:
 
     def measure(self, line: Line) -> None:
         """Makes the model of a line and keeps its figures."""
-        begun = time.monotonic()
         place = self.work / "models" / slug(line.name)
         if line.make is None:
             loaded, gone = peer_torch_pruning.pruned(line.peer)
@@ -205,10 +203,9 @@ class Bench:
                 place.parent.mkdir(exist_ok=True)
                 line.make(place)
             loaded, gone = models.load(str(place)), removed(place)
-        made = time.monotonic() - begun
         with results.kept() as cache:
             found = recovery.quality(self.original, loaded, self.told, Passes(8, cache))
-        kept = {"gone": gone, "seconds": made, **found.model_dump(), "machine": machine()}
+        kept = {"gone": gone, **found.model_dump(), "machine": machine()}
         (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))
 
 
@@ -236,11 +233,10 @@ def report(bench: Bench) -> str:
             f"{one['kl']:.3f}",
             f"{one['perplexity']:.2f}",
             f"{one['perplexity'] / one['original']:.3f}×",
-            f"{one['seconds']:,.0f}",
         ]
         for one in found
     ]
-    head = ("removed: chosen by", "heads gone", "KL, nats/token", "perplexity", "÷ original", "seconds to make")
+    head = ("removed: chosen by", "heads gone", "KL, nats/token", "perplexity", "÷ original")
     told = f"{found[0]['rows']} rows of gsm8k_test, {found[0]['predicted']:,} predicted tokens; " if found else ""
     return f"{told}{machine()}\n\n{table(head, rows)}"
 
