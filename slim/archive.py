@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import ValidationError
-
 import slim
 from slim import arrivals, run_files, workspace
 from slim.errors import InputError, SlimError
 from slim.lineage import Lineage, Node
 from slim.manifest import MANIFEST, MOST_FILES, Manifest, PackedFile, PackedRun
+from slim.migrations import from_json
 from slim.progress import Progress, silent
+from slim.records import reason_of
 from slim.run_facts import facts
 from slim.workspace import Reference
 
@@ -200,13 +200,9 @@ def _manifest(opened: zipfile.ZipFile) -> Manifest:
     with opened.open(listed[0]) as source:
         content = source.read(LONGEST_MANIFEST + 1)
     try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        if field == "schema_version":
-            raise InputError(f"{MANIFEST}: it was written by a newer Slim: update this one, then import it.") from error
-        raise InputError(f"{MANIFEST}: {f'{field}: ' if field else ''}{first['msg']}: export it again.") from error
+        return from_json(Manifest, content, MANIFEST)
+    except ValueError as error:
+        raise InputError(f"{MANIFEST}: {reason_of(error)}: export it again.") from error
 
 
 def _check_plain(info: zipfile.ZipInfo) -> None:

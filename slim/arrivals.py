@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from slim import calibration, checkpoint, evaluation, judge, plan, run_files, workspace
@@ -20,6 +19,7 @@ from slim.judge import votes
 from slim.judge.verdicts import Judgement
 from slim.judge.votes import Votes
 from slim.manifest import Manifest, PackedRun
+from slim.migrations import read
 from slim.records import CalibrationFacts, ModelFacts, Plan, Record
 from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
 from slim.run_files import JUDGEMENT, PLAN, VOTES
@@ -147,8 +147,8 @@ def rewrite(kind: Kind, held: Mapping[str, Path], moved: Moved) -> None:
 
 def _parsed(record: type[Record], file: Path) -> Any:
     try:
-        return record.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
+        return read(record, file, file.name)
+    except (OSError, ValueError) as error:
         raise InputError(f"it is no {record.__name__.lower()} that can be read: export it again.") from error
 
 

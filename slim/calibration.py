@@ -72,13 +72,25 @@ def save_check(calibration: Calibration, check: Faithfulness) -> Calibration:
     return replace(calibration, check=check)
 
 
-def load(folder: Path) -> Calibration:
-    """A saved calibration. Raises InputError when `folder` does not hold one."""
-    record, check = folder / "record.json", folder / CHECK_FILE
+def load_facts(folder: Path) -> CalibrationFacts:
+    """The record of a saved calibration without its arrays. Raises InputError when `folder` does not hold one."""
+    record = folder / "record.json"
     if not is_file(record):
         raise InputError(f"calibration {str(folder)!r} was not found: run `slim calibrate --output {folder}` first.")
     try:
-        facts = read(CalibrationFacts, record, f"calibration {str(folder)!r}")
+        return read(CalibrationFacts, record, f"calibration {str(folder)!r}")
+    except (ValueError, OSError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"calibration {str(folder)!r} cannot be read ({reason_of(error)}): run `slim calibrate` again.")
+
+
+def load(folder: Path) -> Calibration:
+    """A saved calibration. Raises InputError when `folder` does not hold one."""
+    facts, check = load_facts(folder), folder / CHECK_FILE
+    try:
         arrays = load_file(folder / "tensors.safetensors")
         estimates: dict[str, dict[Level, Estimate]] = {
             name: {level: Estimate(*(arrays[f"{name}.{level}.{part}"] for part in PARTS)) for level in metric.levels}
@@ -92,9 +104,7 @@ def load(folder: Path) -> Calibration:
         if check.is_file():
             faithful = read(Faithfulness, check, f"the check of calibration {str(folder)!r}")
     except (SafetensorError, LookupError, ValueError, OSError) as error:
-        raise InputError(
-            f"calibration {str(folder)!r} cannot be read ({reason_of(error)}): run `slim calibrate` again."
-        ) from error
+        raise _unreadable(folder, error) from error
     return Calibration(facts, estimates, sketch, folder, faithful)
 
 

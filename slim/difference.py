@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.calibration import Calibration
+from slim.calibration import Calibration, load_facts
 from slim.errors import InputError
 from slim.estimate import Estimate, ends, resampled
-from slim.migrations import read
-from slim.records import CalibrationFacts, ModelFacts
+from slim.records import ModelFacts
 from slim.sketch import BLOCK, LossSketch
 
 
@@ -69,8 +68,8 @@ def of_same_model(model: ModelFacts, folders: list[Path], but: Path | None = Non
     found = []
     for folder in folders:
         try:
-            facts = read(CalibrationFacts, folder / "record.json", f"calibration {str(folder)!r}")
-        except (InputError, ValueError, OSError):
+            facts = load_facts(folder)
+        except InputError:
             continue
         if folder != but and facts.model.fingerprint == model.fingerprint and facts.settings.kl != "none":
             found.append((folder, facts.dataset.source))

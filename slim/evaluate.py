@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,7 @@ def workload(loaded: Mapping[str, Loaded], drawn: own_rows.Drawn | None, setting
     seconds, memory = 0.0, 0
     for one in loaded.values():
         seconds += seconds_of(one.facts, 2 * count + DECODED * answered, one.model.device, one.model.dtype)
-        memory += sum(map(prod, one.facts.shapes.values())) * one.model.dtype.itemsize
+        memory += one.facts.parameters * one.model.dtype.itemsize
     original = next(iter(loaded.values())).model
     memory += 4 * longest * original.config.vocab_size * 4
     disk = rows * len(loaded) * ROW_BYTES

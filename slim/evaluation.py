@@ -1,7 +1,6 @@
 """The evaluation record and its files: what was measured of each model, beside every row it comes from."""
 
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Literal, Self
 
@@ -65,7 +64,7 @@ class ModelScores(Record):
 
     @property
     def parameters(self) -> int:
-        return sum(map(prod, self.model.shapes.values()))
+        return self.model.parameters
 
 
 class TaskFacts(Record):
@@ -126,19 +125,28 @@ def save(evaluation: Evaluation, output: Path) -> Evaluation:
     return replace(evaluation, path=output)
 
 
-def load(folder: Path) -> Evaluation:
-    """A saved evaluation. Raises InputError when `folder` does not hold one."""
+def load_facts(folder: Path) -> EvaluationFacts:
+    """The record of a saved evaluation without its rows. Raises InputError when `folder` does not hold one."""
     record = folder / "record.json"
     if not is_file(record):
         raise InputError(f"evaluation {str(folder)!r} was not found: run `slim evaluate --output {folder}` first.")
     try:
-        facts = read(EvaluationFacts, record, f"evaluation {str(folder)!r}")
-        table = _table(folder / TABLE)
+        return read(EvaluationFacts, record, f"evaluation {str(folder)!r}")
     except (ValueError, OSError) as error:
-        raise InputError(
-            f"evaluation {str(folder)!r} cannot be read ({reason_of(error)}): run `slim evaluate` again."
-        ) from error
-    return Evaluation(facts, table, folder)
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"evaluation {str(folder)!r} cannot be read ({reason_of(error)}): run `slim evaluate` again.")
+
+
+def load(folder: Path) -> Evaluation:
+    """A saved evaluation. Raises InputError when `folder` does not hold one."""
+    facts = load_facts(folder)
+    try:
+        return Evaluation(facts, _table(folder / TABLE), folder)
+    except (ValueError, OSError) as error:
+        raise _unreadable(folder, error) from error
 
 
 def _table(file: Path) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic_core import from_json
+import pydantic_core
 
 from slim.errors import InputError
 from slim.project import everything, project
@@ -43,7 +43,16 @@ def read(kind: type[R], file: Path, name: str) -> R:
         raise ValueError("it is no file")
     if file.stat().st_size > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MB")
-    return from_plain(kind, from_json(file.read_bytes(), allow_inf_nan=False), name)
+    return from_json(kind, file.read_bytes(), name)
+
+
+def from_json(kind: type[R], content: bytes, name: str) -> R:
+    """The same from what a file holds."""
+    try:
+        raw = pydantic_core.from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError(f"Invalid JSON: {error}") from error
+    return from_plain(kind, raw, name)
 
 
 def from_plain(kind: type[R], raw: Any, name: str) -> R:
@@ -107,6 +116,8 @@ def _check_numbers(raw: Raw) -> None:
 
 
 def _calibration_1(raw: Raw) -> Raw:
+    if lacking := {"model", "metrics"} - raw.keys():  # of every version
+        raise LookupError(f"it lacks {min(lacking)!r}")
     raise Outdated(
         "0.1.0", "whose figures have no intervals and whose loss sketch knows no blocks", "run `slim calibrate` again"
     )

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def placement_of(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> s
     """transformers' `device_map` for a model: one card after the other where the first cannot hold it, else none."""
     if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return None
-    size = sum(map(prod, glance("", config).shapes.values())) * dtype.itemsize
+    size = glance("", config).parameters * dtype.itemsize
     room = torch.cuda.get_device_properties(0).total_memory * ROOM_FOR_WEIGHTS
     return "sequential" if size > room else None
 

@@ -1,5 +1,6 @@
 """The frozen records of every stage. Each is checked when it is made and survives a trip through JSON unchanged."""
 
+from math import prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -62,6 +63,10 @@ class ModelFacts(Record):
     def group(self) -> int:
         """Query heads that share one key/value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(prod, self.shapes.values()))
 
 
 class DatasetFacts(Record):

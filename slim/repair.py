@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +115,7 @@ def workload(at: Bench, settings: RepairSettings) -> Workload:
     """What a repair takes on its device."""
     facts, dtype = at.student.facts, resolve_dtype(settings.dtype)
     tokens = at.drawn["learn"].tokens + at.drawn["choose"].tokens
-    sizes = [sum(map(prod, one.facts.shapes.values())) for one in (at.student, at.teacher)]
+    sizes = [one.facts.parameters for one in (at.student, at.teacher)]
     inside = [shape for name, shape in facts.shapes.items() if name.startswith(at.student.architecture.layers)]
     widest, width = max(map(max, inside)), at.student.model.config.hidden_size
     held = sum(sizes) + tokens * STREAMS * width

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slim import judge, plan
+from slim import calibration, evaluation, judge, plan
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
 from slim.lineage import Node
 from slim.plan import Difference
 from slim.records import Plan
 from slim.recovery import recovery_of
-from slim.run_facts import read_calibration, read_evaluation
 
 BULK = ("schema_version", "kind", "keep", "changes", "comparisons", "summary", "reason.scores", "judge.rubric")
 """What of a record is too much for a line, or said elsewhere in it."""
@@ -70,14 +69,14 @@ def _record(node: Node) -> dict[str, Any]:
     path = node.path or Path()
     match node.kind:
         case "calibration":
-            return read_calibration(path).model_dump()
+            return calibration.load_facts(path).model_dump()
         case "plan":
             return plan.load(path).model_dump()
         case "checkpoint":
             cut = _plan_of(node)
             return (cut.model_dump() if cut else {}) | {"recovery": recovery_of(path).model_dump()["steps"]}
         case "evaluation":
-            return read_evaluation(path).model_dump()
+            return evaluation.load_facts(path).model_dump()
         case "judgement":
             return judge.load(path).model_dump()
     raise InputError(f"{node.name!r} is a model that runs were made of, not a run: name a run.")

@@ -4,25 +4,21 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import prod
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import ValidationError
-
-from slim import judge, plan
+from slim import calibration, evaluation, judge, plan
 from slim.calibration import CHECK_FILE
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
-from slim.evaluation import EvaluationFacts, in_words
+from slim.evaluation import in_words
 from slim.judge.verdicts import Judgement
-from slim.records import ByBudget, CalibrationFacts, ModelFacts, Plan
+from slim.records import ByBudget, ModelFacts, Plan
 from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
 from slim.workspace import Kind
 
 Stage = Literal["model", "calibration", "plan", "checkpoint", "recovered", "evaluation", "judgement"]
 """In the order of the pipeline. A recovered checkpoint is of the kind `checkpoint`."""
-Kept = TypeVar("Kept", CalibrationFacts, EvaluationFacts)
 FIRST = ("perplexity", "kl")
 """The measures that stand for an evaluation, where it has them; else its first one does."""
 
@@ -98,31 +94,12 @@ def _facts(kind: Kind, path: Path, stamps: tuple[tuple[int, int], ...]) -> Facts
 
 
 def _calibration(path: Path) -> Facts:
-    found = read_calibration(path)
+    found = calibration.load_facts(path)
     data = found.dataset
     figures = {"data": data.source, "rows": f"{data.rows:,} of {data.split}", "tokens": f"{data.tokens:,}"}
     if (path / CHECK_FILE).is_file():
         figures["checked"] = "yes"
     return Facts("calibration", figures, (_named(found.model),), _known(found.model), (data.source,), found.started)
-
-
-def read_calibration(path: Path) -> CalibrationFacts:
-    """The record of a calibration without its arrays. Raises InputError for a damaged one."""
-    return _read(CalibrationFacts, "calibration", path)
-
-
-def read_evaluation(path: Path) -> EvaluationFacts:
-    """The record of an evaluation without its rows. Raises InputError for a damaged one."""
-    return _read(EvaluationFacts, "evaluation", path)
-
-
-def _read(record: type[Kept], kind: Kind, path: Path) -> Kept:
-    try:
-        return record.model_validate_json((path / "record.json").read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            f"{kind} {str(path)!r} cannot be read: its record.json is damaged or of another version: make it again."
-        ) from error
 
 
 def _plan(path: Path) -> Facts:
@@ -187,7 +164,7 @@ def _of_recovery(recovery: Recovery) -> dict[str, str]:
 
 
 def _evaluation(path: Path) -> Facts:
-    found = read_evaluation(path)
+    found = evaluation.load_facts(path)
     figures: dict[str, str] = {}
     name = next((name for name in (*FIRST, *found.measures) if name in found.measures), None)
     for one in found.models[1:]:
@@ -226,12 +203,12 @@ READERS: dict[Kind, Callable[[Path], Facts]] = {
 
 
 def _named(model: ModelFacts) -> Named:
-    return Named(model.source, model.fingerprint, sum(map(prod, model.shapes.values())))
+    return Named(model.source, model.fingerprint, model.parameters)
 
 
 def _known(model: ModelFacts) -> dict[str, dict[str, str]]:
     figures = {
-        "parameters": f"{sum(map(prod, model.shapes.values())) / 1e6:,.1f} M",
+        "parameters": f"{model.parameters / 1e6:,.1f} M",
         "layers × heads": f"{model.layers} × {model.heads}",
         "numbers": model.dtype,
     }

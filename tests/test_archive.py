@@ -23,6 +23,7 @@ from slim.manifest import MANIFEST, Manifest
 from slim.recovery import recovery_of
 from tests.pipeline import Pipeline, make_pipeline
 
+OLD = Path(__file__).parent / "data" / "0.1.0"
 Members = dict[str, bytes]
 """What is in an archive, by name."""
 Edit = Callable[[Members], Any]
@@ -363,6 +364,23 @@ def test_a_list_of_a_million_members(tmp_path: Path, own_workspace: Path, monkey
     end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
     refused(io.BytesIO(entries + end64 + locator + end), "lists more than 10,000 files")
     assert not opened
+
+
+def test_a_record_of_an_older_version_comes_in(members: Members, tmp_path: Path, own_workspace: Path) -> None:
+    """It is brought up to date, and names the runs of its archive by their folders here as any other does."""
+    manifest = json.loads(members[MANIFEST])
+    number = next(run["number"] for run in manifest["runs"] if run["kind"] == "plan")
+    old = json.loads((OLD / "plan-heads.json").read_bytes())
+    manifest["places"] = {old["calibration"]: 1}
+    content = json.dumps(old).encode()
+    held = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["runs"][number - 1]["files"][0] |= held
+    members |= {f"{number}/plan.json": content, MANIFEST: json.dumps(manifest).encode()}
+    taken = import_runs(written(members, tmp_path / "old.zip"))
+    arrived = plan.load(Path(taken[number - 1].path))
+    assert arrived.schema_version == 2
+    assert arrived.calibration == taken[0].path
+    assert arrived.keep == plan.load(OLD / "plan-heads.json").keep
 
 
 MANIFESTS: dict[str, tuple[Any, str]] = {

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from slim import calibration, evaluation, judge, plan, workspace
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.evaluation import Evaluation, EvaluationFacts, ModelScores
 from slim.judge.verdicts import Judgement
-from slim.models import digest
+from slim.models import digest, weights_of
 from slim.plan import PLAN_FILE
 from slim.records import Plan
 from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
@@ -102,7 +100,7 @@ def _checkpoint(folder: Path, notes: list[str]) -> Subject:
     made = plan.load(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
     if made is None and not (folder / RECOVERY_FILE).is_file():
         raise InputError(f"run {str(folder)!r} is a model that Slim did not make: name a checkpoint that it did.")
-    weights = digest(sorted(folder.glob("*.safetensors")))
+    weights = digest(weights_of(folder))
     return Subject(folder.name, weights, made, recovery_of(folder), None if made is None else _measured(made, notes))
 
 
@@ -141,13 +139,9 @@ def _measured(made: Plan, notes: list[str]) -> Calibration | None:
 
 
 def _evaluations(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Evaluation], ...]:
-    known = _readable(workspace.runs("evaluation"), _only_facts)
+    known = _readable(workspace.runs("evaluation"), evaluation.load_facts)
     mine = [path for path, facts in known if any(one.scores(facts) is not None for one in subjects if one.fingerprint)]
     return tuple((path.name, one) for path, one in _readable(mine, evaluation.load))
-
-
-def _only_facts(folder: Path) -> EvaluationFacts:
-    return EvaluationFacts.model_validate_json((folder / "record.json").read_bytes())
 
 
 def _judged(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Judgement], ...]:
@@ -160,5 +154,5 @@ def _readable(paths: list[Path], load: Callable[[Path], Loadable]) -> Iterator[t
     for path in paths:
         try:
             yield path, load(path)
-        except (InputError, ValidationError, OSError):
+        except InputError:
             continue

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ def _model_lines(facts: ModelFacts) -> list[tuple[str, str]]:
         ("name", named(facts.source)),
         ("family", facts.model_type),
         ("shape", f"{facts.layers} layers × {facts.heads} heads{keys}, {facts.head_dim} numbers a head"),
-        ("parameters", f"{sum(map(prod, facts.shapes.values())):,}, stored as {facts.dtype}"),
+        ("parameters", f"{facts.parameters:,}, stored as {facts.dtype}"),
         ("fingerprint", facts.fingerprint),
     ]
 
