@@ -34,6 +34,15 @@ def _is_real(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in REAL)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture, so that what a module shares is computed with as many threads as its tests are.
+
+    Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
+    """
+    torch.set_num_threads(THREADS if _is_real(item) else 1)
+
+
 @pytest.fixture(autouse=True)
 def own_workspace(
     request: pytest.FixtureRequest,
@@ -44,15 +53,11 @@ def own_workspace(
     """SLIM_HOME of a unit test; tests of the real model use `shared_workspace`.
 
     A page that is run within a test confines paths to its folders for the process, which ends with the test.
-
-    Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
     """
     monkeypatch.setenv("SLIM_FOLDERS", str(tmp_path_factory.getbasetemp()))
     monkeypatch.setenv("SLIM_CONFINED", "")
     if _is_real(request.node):
-        torch.set_num_threads(THREADS)
         return None
-    torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "workspace"))
     return tmp_path / "workspace"
@@ -63,7 +68,6 @@ def shared_workspace() -> Iterator[Path]:
     """A workspace that persists between runs, so that the bundled model is unpacked once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(TEST_CACHE / "workspace"))
-        torch.set_num_threads(THREADS)
         yield TEST_CACHE / "workspace"
 
 
