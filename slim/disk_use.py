@@ -34,6 +34,8 @@ MEANING: dict[Left, str] = {
 """What each kind of leftover is, and what its removal costs."""
 SAFE: tuple[Left, ...] = ("partial", "locks", "gone", "logs")
 """What nobody can miss."""
+OF_JOBS: tuple[Left, ...] = ("rounds", "models", "uploads")
+"""What a job that is under way may need before any run does."""
 QUIET = 3600
 """Seconds without a change after which unfinished work that has no lock of its own counts as stopped."""
 
@@ -70,8 +72,9 @@ def _of_run(kind: Kind, path: Path) -> list[Path]:
 def leftovers(lineage: Lineage) -> list[Leftover]:
     """What may go. Nothing outside of the workspace is among it, nothing behind a link, and nothing in use."""
     found: list[Leftover] = []
+    busy = any(job.unfinished for job in jobs.jobs())
     for what, search in SEARCH.items():
-        for path in search(lineage):
+        for path in () if busy and what in OF_JOBS else search(lineage):
             if _is_inside(path):
                 found.append(Leftover(what, path, size_of(path)))
     return found
@@ -167,7 +170,7 @@ def _trainings(lineage: Lineage) -> Iterator[Path]:
 
 
 def _rounds(lineage: Lineage) -> Iterator[Path]:
-    return (path for path in _within("rounds") if not _is_busy() and is_folder(path) and _is_quiet(path))
+    return (path for path in _within("rounds") if is_folder(path) and _is_quiet(path))
 
 
 def _results(lineage: Lineage) -> Iterator[Path]:
@@ -182,25 +185,20 @@ def _models(lineage: Lineage) -> Iterator[Path]:
     files = {Path(source).stem for source in sources if source.endswith(".gguf")}
     for path in _within("models"):
         needed = path.name in used or path.name.rpartition("-")[0] in files
-        if is_folder(path) and not needed and not PARTIAL.fullmatch(path.name) and not _is_busy():
+        if is_folder(path) and not needed and not PARTIAL.fullmatch(path.name):
             yield path
 
 
 def _uploads(lineage: Lineage) -> Iterator[Path]:
     used = {Path(source).name for run in _facts(lineage) for source in run.data}
     for path in _within("uploads"):
-        if path.name not in used and not PARTIAL.fullmatch(path.name) and not _is_busy() and _is_quiet(path):
+        if path.name not in used and not PARTIAL.fullmatch(path.name) and _is_quiet(path):
             yield path
 
 
 def _logs(lineage: Lineage) -> Iterator[Path]:
     known = {job.id for job in jobs.jobs()}
     return (path for path in _within("jobs") if path.suffix == ".log" and path.stem not in known and _is_quiet(path))
-
-
-def _is_busy() -> bool:
-    """Whether a job is under way, which may need what no run needs yet."""
-    return any(job.unfinished for job in jobs.jobs())
 
 
 def _facts(lineage: Lineage) -> Iterator[Facts]:

@@ -4,19 +4,17 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from slim.errors import Cancelled
-from slim.jobs.control import ensure_runner, log_path, new_job, queue_of, settled
+from slim.jobs.control import ensure_runner, log_path, new_job, queue_of, settled, turn_of
 from slim.jobs.device import hold
-from slim.jobs.faults import reason_of
-from slim.jobs.job import Job
-from slim.jobs.process import start_time
+from slim.jobs.faults import reason_of, traced
+from slim.jobs.job import Job, over
+from slim.jobs.process import start_time, stop
 from slim.jobs.store import JobStore, StoreFull
 from slim.jobs.teller import Teller, beating
 from slim.progress import Progress, silent
@@ -49,14 +47,14 @@ def attached(
                 turn = _turn(store, job, say)
                 teller = Teller(store, job.id, also)
                 yield teller
-            _end(store, job.id, state="done", result=teller.result, done=1.0, total=1.0, message="Done")
+            _end(store, job.id, over("done", result=teller.result, done=1.0, total=1.0))
         except (Cancelled, KeyboardInterrupt, GeneratorExit, SystemExit):
-            _end(store, job.id, state="cancelled", message="Cancelled")
+            _end(store, job.id, over("cancelled"))
             raise
         except BaseException as error:
             with suppress(OSError):
-                log_path(store, job.id).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            _end(store, job.id, state="failed", message="Failed", error=reason_of(error))
+                log_path(store, job.id).write_text(traced(error), encoding="utf-8")
+            _end(store, job.id, over("failed", error=reason_of(error)))
             raise
         finally:
             if turn is not None:
@@ -89,7 +87,7 @@ def _behind(store: JobStore, waiting: list[Job], job: Job) -> str:
     """What a command waits for, in words."""
     running = [one for one in store.all() if one.state in ("running", "cancelling") and one.device == job.device]
     ahead = [settled(store, one) for one in running]
-    ahead += [one for one in waiting if (one.place, one.created, one.id) < (job.place, job.created, job.id)]
+    ahead += [one for one in waiting if turn_of(one) < turn_of(job)]
     named = ", ".join(f"{one.kind} {one.id}" for one in ahead if one.unfinished and one.id != job.id)
     return f"Waiting for {named or 'the process'} on {job.device} …"
 
@@ -100,15 +98,11 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Cancelled("cancelled")
 
 
 def placed(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +119,6 @@ def placed(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _end(store: JobStore, job_id: str, **changes: Any) -> None:
+def _end(store: JobStore, job_id: str, changes: dict[str, Any]) -> None:
     with suppress(StoreFull):  # whoever looks next sees that the process is gone
-        store.update(job_id, ended=time.time(), **changes)
+        store.update(job_id, **changes)

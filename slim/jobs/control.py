@@ -13,7 +13,7 @@ from slim import workspace
 from slim.errors import InputError
 from slim.jobs.device import device_of, hold
 from slim.jobs.faults import GONE
-from slim.jobs.job import UNFINISHED, Job, Origin
+from slim.jobs.job import UNFINISHED, Job, Origin, over
 from slim.jobs.process import is_alive, spawn, tell
 from slim.jobs.store import JobStore, StoreFull
 from slim.paths import CONFINED
@@ -75,11 +75,12 @@ def jobs(kind: str | None = None) -> list[Job]:
 def in_order(found: list[Job]) -> list[Job]:
     """What runs first, then what waits in its order, then what is over, the newest first."""
     running = [job for job in found if job.state in ("running", "cancelling")]
-    waiting = sorted((job for job in found if job.state == "queued"), key=_turn)
+    waiting = sorted((job for job in found if job.state == "queued"), key=turn_of)
     return [*running, *waiting, *(job for job in found if not job.unfinished)]
 
 
-def _turn(job: Job) -> tuple[float, float, str]:
+def turn_of(job: Job) -> tuple[float, float, str]:
+    """By which jobs of a queue are ordered, the least first."""
     return job.place, job.created, job.id
 
 
@@ -87,7 +88,7 @@ def queue_of(store: JobStore, device: str) -> list[Job]:
     """The jobs that wait for a device, the next one first. A command that was halted is passed over."""
     found = [settled(store, job) for job in store.all() if job.state == "queued" and job.device == device]
     waiting = [job for job in found if job.state == "queued" and not (job.attached and job.silent())]
-    return sorted(waiting, key=_turn)
+    return sorted(waiting, key=turn_of)
 
 
 def move(job_id: str, before: str | None = None) -> Job:
@@ -111,7 +112,7 @@ def move(job_id: str, before: str | None = None) -> Job:
 def cancel(job_id: str) -> Job | None:
     """Stops a job: asked first, killed after two seconds. Finished jobs stay as they are."""
     with JobStore() as store:
-        job = store.update(job_id, only_if=("queued",), state="cancelled", ended=time.time(), message="Cancelled")
+        job = store.update(job_id, only_if=("queued",), **over("cancelled"))
         if job is None or not job.unfinished:
             return job  # a command that waits sees this for itself
         job = store.update(job_id, only_if=("running",), state="cancelling", message="Cancelling")
@@ -122,7 +123,7 @@ def cancel(job_id: str) -> Job | None:
             tell(job, signal.SIGKILL)
             _is_gone(job, KILLED)
         clean(job)
-        return store.update(job_id, only_if=("cancelling",), state="cancelled", ended=time.time(), message="Cancelled")
+        return store.update(job_id, only_if=("cancelling",), **over("cancelled"))
 
 
 def forget(job_id: str) -> None:
@@ -157,10 +158,7 @@ def settled(store: JobStore, job: Job) -> Job:
 def end(store: JobStore, job: Job, reason: str) -> Job:
     """Writes the end of a job whose process is gone without having done so, and removes what it left half written."""
     clean(job)
-    if job.state == "cancelling":
-        changes: dict[str, Any] = {"state": "cancelled", "message": "Cancelled", "ended": time.time()}
-    else:
-        changes = {"state": "failed", "error": reason, "message": "Failed", "ended": time.time()}
+    changes = over("cancelled") if job.state == "cancelling" else over("failed", error=reason)
     try:
         return store.update(job.id, only_if=UNFINISHED, **changes) or job
     except StoreFull:

@@ -2,9 +2,10 @@
 
 import errno
 import signal
+import traceback
 from collections.abc import Iterator
 
-from slim.errors import SlimError
+from slim.errors import SlimError, without_secrets
 
 MEMORY = (
     "memory ran out: take fewer rows at a time, shorter rows or another device, or end what else runs here; then start "
@@ -34,6 +35,11 @@ def reason_of(error: BaseException) -> str:
     if any(_is_network(one) for one in chain):
         return NETWORK
     return str(SlimError(f"{type(error).__name__}: {error}"))  # a line without secrets
+
+
+def traced(error: BaseException) -> str:
+    """Where an error came from, for a log: the whole traceback, without secrets."""
+    return without_secrets("".join(traceback.format_exception(error)))
 
 
 def reason_of_death(code: int, log: str) -> str:

@@ -74,6 +74,11 @@ class Job(Record):
         return self.unfinished and self.beat is not None and (now or time.time()) - self.beat > SILENT
 
 
+def over(state: Literal["done", "failed", "cancelled"], **more: Any) -> dict[str, Any]:
+    """What changes of a job that comes to its end now."""
+    return {"state": state, "message": state.capitalize(), "ended": time.time(), **more}
+
+
 def goes_on(job: Job) -> bool:
     """Whether the same request goes on where this one was stopped."""
     return job.kind in KEPT or job.arguments.get("rounds", 1) > 1

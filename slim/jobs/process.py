@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import psutil
 
 import slim
 from slim import workspace
+from slim.errors import Cancelled
 from slim.jobs.job import SILENT, Job
 
 ROOT = Path(slim.__file__).resolve().parent.parent
@@ -40,6 +42,11 @@ def start_time(pid: int) -> float | None:
         return psutil.Process(pid).create_time()
     except psutil.Error:
         return None
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """What SIGTERM does to the process of a job: it is cancelled where it stands."""
+    raise Cancelled("cancelled")
 
 
 def is_alive(job: Job) -> bool:

@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from slim.jobs.control import clean, end, ensure_runner, log_path, queue_of
+from slim.jobs.control import clean, end, ensure_runner, log_of, log_path, queue_of
 from slim.jobs.device import hold
 from slim.jobs.faults import reason_of_death
 from slim.jobs.job import Job
@@ -63,17 +63,16 @@ def _do(store: JobStore, job: Job, turn: int) -> None:
         _, status, usage = os.wait4(worker.pid, 0)
         worker.returncode = os.waitstatus_to_exitcode(status)
         end_group(worker.pid)
-    _write_end(store, job.id, worker.returncode, peak_of(usage), path)
+    _write_end(store, job.id, worker.returncode, peak_of(usage))
 
 
-def _write_end(store: JobStore, job_id: str, code: int, peak: int, log: Path) -> None:
+def _write_end(store: JobStore, job_id: str, code: int, peak: int) -> None:
     """How a worker ended that could not say so itself, and the memory that it took."""
     job = store.get(job_id)
     if job is None:
         return
     if job.unfinished:
-        said = log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else ""
-        end(store, job, reason_of_death(code, said))
+        end(store, job, reason_of_death(code, log_of(job_id)))
     elif code:
         clean(job)  # without memory or room a worker may not manage to remove what it began
     with suppress(StoreFull):

@@ -4,16 +4,15 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from slim.errors import Cancelled, SlimError, without_secrets
-from slim.jobs.faults import reason_of
-from slim.jobs.process import start_time
+from slim.errors import Cancelled, SlimError
+from slim.jobs.faults import reason_of, traced
+from slim.jobs.job import over
+from slim.jobs.process import start_time, stop
 from slim.jobs.store import JobStore, StoreFull
 from slim.jobs.teller import Teller, beating
 from slim.paths import CONFINED
@@ -103,26 +102,22 @@ KINDS: dict[str, Callable[[dict[str, Any], Teller], str]] = {
 }
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Cancelled("cancelled")
-
-
 def run(job_id: str) -> int:
     """Does the job and writes how it went; the exit code of the process."""
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     with JobStore() as store:
         try:
             with beating(job_id):
                 result = _work(store, job_id)
-            store.update(job_id, state="done", ended=time.time(), result=result, done=1.0, total=1.0, message="Done")
+            store.update(job_id, **over("done", result=result, done=1.0, total=1.0))
         except Cancelled:
-            store.update(job_id, state="cancelled", ended=time.time(), message="Cancelled")
+            store.update(job_id, **over("cancelled"))
             return Cancelled.exit_code
         except Exception as error:
             reason, code = reason_of(error), error.exit_code if isinstance(error, SlimError) else 1
             if not isinstance(error, SlimError):
                 with suppress(OSError):
-                    print(without_secrets(traceback.format_exc()), file=sys.stderr)
+                    print(traced(error), file=sys.stderr)
         else:
             return 0
         return _failed(store, job_id, reason, code)  # here what the error held in memory is let go
@@ -133,10 +128,10 @@ def _failed(store: JobStore, job_id: str, reason: str, code: int) -> int:
         print(f"slim: {reason}", file=sys.stderr, flush=True)  # the runner reads it where it cannot be written below
     with suppress(StoreFull):
         # an error may be a library's word for the cancellation that reached it
-        job = store.update(job_id, only_if=("cancelling",), state="cancelled", ended=time.time(), message="Cancelled")
+        job = store.update(job_id, only_if=("cancelling",), **over("cancelled"))
         if job is not None and job.state == "cancelled":
             return Cancelled.exit_code
-        store.update(job_id, state="failed", ended=time.time(), error=reason, message="Failed")
+        store.update(job_id, **over("failed", error=reason))
     return code
 
 
