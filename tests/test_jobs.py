@@ -5,7 +5,7 @@ import pickle
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from slim.plan import make_plan
 from slim.progress import remaining_seconds
 from slim.records import Settings
 from tests.pico import make_pico, save_pico
+from tests.waiting import ended, gone, wait_for
 
-PATIENCE = 120.0
-"""Seconds after which a test gives up; nothing is asserted about time."""
 SMALL = {"samples": 4, "max_length": 48, "device": "cpu"}
 STAND_INS = ("other", "lost", "fresh", "alive")
 """Records without a worker of their own: one carries this process's number."""
@@ -51,35 +50,9 @@ def no_worker_outlives_its_test(own_workspace: Path) -> Iterator[None]:
             jobs.cancel(job.id)
 
 
-def wait_for(job: Job, ready: Callable[[Job], Any]) -> Job:
-    """The job once it is `ready`."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found = jobs.state_of(job.id)
-        assert found is not None
-        if ready(found):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{jobs.state_of(job.id)}\n{log_of(job.id)}")
-
-
-def ended(job: Job) -> bool:
-    """Whether it came to an end of any kind."""
-    return not job.unfinished
-
-
 def started(model: str, settings: dict[str, Any], dataset: str = "bundled:triage", **more: Any) -> Job:
     """A calibration in a worker of its own."""
     return jobs.start("calibrate", model=model, dataset=dataset, settings=settings, **more)
-
-
-def gone(pid: int | None) -> bool:
-    """Whether no such process runs any more."""
-    assert pid is not None
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def leftovers(workspace: Path) -> list[Path]:

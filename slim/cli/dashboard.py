@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import typer
 
 from slim import exposure
-from slim.cli.shared import app, err, out
+from slim.cli.shared import app, careful, out
 from slim.errors import InputError, SlimError
 
 
@@ -30,8 +30,7 @@ def dashboard(
         raise InputError(f"the dashboard's pages are not beside the package in {str(root)!r}: run it from a clone.")
     url = f"http://localhost:{port}"
     host = "127.0.0.1" if host == "localhost" else host
-    if said := exposure.warning(host, exposure.DASHBOARD, "set up a login before others can (docs/safety.md)"):
-        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    careful(exposure.warning(host, exposure.DASHBOARD, "set up a login before others can (docs/safety.md)"))
     if browser and (
         sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

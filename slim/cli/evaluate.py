@@ -18,8 +18,8 @@ from slim.cli.shared import (
     at_work,
     err,
     out,
-    parse_pairs,
     print_json,
+    rows_of,
 )
 from slim.errors import InputError
 
@@ -93,12 +93,7 @@ def evaluate(
         "standard": [name.strip() for name in tasks.split(",") if name.strip()] if tasks else (),
         "speed": speed,
         "output": output,
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "template": template,
-        "columns": parse_pairs("columns", columns) if columns else None,
-        "prompt": prompt,
+        **rows_of(config, split, revision, template, columns, prompt),
     }
     with at_work("evaluate", **options, settings=settings.model_dump()) as progress:
         done = stage.evaluate(

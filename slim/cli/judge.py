@@ -19,8 +19,8 @@ from slim.cli.shared import (
     at_work,
     err,
     out,
-    parse_pairs,
     print_json,
+    rows_of,
 )
 from slim.errors import InputError, SlimError
 
@@ -88,12 +88,7 @@ def judge(
         "original": original,
         "pruned": pruned,
         "dataset": dataset,
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "template": template,
-        "columns": parse_pairs("columns", columns) if columns else None,
-        "prompt": prompt,
+        **rows_of(config, split, revision, template, columns, prompt),
         "samples": samples,
         "endpoint": None if endpoint is None else base_url(endpoint),  # which refuses a key, before it is written down
         "judge_model": judge_model,

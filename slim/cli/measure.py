@@ -20,9 +20,9 @@ from slim.cli.shared import (
     at_work,
     err,
     out,
-    parse_pairs,
     parse_weights,
     print_json,
+    rows_of,
 )
 from slim.faithfulness import Faithfulness
 
@@ -70,12 +70,7 @@ def calibrate(
     data = {
         "model": model,
         "dataset": dataset,
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "template": template,
-        "columns": parse_pairs("columns", columns) if columns else None,
-        "prompt": prompt,
+        **rows_of(config, split, revision, template, columns, prompt),
         "output": output,
     }
     with at_work("calibrate", **data, settings=settings.model_dump()) as progress:

@@ -20,8 +20,8 @@ from slim.cli.shared import (
     at_work,
     err,
     out,
-    parse_pairs,
     print_json,
+    rows_of,
 )
 
 if TYPE_CHECKING:
@@ -141,12 +141,7 @@ def finetune(
         "method": method,
         "original": original,
         "output": output,
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "template": template,
-        "columns": parse_pairs("columns", columns) if columns else None,
-        "prompt": prompt,
+        **rows_of(config, split, revision, template, columns, prompt),
     }
     with at_work("finetune", **options, settings=settings.model_dump()) as progress:
         made = stage.finetune(

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from slim import exposure
-from slim.cli.shared import AsJson, app, at_work, err, out, print_json, progress_bar
+from slim.cli.shared import AsJson, app, at_work, careful, out, print_json, progress_bar
 from slim.errors import Cancelled
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
@@ -98,8 +98,7 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model with the OpenAI API until Ctrl-C."""
-    if said := exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"):
-        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    careful(exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"))
     from slim import models
     from slim import serve as stage
 

@@ -78,6 +78,31 @@ def parse_pairs(option: str, text: str) -> dict[str, str]:
     return pairs
 
 
+def rows_of(
+    config: str | None,
+    split: str | None,
+    revision: str | None,
+    template: str | None,
+    columns: str | None,
+    prompt: str | None,
+) -> dict[str, Any]:
+    """Which rows and how they are read, as every stage takes it. Raises InputError for columns that are no mapping."""
+    return {
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "template": template,
+        "columns": parse_pairs("columns", columns) if columns else None,
+        "prompt": prompt,
+    }
+
+
+def careful(said: str | None) -> None:
+    """Warns of what a server would give to others; nothing where only this machine reaches it."""
+    if said:
+        err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(value: dict[str, Any]) -> None:
     out.print_json(json.dumps(value))
 
