@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+from slim.cli import QUIET
+
 TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or Path(__file__).parent.parent / "cache" / "tests").absolute()
 """What is kept between runs: the unpacked bundled model and an environment without slim."""
 
+os.environ |= QUIET  # before the libraries are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_MODULES_CACHE", str(TEST_CACHE / "modules"))
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 from slim.models import Loaded
 from tests import TEST_CACHE
+from tests.browser_setup import FLAGS, playwright_browser, served, system_browser
 from tests.commands import Run, in_process
 from tests.pico import make_pico
 from tests.pipeline import Pipeline, make_pipeline
+from tests.visitor import Visitor
 
 REAL = ("integration", "browser")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -140,3 +143,32 @@ def made(whole: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     yield whole
     shutil.rmtree(home)
     shutil.move(tmp_path / "kept", home)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser; without one the tests that ask for it are left out, and say so."""
+    path = system_browser() or playwright_browser()
+    if path is None:
+        pytest.skip("no browser can be had here")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def app(workspace: Path) -> Iterator[str]:
+    """The address of the dashboard, served from the repository."""
+    with served(workspace) as address:
+        yield address
+
+
+@pytest.fixture
+def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
+    """A person at it, whose browser went nowhere else and saw no error."""
+    person = Visitor(browser, app)
+    yield person
+    assert person.hosts <= {"127.0.0.1", ""}
+    assert person.page.get_by_test_id("stException").count() == 0
+    person.context.close()

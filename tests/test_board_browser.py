@@ -31,7 +31,7 @@ from slim.scores import composite
 from tests.pico import make_pico, random_rows
 from tests.reference import measured
 from tests.test_board import some_choice
-from tests.test_browser import Visitor, app, browser  # noqa: F401  the fixtures, served from the workspace below
+from tests.visitor import Visitor
 
 pytestmark = pytest.mark.browser
 CORE = (Path(__file__).parent.parent / "pages" / "assets" / "board" / "core.js").read_text(encoding="utf-8")
@@ -77,15 +77,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def small(workspace: Path) -> Calibration:
     return files.load(workspace / "calibrations" / "small")
-
-
-@pytest.fixture
-def visitor(browser: Browser, app: str) -> Iterator[Visitor]:  # noqa: F811
-    person = Visitor(browser, app)
-    yield person
-    assert person.hosts <= {"127.0.0.1", ""}
-    assert person.page.get_by_test_id("stException").count() == 0
-    person.context.close()
 
 
 @pytest.fixture
@@ -153,7 +144,7 @@ def check_figures(shown: dict[str, float], choice: Choice, calibration: Calibrat
 
 
 @pytest.fixture(scope="module")
-def blank(browser: Browser, app: str) -> Iterator[Page]:  # noqa: F811
+def blank(browser: Browser, app: str) -> Iterator[Page]:
     """A page that may run modules."""
     found = browser.new_page()
     found.goto(f"{app}/_stcore/health")
@@ -432,7 +423,7 @@ def test_units_and_one_shape(page: Page, small: Calibration) -> None:
     expect_link(page, "unit", "group")
 
 
-def test_a_link_shows_the_same_in_another_session(browser: Browser, app: str, page: Page) -> None:  # noqa: F811
+def test_a_link_shows_the_same_in_another_session(browser: Browser, app: str, page: Page) -> None:
     """Calibration, line, pins, weights and rows: the same figures and the same map, to the pixel."""
     page.mouse.click(*at_cell(page, 0, 1))
     page.get_by_role("button", name="Protect layer 2").click()
@@ -505,7 +496,7 @@ def test_without_a_sketch_the_loss_is_unknown(visitor: Visitor) -> None:
     assert "loss sketch" in (layers.get_attribute("title") or "")
 
 
-def test_a_finger_moves_the_line(browser: Browser, app: str) -> None:  # noqa: F811
+def test_a_finger_moves_the_line(browser: Browser, app: str) -> None:
     """Touch does what the mouse does."""
     context = browser.new_context(viewport={"width": 900, "height": 1200}, has_touch=True)
     page = context.new_page()
@@ -523,7 +514,7 @@ def test_a_finger_moves_the_line(browser: Browser, app: str) -> None:  # noqa: F
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_the_board_fits(browser: Browser, app: str, width: int, scheme: str) -> None:  # noqa: F811
+def test_the_board_fits(browser: Browser, app: str, width: int, scheme: str) -> None:
     """Nothing is wider than the window, the figures stand over the map where it is narrow; a picture to look at."""
     visitor = Visitor(browser, app, scheme, width)
     for name in ("small", name_of(LARGE[1])):

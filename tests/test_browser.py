@@ -1,41 +1,17 @@
 """The real app in a real browser, from the first page to two answers side by side. Pictures go to artifacts/."""
 
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, expect
 
-from tests.browser_setup import FLAGS, playwright_browser, served, system_browser
+from tests.visitor import PAGES, Visitor
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
-PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
-PAGES = {
-    "": "Make a language model smaller, knowing the cost first",
-    "calibrate": "Calibrate",
-    "explore": "Explore",
-    "prune": "Prune",
-    "recover": "Recover",
-    "evaluate": "Evaluate",
-    "compare": "Compare",
-    "runs": "Runs",
-}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = system_browser() or playwright_browser()
-    if path is None:
-        pytest.skip("no browser can be had here")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -45,53 +21,6 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
     (shared_workspace / "models").mkdir(parents=True, exist_ok=True)
     (folder / "models").symlink_to(shared_workspace / "models")
     return folder
-
-
-@pytest.fixture(scope="module")
-def app(workspace: Path) -> Iterator[str]:
-    """The address of the dashboard, served from the repository."""
-    with served(workspace) as address:
-        yield address
-
-
-class Visitor:
-    """A person at a page who counts their clicks and whose browser notes where it connects to."""
-
-    def __init__(self, browser: Browser, address: str, scheme: str = "light", width: int = 1440) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
-        self.page: Page = self.context.new_page()
-        self.address, self.clicks, self.hosts = address, 0, set[str]()
-        self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname or ""))
-
-    def open(self, name: str = "") -> None:
-        self.page.goto(f"{self.address}/{name}")
-        expect(self.page.get_by_role("heading", level=1, name=PAGES[name])).to_be_visible(timeout=60_000)
-
-    def click(self, target: Locator) -> None:
-        self.clicks += 1
-        target.click()
-
-    def settle(self) -> None:
-        """Waits until no script runs and no chart is missing."""
-        expect(self.page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=60_000)
-        expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=60_000)
-        self.page.wait_for_timeout(600)
-
-    def picture(self, name: str) -> None:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        size = self.page.viewport_size or {"width": 1440, "height": 1000}
-        height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-        self.page.set_viewport_size({"width": size["width"], "height": min(max(size["height"], height), 4000)})
-        self.page.wait_for_timeout(500)
-        self.page.screenshot(path=PICTURES / f"{name}.png")
-        self.page.set_viewport_size(size)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
-    person = Visitor(browser, app)
-    yield person
-    person.context.close()
 
 
 def test_a_direct_link_to_a_fresh_server(visitor: Visitor) -> None:

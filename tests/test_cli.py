@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from slim import __version__
 from slim import calibration as calibrations
 from slim.cli import shared
 from slim.errors import InputError
@@ -351,6 +352,13 @@ def test_help_and_bare_slim_explain(run: Run) -> None:
         assert all(verb in told.out + told.err for verb in ("calibrate", "check", "plan", "diff", "prune", "app"))
     assert run("--help").code == 0
     assert "--threshold" in run("plan", "--help").out
+    assert run("--version") == Result(0, f"slim {__version__}\n", "")
+
+
+def test_a_verb_that_needs_no_model_starts_without_the_libraries_for_one() -> None:
+    """They take seconds to import."""
+    code = "import sys; from slim import cli; print(sorted({'torch', 'transformers', 'scipy'} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 @pytest.mark.parametrize("text", ["", "=1", "kl_output", "kl_output=", "kl_output=a", "kl_output=1,,entropy=1"])

@@ -16,9 +16,8 @@ from slim.judge.verdicts import Judgement
 from slim.judge.votes import key_of, pruned_is_a
 from tests.judge_server import JudgeServer, Scripted, serving, shown, verdict
 from tests.pico import make_pico, plan_of, save_pico
-from tests.test_browser import Visitor, app, browser  # noqa: F401  the fixtures, served from the workspace below
-from tests.test_evaluate_browser import fill
 from tests.test_judge import OLD_COMPARISON, OLD_KEYS, OLD_SUMMARY
+from tests.visitor import Visitor, fill
 
 pytestmark = pytest.mark.browser
 ROWS = 24
@@ -64,7 +63,7 @@ def server() -> Iterator[JudgeServer]:
 
 
 @pytest.fixture
-def visitor(browser: Browser, app: str) -> Iterator[Visitor]:  # noqa: F811
+def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
     person = Visitor(browser, app)
     person.open("compare")
     yield person
@@ -237,7 +236,7 @@ def test_the_playground_answers(visitor: Visitor) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_it_fits(browser: Browser, app: str, workspace: Path, width: int, scheme: str) -> None:  # noqa: F811
+def test_it_fits(browser: Browser, app: str, workspace: Path, width: int, scheme: str) -> None:
     """Nothing is wider than the window; a picture of each to look at."""
     visitor = Visitor(browser, app, scheme, width)
     visitor.open("compare")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from slim import bundled, jobs, workspace
+from slim import bundled, jobs, uploads
 
 APP = str(Path(__file__).parent.parent / "app.py")
 ROWS = "frage,antwort,hint\n" + "".join(f"Was ist {row} + {row}?,Das ist {2 * row}.,add them\n" for row in range(20))
@@ -53,7 +53,7 @@ def preview(app: AppTest) -> str:
 
 def upload(app: AppTest, content: str) -> AppTest:
     """A file that was uploaded, chosen as task data."""
-    path = workspace.keep_upload("rows.csv", content.encode())
+    path = uploads.keep("rows.csv", content.encode())
     return select(app.run(), "Task data", str(path))
 
 

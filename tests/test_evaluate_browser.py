@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Download, Locator, Page, expect
 from slim import prune
 from slim.evaluation import EvaluationFacts
 from tests.pico import make_pico, plan_of, save_pico
-from tests.test_browser import Visitor, app, browser  # noqa: F401  the fixtures, served from the workspace below
+from tests.visitor import Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
 ODD = "<i>odd & 'quoted'"
@@ -36,7 +36,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def visitor(browser: Browser, app: str) -> Iterator[Visitor]:  # noqa: F811
+def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
     person = Visitor(browser, app)
     person.open("evaluate")
     yield person
@@ -50,13 +50,6 @@ def several(page: Page, label: str) -> Locator:
     return page.get_by_test_id("stMultiSelect").filter(has_text=label).get_by_role("combobox")
 
 
-def fill(visitor: Visitor, label: str, value: int) -> None:
-    box = visitor.page.get_by_role("spinbutton", name=label, exact=True)
-    box.fill(str(value))
-    box.press("Enter")
-    visitor.settle()
-
-
 def pick(visitor: Visitor, label: str, option: str) -> None:
     """Chooses from a select box by typing, as only the options in view are in the page."""
     box = visitor.page.get_by_test_id("stSelectbox").filter(has_text=label).get_by_role("combobox")
@@ -64,10 +57,6 @@ def pick(visitor: Visitor, label: str, option: str) -> None:
     box.fill(option)
     visitor.page.get_by_role("option", name=option, exact=True).click()
     visitor.settle()
-
-
-def chart(page: Page, title: str) -> Locator:
-    return page.locator(".js-plotly-plot", has_text=title)
 
 
 def picture_of(page: Page, title: str) -> tuple[str, bytes]:
@@ -192,7 +181,7 @@ def test_a_failed_evaluation_says_why_and_the_rest_stays(visitor: Visitor, works
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_the_result_fits(browser: Browser, app: str, width: int, scheme: str) -> None:  # noqa: F811
+def test_the_result_fits(browser: Browser, app: str, width: int, scheme: str) -> None:
     """Nothing is wider than the window; a picture to look at."""
     visitor = Visitor(browser, app, scheme, width)
     visitor.open("evaluate")

@@ -19,7 +19,7 @@ from slim.calibration import Calibration
 from slim.faithfulness import Correction, Faithfulness, Removal, Verdict
 from slim.records import Settings
 from tests.pico import make_pico, save_pico
-from tests.test_browser import Visitor, app, browser  # noqa: F401  the fixtures, served from the workspace below
+from tests.visitor import Visitor
 
 APP = str(Path(__file__).parent.parent / "app.py")
 VIEWS = ("Maps", "Distributions", "Scatter", "Faithfulness", "Task vs general", "Table")
@@ -389,7 +389,7 @@ def choose_view(page: Page, view: str) -> None:
 
 
 @pytest.mark.browser
-def test_a_click_in_any_view_opens_the_head(browser: Any, app: str, workspace: Path) -> None:  # noqa: F811
+def test_a_click_in_any_view_opens_the_head(browser: Any, app: str, workspace: Path) -> None:
     """With a real mouse, in figures and in the table; also back to a head that was seen before."""
     visitor = Visitor(browser, app)
     page = visitor.page

@@ -1,5 +1,6 @@
 """Asking a judge: real HTTP to a server that answers, refuses, breaks off, waits or fails as it is told."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,19 @@ def test_what_was_answered_is_not_asked_again() -> None:
         ask(server, 6, concurrency=1, timeout=5, retries=3)
         assert len(server.asked) == 12
     assert all(reply.known and reply.text == FINE for reply in ask(server, 6))  # the server is gone
+
+
+def test_where_an_event_loop_runs_already() -> None:
+    """As in a notebook: the models are listed and the questions asked all the same, and what fails says so."""
+
+    async def cell(server: JudgeServer) -> tuple[list[str], list[Reply]]:
+        return models_of(server.url, 5), ask(server, 3)
+
+    with serving(always(verdict("A"))) as server:
+        names, replies = asyncio.run(cell(server))
+        assert (names, failures(replies)) == (["pico-judge"], {None})
+    with pytest.raises(SlimError, match="is it running"):
+        asyncio.run(cell(server))
 
 
 @pytest.mark.parametrize("status", [400, 422])

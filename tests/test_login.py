@@ -16,7 +16,7 @@ from slim import paths
 from slim.errors import InputError
 from tests.browser_setup import served
 from tests.oidc_server import Provider, provider
-from tests.test_browser import PAGES, PICTURES, browser  # noqa: F401  a fixture
+from tests.visitor import PAGES, PICTURES
 
 ANN = {"sub": "1", "name": "Ann *Lee*", "email": "ann@example.com", "email_verified": True}
 BEN = {"sub": "2", "name": "Ben", "email": "Ben@Example.org", "email_verified": True}
@@ -74,7 +74,7 @@ def app(owner: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def person(browser: Browser) -> Iterator[BrowserContext]:  # noqa: F811
+def person(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     yield context
     context.close()
@@ -139,7 +139,7 @@ def test_each_person_has_their_own_selection(
     app: str,
     at_provider: Provider,
     person: BrowserContext,
-    browser: Browser,  # noqa: F811
+    browser: Browser,
 ) -> None:
     """What one person types is not on another's page, and neither leaves the folders of a shared server."""
     ann, other = person.new_page(), browser.new_context(viewport={"width": 1440, "height": 900})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slim import jobs, paths, push, sources, tokenizer, workspace
+from slim import jobs, paths, push, sources, tokenizer, uploads, workspace
 from slim.errors import InputError
 from slim.models import load, locate
 from slim.plan import load as load_plan
@@ -73,7 +73,7 @@ def test_what_lies_inside_is_read(shared: Path, text: str) -> None:
     (shared / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     (shared / "inside.jsonl").symlink_to(shared / "rows.jsonl")
     assert len(list(sources.open_source(text.format(given=shared)).rows())) == 1
-    upload = workspace.keep_upload("rows.jsonl", b'{"a": "b"}\n')
+    upload = uploads.keep("rows.jsonl", b'{"a": "b"}\n')
     assert paths.local(str(upload)) == upload
 
 
@@ -213,11 +213,11 @@ def test_a_worker_is_confined_as_the_dashboard_is(shared: Path) -> None:
 )
 def test_an_upload_of_any_name_is_kept_in_its_folder(own_workspace: Path, name: str) -> None:
     """Under a name of letters, digits, dots and dashes that is not hidden and fits the disk."""
-    path = workspace.keep_upload(name, b"question,answer\nq,a\n")
+    path = uploads.keep(name, b"question,answer\nq,a\n")
     assert path.resolve().parent == (own_workspace / "uploads").resolve()
     assert path.suffix == ".csv"
     assert all(sign.isalnum() or sign in "._-" for sign in path.name)
-    assert path in workspace.uploads()
+    assert path in uploads.kept()
     assert path.read_bytes() == b"question,answer\nq,a\n"
 
 
@@ -225,8 +225,8 @@ def test_an_upload_of_any_name_is_kept_in_its_folder(own_workspace: Path, name: 
 def test_an_upload_is_rows(own_workspace: Path, name: str) -> None:
     """Whatever the browser lets through."""
     with pytest.raises(InputError, match=r"name a \.jsonl"):
-        workspace.keep_upload(name, b"x")
-    assert workspace.uploads() == []
+        uploads.keep(name, b"x")
+    assert uploads.kept() == []
 
 
 def test_links_are_not_sent_to_the_hub(tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from slim import budget, bundled, calibrate, prune
 from slim.records import Settings
 from slim.recovery import recovery_of
-from tests.test_board_browser import visitor  # noqa: F401  the fixture, and those below it, at the workspace below
-from tests.test_browser import Visitor, app, browser  # noqa: F401
-from tests.test_evaluate_browser import chart, fill
+from tests.visitor import Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
 MINUTES = 60_000
@@ -61,7 +59,7 @@ def newest(workspace: Path, page: Page) -> Path:
     return workspace / "checkpoints" / name
 
 
-def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Path) -> None:  # noqa: F811
+def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Path) -> None:
     """Repaired, then distilled with the curve falling in sight, paused, gone on with, and led on to Evaluate."""
     page = visitor.page
     visitor.open("recover")
@@ -115,7 +113,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_the_result_fits(browser: Browser, app: str, width: int, scheme: str) -> None:  # noqa: F811
+def test_the_result_fits(browser: Browser, app: str, width: int, scheme: str) -> None:
     """Nothing is wider than the window; a picture to look at."""
     person = Visitor(browser, app, scheme, width)
     person.open("recover")

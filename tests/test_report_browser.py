@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from slim.report.write import text, write
 from tests.hostile import EVIL, ODD, Made, pipeline
-from tests.test_browser import PICTURES, Visitor, app, browser  # noqa: F401  fixtures, served from the workspace below
+from tests.visitor import PICTURES, Visitor
 
 pytestmark = pytest.mark.browser
 CHARTS = 17
@@ -45,7 +45,7 @@ def file(made: Made, workspace: Path) -> Path:
 class Reader:
     """A person without a network who opens a file; everything that it asks for or complains of is noted."""
 
-    def __init__(self, browser: Browser, file: Path, scheme: str, width: int) -> None:  # noqa: F811
+    def __init__(self, browser: Browser, file: Path, scheme: str, width: int) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
         self.asked: list[str] = []
         self.context.route("**/*", self._refuse)
@@ -70,7 +70,7 @@ class Reader:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 900, 400])
-def test_it_opens_without_a_network(browser: Browser, file: Path, width: int, scheme: str) -> None:  # noqa: F811
+def test_it_opens_without_a_network(browser: Browser, file: Path, width: int, scheme: str) -> None:
     """Every chart is drawn, nothing is asked for or complained of, nothing that was said ran; a picture to look at."""
     reader = Reader(browser, file, scheme, width)
     page = reader.page
@@ -87,7 +87,7 @@ def test_it_opens_without_a_network(browser: Browser, file: Path, width: int, sc
     reader.context.close()
 
 
-def test_a_smuggled_script_would_not_run(browser: Browser, file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_smuggled_script_would_not_run(browser: Browser, file: Path, tmp_path: Path) -> None:
     """The file's own policy stops what a text might smuggle in, and whatever it wanted to fetch."""
     evil = "<script>window.hit=1</script><img src=x onerror='window.hit=2'><img src='http://evil.example/i.png'></h1>"
     page = file.read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_a_smuggled_script_would_not_run(browser: Browser, file: Path, tmp_path:
     reader.context.close()
 
 
-def test_paper_is_white(browser: Browser, file: Path) -> None:  # noqa: F811
+def test_paper_is_white(browser: Browser, file: Path) -> None:
     """In the dark, charts are printed in dark ink on no more than the paper's width, and are light again afterwards."""
     reader = Reader(browser, file, "dark", 1440)
     page = reader.page
@@ -118,7 +118,7 @@ def test_paper_is_white(browser: Browser, file: Path) -> None:  # noqa: F811
     reader.context.close()
 
 
-def test_it_is_taken_along_from_the_dashboard(browser: Browser, app: str, made: Made) -> None:  # noqa: F811
+def test_it_is_taken_along_from_the_dashboard(browser: Browser, app: str, made: Made) -> None:
     """Under an evaluation and under a judgement: the same file as the command's."""
     visitor = Visitor(browser, app)
     page = visitor.page

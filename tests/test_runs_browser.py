@@ -20,8 +20,7 @@ from slim.repair import RepairSettings
 from slim.workspace import Kind, remember
 from tests.browser_setup import served
 from tests.judge_server import by_length, serving
-from tests.test_browser import Visitor, browser  # noqa: F401  the fixture
-from tests.test_evaluate_browser import fill
+from tests.visitor import Visitor, fill
 
 pytestmark = pytest.mark.browser
 MINUTES = 60_000
@@ -42,10 +41,10 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
         settings = Settings(samples=6, max_length=LENGTH)
         made = home / "calibrations" / "briefs"
         measured = calibrate.calibrate(bundled.NAME, "bundled:briefs", settings=settings, output=made)
-        file = plan.save(budget.plan_for_budget(measured, {"heads": 0.8}), home / "plans" / "a-fifth.json")
+        file = plan.save(budget.plan_for_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")
         small, better = home / "checkpoints" / "small", home / "checkpoints" / "better"
         prune.prune(plan.load(file), small)
-        few = RepairSettings.checked(samples=48, max_length=LENGTH)
+        few = RepairSettings.checked(samples=32, max_length=LENGTH)
         repair.repair(str(small), settings=few, output=better)
         with serving(by_length) as server:
             judge.judge(
@@ -98,7 +97,7 @@ def node_of(stage: str) -> Node:
     return next(node for node in lineage.read().runs if node.stage == stage)
 
 
-def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen and clicked; its last stage is made by a job under which the server is killed, and which goes on."""
     monkeypatch.setenv("SLIM_HOME", str(workspace))
     with served(workspace) as address:
@@ -189,7 +188,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path, scheme: str) -> None:  # noqa: F811
+def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path, scheme: str) -> None:
     """Nothing is wider than the window, no label lies on another in its row; pictures to look at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(tmp_path / "many"))
@@ -201,8 +200,9 @@ def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path
                 visitor.settle()
                 assert visitor.page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
                 assert visitor.page.get_by_test_id("stException").count() == 0
-                boxes = [label.bounding_box() for label in graph(visitor.page).locator(".textpoint text").all()]
-                assert len(boxes) == 61
+                labels = graph(visitor.page).locator(".textpoint text")
+                expect(labels).to_have_count(61, timeout=MINUTES)
+                boxes = [label.bounding_box() for label in labels.all()]
                 rows: dict[int, list[tuple[float, float]]] = {}
                 for box in boxes:
                     assert box
@@ -244,7 +244,7 @@ KINDS: dict[str, Kind] = {
     "judgement": "judgement",
 }
 PLACES = {
-    "plan": "plans/a-fifth.json",
+    "plan": "plans/few-heads.json",
     "checkpoint": "checkpoints/small",
     "recovered": "checkpoints/better",
     "judgement": "judgements/verdict.json",

@@ -4,29 +4,29 @@ from pathlib import Path
 
 import pytest
 
-from slim import workspace
+from slim import uploads
 from slim.errors import SlimError
 
 
 def test_an_upload_keeps_its_name_and_its_content(own_workspace: Path) -> None:
     """The same file twice is one; another one of that name is another."""
-    first = workspace.keep_upload("My rows.CSV", b"question,answer\n")
+    first = uploads.keep("My rows.CSV", b"question,answer\n")
     assert first.parent == own_workspace / "uploads"
     assert first.name.startswith("My-rows-")
     assert first.suffix == ".csv"
     assert first.read_bytes() == b"question,answer\n"
-    assert workspace.keep_upload("My rows.CSV", b"question,answer\n") == first
-    other = workspace.keep_upload("My rows.CSV", memoryview(b"other"))
+    assert uploads.keep("My rows.CSV", b"question,answer\n") == first
+    other = uploads.keep("My rows.CSV", memoryview(b"other"))
     assert other.read_bytes() == b"other"
-    assert set(workspace.uploads()) == {first, other}
+    assert set(uploads.kept()) == {first, other}
 
 
 @pytest.mark.parametrize("name", ["../../rows.csv", "/etc/rows.csv", "...csv", "ä b.csv", ".csv"])
 def test_an_upload_stays_in_its_folder(own_workspace: Path, name: str) -> None:
     """Whatever its name says."""
-    path = workspace.keep_upload(name, b"x")
+    path = uploads.keep(name, b"x")
     assert path.resolve().parent == (own_workspace / "uploads").resolve()
-    assert path in workspace.uploads()
+    assert path in uploads.kept()
     assert "etc" not in path.name
 
 
@@ -38,5 +38,5 @@ def test_a_full_disk_leaves_no_half_of_an_upload(own_workspace: Path, monkeypatc
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SlimError, match="no space left"):
-        workspace.keep_upload("rows.csv", b"x")
-    assert workspace.uploads() == []
+        uploads.keep("rows.csv", b"x")
+    assert uploads.kept() == []

@@ -1,0 +1,64 @@
+"""A person at the real app in a real browser: goes to a page, clicks, types, and takes pictures of it."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+from playwright.sync_api import Browser, Locator, Page, expect
+
+ROOT = Path(__file__).parent.parent
+PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
+PAGES = {
+    "": "Make a language model smaller, knowing the cost first",
+    "calibrate": "Calibrate",
+    "explore": "Explore",
+    "prune": "Prune",
+    "recover": "Recover",
+    "evaluate": "Evaluate",
+    "compare": "Compare",
+    "runs": "Runs",
+}
+
+
+class Visitor:
+    """A person at a page who counts their clicks and whose browser notes where it connects to."""
+
+    def __init__(self, browser: Browser, address: str, scheme: str = "light", width: int = 1440) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.address, self.clicks, self.hosts = address, 0, set[str]()
+        self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname or ""))
+
+    def open(self, name: str = "") -> None:
+        self.page.goto(f"{self.address}/{name}")
+        expect(self.page.get_by_role("heading", level=1, name=PAGES[name])).to_be_visible(timeout=60_000)
+
+    def click(self, target: Locator) -> None:
+        self.clicks += 1
+        target.click()
+
+    def settle(self) -> None:
+        """Waits until no script runs and no chart is missing."""
+        expect(self.page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=60_000)
+        expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=60_000)
+        self.page.wait_for_timeout(600)
+
+    def picture(self, name: str) -> None:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        size = self.page.viewport_size or {"width": 1440, "height": 1000}
+        height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+        self.page.set_viewport_size({"width": size["width"], "height": min(max(size["height"], height), 4000)})
+        self.page.wait_for_timeout(500)
+        self.page.screenshot(path=PICTURES / f"{name}.png")
+        self.page.set_viewport_size(size)  # type: ignore[arg-type]
+
+
+def chart(page: Page, title: str) -> Locator:
+    return page.locator(".js-plotly-plot", has_text=title)
+
+
+def fill(visitor: Visitor, label: str, value: int) -> None:
+    box = visitor.page.get_by_role("spinbutton", name=label, exact=True)
+    box.fill(str(value))
+    box.press("Enter")
+    visitor.settle()
