@@ -22,7 +22,7 @@ from pydantic import Field
 
 from slim import workspace
 from slim.errors import SlimError
-from slim.judge.endpoint import Endpoint, Messages, connect, reason_of, without_key
+from slim.judge.endpoint import Endpoint, Messages, awaited, connect, reason_of, without_key
 from slim.judge.prompt import SCHEMA, sound
 from slim.plain_disk import PlainDisk
 from slim.progress import Progress, silent
@@ -74,7 +74,7 @@ def ask(endpoint: Endpoint, asked: Sequence[Messages], cache: Cache, progress: P
     run = _Run(endpoint, cache, progress, len(asked), sum(reply is not None for reply in replies))
     waiting = deque((place, asked[place]) for place, reply in enumerate(replies) if reply is None)
     try:
-        found = asyncio.run(run.all(waiting)) if waiting else {}
+        found = awaited(lambda: run.all(waiting)) if waiting else {}
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     return [reply if reply is not None else found[place] for place, reply in enumerate(replies)]

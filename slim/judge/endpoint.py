@@ -7,12 +7,14 @@ import json
 import os
 import re
 import ssl
+from collections.abc import Callable, Coroutine
 from string import whitespace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
+from anyio.from_thread import start_blocking_portal
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import Field
 
@@ -28,6 +30,7 @@ UNNAMED = "default"
 KEY_REFUSED = "the endpoint refuses the key"
 SENT_AWAY = "the endpoint redirects to another address"
 Messages = list[dict[str, str]]
+Result = TypeVar("Result")
 
 
 class Endpoint(Record):
@@ -103,7 +106,7 @@ def models_of(url: str, timeout: float) -> list[str]:
             return [model.id async for model in client.models.list()]
 
     try:
-        return asyncio.run(names())
+        return awaited(names)
     except openai.AuthenticationError as error:
         raise InputError(f"endpoint {url}: {reason_of(error)}: set {KEYS[0]} or {KEYS[1]}.") from None
     except openai.APIConnectionError as error:
@@ -114,6 +117,16 @@ def models_of(url: str, timeout: float) -> list[str]:
         return []
     except (openai.OpenAIError, AttributeError, TypeError, ValueError):  # the list is no part of what is needed
         return []
+
+
+def awaited(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """What `work` gives, also where an event loop is at work already, as in a notebook: in a thread of its own then."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    with start_blocking_portal() as portal:
+        return portal.call(work)
 
 
 def connect(url: str, timeout: float, retries: int, own: bool = False) -> AsyncOpenAI:
