@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pages.frame import escaped, plain_errors, sentence
-from slim import layouts, paths, tasks, workspace
+from slim import layouts, paths, tasks, uploads
 from slim.errors import InputError, SlimError
 from slim.models import resolve_device, resolve_dtype
 from slim.records import ModelFacts, Settings
@@ -32,7 +32,7 @@ TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:.875rem;max-height
 
 def choose_source(place: Any, key: str) -> str:
     """A select box over the bundled datasets and earlier uploads that takes any other name as well."""
-    kept = [str(path) for path in workspace.uploads()]
+    kept = [str(path) for path in uploads.kept()]
     return place.selectbox(
         "Task data",
         [*(f"bundled:{name}" for name in (*tasks.BUNDLED, tasks.GENERAL)), *kept],
@@ -79,7 +79,7 @@ def _keep_upload(key: str) -> None:
     if uploaded is None:
         return
     try:
-        st.session_state[key] = str(workspace.keep_upload(uploaded.name, uploaded.getbuffer()))
+        st.session_state[key] = str(uploads.keep(uploaded.name, uploaded.getbuffer()))
     except SlimError as error:
         st.session_state[f"{key}-problem"] = str(error)
 

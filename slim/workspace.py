@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import psutil
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from slim.errors import InputError, SlimError
@@ -21,8 +21,6 @@ from slim.records import Record
 
 Kind = Literal["calibration", "plan", "checkpoint", "evaluation", "judgement"]
 PARTIAL = re.compile(r"\..+\.partial-(\d{1,9})")
-LONGEST_NAME = 120
-"""Bytes of an upload's name that are kept; file systems take 255 with all that is put to it."""
 SECONDS_APART = 60
 """By which the clocks of processes and files may disagree."""
 
@@ -185,29 +183,6 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
-def keep_upload(name: str, content: bytes | memoryview) -> Path:
-    """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content.
-
-    Raises InputError for a file that is not of rows, which a page offers only, but anybody may send.
-    """
-    from slim.sources import FORMATS
-
-    stem, _, ending = os.path.basename(name).rpartition(".")
-    if f".{ending.lower()}" not in FORMATS:
-        raise InputError(f"upload {name[:200]!r} is no file of rows: name a {', '.join(FORMATS)} file.")
-    stem = re.sub(r"[^\w.-]+", "-", stem).encode()[:LONGEST_NAME].decode(errors="ignore").strip("-.") or "rows"
-    path = subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.{ending.lower()}"
-    if not path.exists():
-        write_file(path, content)
-    return path
-
-
-def uploads() -> list[Path]:
-    """The uploaded files, newest first."""
-    files = [path for path in subfolder("uploads").iterdir() if not path.name.startswith(".")]
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-
-
 def write_file(path: Path, content: str | bytes | memoryview) -> None:
     """Writes `content` so that `path` holds all of it or what it held before."""
     with _whole(path) as partial:
@@ -242,6 +217,8 @@ def discard(path: Path) -> None:
 
 class Reference(Record):
     """What the workspace keeps of a run: where it lies, and what a person calls it."""
+
+    model_config = ConfigDict(extra="ignore")  # of a newer Slim on the same workspace: a run is not lost for it
 
     kind: Kind
     path: str

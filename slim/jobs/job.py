@@ -3,7 +3,7 @@
 import time
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from slim.progress import remaining_seconds
 from slim.records import Record
@@ -27,6 +27,8 @@ ROUNDS_KEPT = "The rounds that are done are kept, and the same request goes on a
 
 class Job(Record):
     """A job as it stood when it was last written. Times are seconds since the epoch, memory is in bytes."""
+
+    model_config = ConfigDict(extra="ignore")  # of a newer Slim on the same workspace: a job is not lost for it
 
     id: str
     kind: str
