@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from slim import workspace
@@ -39,6 +38,7 @@ def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
 
     transformers refuses to save a model that it read from GGUF, so a fresh one is built from the cleaned config.
     """
+    import torch  # here, as the model's name alone is all that the command line needs of this module
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = workspace.subfolder("models") / name

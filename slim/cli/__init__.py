@@ -1,9 +1,12 @@
 """The command line: the pipeline's verbs, headless. Tables for people, `--json` for programs."""
 
+import os
 import sys
+from typing import Annotated
 
 import typer
 
+from slim import __version__
 from slim.cli import (  # noqa: F401  each adds its verbs
     cut,
     dashboard,
@@ -16,7 +19,7 @@ from slim.cli import (  # noqa: F401  each adds its verbs
     runs,
     share,
 )
-from slim.cli.shared import app, err
+from slim.cli.shared import app, err, out
 from slim.errors import Cancelled, SlimError
 
 VERBS = (
@@ -36,17 +39,31 @@ VERBS = (
     "app",
 )
 """In the order of the pipeline, which is that of the help."""
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What libraries say beside Slim is none of the one line that a person gets. As variables, which they read once they
+are imported: to import them here would make `slim jobs` wait for them."""
 app.registered_commands.sort(key=lambda verb: VERBS.index(verb.name or getattr(verb.callback, "__name__", "")))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"slim {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    """Shrink a language model for your task, and know the cost before you cut."""
 
 
 def main() -> None:
     """Entry point: turns the errors a user can meet into one line and an exit code."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as hf_logging
-
-    hub_logging.set_verbosity_error()  # its retries are not the one line that a person gets
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         if app(standalone_mode=False) == Cancelled.exit_code:  # how typer tells of Ctrl-C
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """Verbs that measure: calibrate, check."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -24,7 +24,9 @@ from slim.cli.shared import (
     print_json,
     rows_of,
 )
-from slim.faithfulness import Faithfulness
+
+if TYPE_CHECKING:
+    from slim.faithfulness import Faithfulness
 
 
 @app.command()
@@ -131,7 +133,7 @@ def check(
     out.print(_check_table(done.check))
 
 
-def _check_table(found: Faithfulness) -> Table:
+def _check_table(found: "Faithfulness") -> Table:
     shares = [f"−{removal.share:.0%}" for removal in found.verdicts[0].removals]
     title = f"Perplexity without a criterion's first heads (all heads: {found.perplexity:.1f})"
     table = Table("criterion", "rank correlation", *shares, title=title)

@@ -98,7 +98,6 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model with the OpenAI API until Ctrl-C."""
-    careful(exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"))
     from slim import models
     from slim import serve as stage
 
@@ -111,6 +110,7 @@ def serve(
             out.print(f"{name} answers at {url} (Ctrl-C stops it).", soft_wrap=True)
 
     with stage.listen(host, port) as place:  # before the model is loaded, which takes longer
+        careful(exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"))
         with progress_bar() as progress:
             loaded = models.load(folder, device=device, dtype=dtype, progress=progress)
         try:

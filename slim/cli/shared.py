@@ -19,7 +19,6 @@ from slim.progress import Progress
 
 app = typer.Typer(
     name="slim",
-    help="Shrink a language model for your task, and know the cost before you cut.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
