@@ -81,7 +81,7 @@ def furnish(home: Path, people: int) -> None:
 async def visit(person: Person, address: str, pages: int, people: int, pause: float) -> None:
     """Goes over `pages` pages, sets a slider on the first, and finds it as it was left."""
     where = address.replace("http", "ws", 1) + "/_stcore/stream"
-    chance = random.Random(person.number)  # noqa: S311
+    chance = random.Random(person.number)  # noqa: S311  what a person clicks, no secret
     async with websockets.connect(where, subprotocols=[Subprotocol("streamlit")], max_size=MOST) as socket:
         for number in range(pages):
             page = PATH[number % len(PATH)]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from slim import bundled
 from slim.answers import AnswerSettings
@@ -13,12 +13,12 @@ from slim.judge.verdicts import Judgement
 from slim.pace import PaceSettings
 from slim.records import ByThreshold, DatasetFacts, Plan, Record, Settings
 from slim.recovery import Recovered
+from slim.repair import RepairSettings
 from slim.report.gather import Gathered, Subject
 from slim.report.names import endpoint_words, named
 from slim.train_settings import TrainSettings
 
-REPAIR = {"samples": 128, "batch_size": 8, "max_length": 320, "positions": "all", "seed": 0, "device": "auto"}
-"""What `slim repair` takes where nothing is said."""
+S = TypeVar("S", bound=Record)
 
 
 def commands(gathered: Gathered) -> str:
@@ -119,19 +119,22 @@ def _planned(plan: Plan, file: str) -> str:
 def _recovered(step: Recovered, source: str, made: str) -> str:
     """A step of recovery. What it was measured against is what the checkpoint was cut from."""
     if step.method == "repair":
-        told = {name: step.settings[name] for name, usual in REPAIR.items() if step.settings.get(name, usual) != usual}
-        told |= {"samples": step.samples, "seed": step.seed}
+        told = _unlike(_settings(RepairSettings, step), RepairSettings(), ("dtype",))
         rows = _rows(step.dataset)
         given = {"dataset": rows["dataset"], "config": rows["config"], "split": rows["split"]}
         return _line("repair", source, **given, rows=told.pop("samples"), **told, output=made)
-    known = {name: value for name, value in step.settings.items() if name in TrainSettings.model_fields}
-    settings = TrainSettings.model_validate(known)
+    settings = _settings(TrainSettings, step)
     told = _unlike(settings, TrainSettings(), ("warmup", "merge"))
     switches = {"adapter": not settings.merge, "checkpointing": told.pop("checkpointing", False)}
     rows_drawn = told.pop("samples")
     return _line(
         "finetune", source, method=step.method, **_rows(step.dataset), rows=rows_drawn, **told, **switches, output=made
     )
+
+
+def _settings(kind: type[S], step: Recovered) -> S:
+    """Those that a person chose, of all that a step holds."""
+    return kind.model_validate({name: value for name, value in step.settings.items() if name in kind.model_fields})
 
 
 def _evaluated(name: str, facts: EvaluationFacts) -> str:
