@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
+os.environ.pop("COLUMNS", None)  # a console that is made while it is set keeps that width for good
+
 from slim.cli import QUIET
 
 TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or Path(__file__).parent.parent / "cache" / "tests").absolute()
 """What is kept between runs: the unpacked bundled model and an environment without slim."""
 
-os.environ |= QUIET  # before the libraries are imported
+os.environ |= QUIET  # before the libraries that read it are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_MODULES_CACHE", str(TEST_CACHE / "modules"))
-
-os.environ.pop("COLUMNS", None)  # a console that is made while it is set keeps that width for good

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from slim import cli, jobs, plan, tasks
+from slim import cli, jobs, plan, tasks, workspace
 from slim.errors import Cancelled, InputError, SlimError
 from slim.jobs import worker
 from slim.jobs.attached import attached
@@ -148,13 +148,23 @@ def test_a_cancelled_job_is_not_a_failed_one(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_job_of_another_version_does_not_hide_the_others(own_workspace: Path) -> None:
-    """An entry with a field this version does not know is left out of the list."""
+    """A field that this version does not know is passed over, a state that it does not know hides that job alone."""
     with JobStore() as store:
         mine = store.put(Job(id="mine", kind="prune", arguments={}, created=0, state="done"))
         cache: Any = store._cache
-        cache.set("other", {**mine.model_dump(mode="json"), "id": "other", "colour": "red"})
-    assert [job.id for job in jobs.jobs()] == ["mine"]
+        cache.set("newer", {**mine.model_dump(mode="json"), "id": "newer", "created": 1, "colour": "red"})
+        cache.set("other", {**mine.model_dump(mode="json"), "id": "other", "state": "asleep"})
+    assert [job.id for job in jobs.jobs()] == ["newer", "mine"]
     assert jobs.state_of("other") is None
+
+
+def test_a_run_that_a_newer_slim_knows_more_of_stays_in_the_list(own_workspace: Path, tmp_path: Path) -> None:
+    """Its reference has a field that this version does not know."""
+    (tmp_path / "run.json").write_text("{}")
+    kept = workspace.remember(tmp_path / "run.json", "plan")
+    file = workspace.subfolder("runs") / f"{kept.key}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"colour": "red"}))
+    assert workspace.references() == [kept]
 
 
 @pytest.mark.parametrize("field", ["before", "after"])

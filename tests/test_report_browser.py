@@ -1,7 +1,6 @@
 """The report in a real browser: from a file, with no network, in light and dark, and taken along from the dashboard."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,13 @@ CHARTS = 17
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """The runs of a pipeline, in a workspace of their own.
-
-    Made in a thread: the browser's event loop is in this one, and the judge brings one of its own.
-    """
+    """The runs of a pipeline, in a workspace of their own."""
     folder = tmp_path_factory.mktemp("report-browser")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("SLIM_JUDGE_KEY", raising=False)
-        with ThreadPoolExecutor(1) as alone:
-            made = alone.submit(pipeline, folder).result()
-        yield made
+        yield pipeline(folder)
 
 
 @pytest.fixture(scope="module")
