@@ -42,6 +42,7 @@ from slim.prune import prune
 from slim.records import ByBudget, Keep, Pins, Plan, Settings
 from slim.repair import RepairSettings, repair
 from slim.rounds import prune_in_rounds
+from slim.sources import open_source
 from slim.train_settings import TrainSettings
 
 SHARES = (0.2, 0.3, 0.4)
@@ -241,11 +242,24 @@ def report(bench: Bench) -> str:
     return f"{told}{machine()}\n\n{table(head, rows)}"
 
 
+TRIAGE = "triage-as-choices.jsonl"
 ACCURACY: dict[str, tuple[str, dict[str, Any], str]] = {
     "triage, 108 rows": ("bundled:triage", {"split": "test"}, "accuracy"),
-    "BoolQ, 200 rows": ("boolq_val_1000.jsonl", {"split": "validation"}, "ranked_whole"),
+    "triage, ranked": (TRIAGE, {}, "ranked_whole"),
+    "BoolQ, 200 rows": ("boolq_val_1000.jsonl", {}, "ranked_whole"),
 }
 """Tasks whose answers are right or wrong: the dataset, what is said of it, and the measure."""
+
+
+def ranked_triage(file: Path) -> None:
+    """The same rows with their six labels as choices, of which the likeliest counts: nothing needs to be written."""
+    rows = [row.values for row in open_source("bundled:triage", split="test").rows()]
+    labels = sorted({row["label"] for row in rows})
+    told = f"Which label fits this text? Reply with one of these: {', '.join(labels)}."
+    asked = [
+        {"query": f"{told}\n\n{row['message']}", "choices": labels, "gold": labels.index(row["label"])} for row in rows
+    ]
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in asked), encoding="utf-8")
 
 
 def accuracy(bench: Bench, names: list[str]) -> str:
@@ -255,7 +269,9 @@ def accuracy(bench: Bench, names: list[str]) -> str:
     for title, (source, data, measure) in ACCURACY.items():
         folder = bench.work / f"accuracy-{slug(title)}"
         if not folder.is_dir():
-            dataset = source if source.startswith("bundled:") else str(bench.data / source)
+            ranked_triage(bench.work / TRIAGE)
+            places = {TRIAGE: bench.work / TRIAGE}
+            dataset = source if source.startswith("bundled:") else str(places.get(source, bench.data / source))
             folders = [str(bench.work / "models" / slug(name)) for name in chosen]
             settings = EvaluationSettings(samples=200, max_length=512, positions="answer")
             evaluate(folders, dataset, baseline=bundled.NAME, settings=settings, output=folder, **data)
