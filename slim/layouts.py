@@ -8,6 +8,7 @@ from typing import Any
 
 from slim.errors import InputError
 from slim.templates import TEMPLATES, Example, Template, Turn
+from slim.text import sound
 
 Values = Mapping[str, Any]
 """A row as it was read: column to value."""
@@ -161,7 +162,7 @@ def fit(
     Raises InputError for an unknown template, role or column, a placeholder that names none, or when nothing fits.
     """
     columns = {role: column for role, column in (columns or {}).items() if column}
-    if prompt is not None and prompt != prompt.encode(errors="replace").decode():
+    if prompt is not None and prompt != sound(prompt):
         raise InputError("prompt: it holds half of a character: write it anew.")
     if template is not None and template not in TEMPLATES:
         raise InputError(f"template {template!r} does not exist: choose {', '.join(TEMPLATES)}.")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 from slim import paths
 from slim.errors import InputError
 from slim.records import reason_of
+from slim.text import sound
 
 SPLITS = ("train", "validation", "test")
 DATA = Path(__file__).parent / "data"
@@ -204,14 +205,14 @@ def _object(line: str, place: str) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """The value of a JSON text. JSON can name half of a surrogate pair, which no text can hold: it becomes a mark."""
+    """The value of a JSON text, its texts sound."""
     value = json.loads(text)
     return _whole(value) if _HALF.search(text) else value
 
 
 def _whole(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode(errors="replace").decode()
+        return sound(value)
     if isinstance(value, list):
         return [_whole(one) for one in value]
     if isinstance(value, dict):

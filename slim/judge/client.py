@@ -23,10 +23,11 @@ from pydantic import Field
 from slim import workspace
 from slim.errors import SlimError
 from slim.judge.endpoint import Endpoint, Messages, awaited, connect, reason_of, without_key
-from slim.judge.prompt import SCHEMA, sound
+from slim.judge.prompt import SCHEMA
 from slim.plain_disk import PlainDisk
 from slim.progress import Progress, silent
 from slim.records import Record
+from slim.text import sound
 
 FORMATS: tuple[dict[str, Any], ...] = (
     {

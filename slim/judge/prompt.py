@@ -8,6 +8,7 @@ import re
 from typing import Any, Literal
 
 from slim.records import Record
+from slim.text import sound
 
 Letter = Literal["A", "B", "tie"]
 Order = Literal["original_first", "pruned_first"]
@@ -103,11 +104,6 @@ def winner(verdict: Letter, order: Order) -> Literal["original_model", "pruned_m
     if verdict == "tie":
         return "tie"
     return "original_model" if (verdict == "A") == (order == "original_first") else "pruned_model"
-
-
-def sound(text: str) -> str:
-    """JSON can name half a surrogate pair, which is no character and cannot be written down."""
-    return text.encode(errors="replace").decode()
 
 
 def _spoken(text: str) -> str:
