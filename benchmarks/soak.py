@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,9 @@ def main() -> None:
     parser.add_argument("jobs", nargs="?", type=int, default=200)
     with tempfile.TemporaryDirectory() as folder:
         found = soak(parser.parse_args().jobs, Path(folder))
-    for field in fields(found):
-        value = getattr(found, field.name)
-        print(f"{field.name:<8} {' → '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    print(f"{found.jobs} jobs, {found.failed} failed; no worker held more than {found.peak / 1e6:,.0f} MB")
+    for name, held in (("server", found.server), ("runner", found.runner)):
+        print(f"{name}, after a tenth of them → at the end: {' → '.join(map(str, held))}")
     if problems := found.problems():
         sys.exit("\n".join(problems))
 

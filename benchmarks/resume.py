@@ -1,0 +1,88 @@
+"""A training killed in the middle against one that was never stopped, on the bundled model.
+
+`python -m benchmarks.resume [--steps 100] [--at 60]` prunes a fifth of the heads, distils, kills the process with
+SIGKILL once the state of step `--at` is saved, gives the same command again, and then trains anew without a break. The
+two checkpoints must hold the same bytes, and every look at the validation rows must have found the same figures, those
+after the break too. Ends with 1 where they differ.
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import machine
+from slim import bundled, calibrate
+from slim.budget import plan_for_budget
+from slim.prune import prune
+from slim.records import Settings
+from slim.recovery import recovery_of
+
+ROWS = (
+    "--rows",
+    "120",
+    "--batch-size",
+    "2",
+    "--max-length",
+    "48",
+    "--positions",
+    "all",
+    "--evaluations",
+    "10",
+    "--patience",
+    "10",
+)
+
+
+def saved(home: Path) -> int:
+    """The last step whose state is on the disk whole; 0 before the first."""
+    names = (path.name.removeprefix("checkpoint-") for path in (home / "trainings").glob("*/checkpoint-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def killed(command: list[str], home: Path, at: int) -> int:
+    """Starts a command, kills it once that step is saved, and gives the step it had saved by then."""
+    process = subprocess.Popen(command)
+    while saved(home) < at:
+        if process.poll() is not None:
+            raise RuntimeError(f"the training ended with {process.returncode} before step {at} was saved")
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return saved(home)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--at", type=int, default=60, help="step whose state is waited for; one in ten is saved")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        os.environ["SLIM_HOME"] = folder
+        measured = calibrate.calibrate(
+            bundled.NAME, "bundled:briefs", settings=Settings(samples=6, max_length=64), output=home / "calibration"
+        )
+        small = prune(plan_for_budget(measured, {"heads": 0.8}), home / "small")
+        command = [sys.executable, "-m", "slim.cli", "finetune", str(small), "--dataset", "bundled:briefs"]
+        command += ["--method", "kd", "--steps", str(options.steps), *ROWS, "--output"]
+        step = killed([*command, str(home / "broken")], home, options.at)
+        subprocess.run([*command, str(home / "broken")], check=True)
+        subprocess.run([*command, str(home / "whole"), "--restart"], check=True)
+        sums = [
+            hashlib.sha256((home / name / "model.safetensors").read_bytes()).hexdigest() for name in ("broken", "whole")
+        ]
+        steps = [recovery_of(home / name).steps[-1] for name in ("broken", "whole")]
+    same = sums[0] == sums[1] and steps[0].curve == steps[1].curve and steps[0].applied
+    print(f"{machine()}\nkilled with step {step} of {options.steps} saved: {'the same' if same else 'NOT the same'}")
+    print("\n".join([*sums, *steps[0].notes, *(f"{one.step}: {one}" for one in steps[0].curve)]))
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
