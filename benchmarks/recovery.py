@@ -243,12 +243,12 @@ def report(bench: Bench) -> str:
 
 
 TRIAGE = "triage-as-choices.jsonl"
-ACCURACY: dict[str, tuple[str, dict[str, Any], str]] = {
-    "triage, 108 rows": ("bundled:triage", {"split": "test"}, "accuracy"),
-    "triage, ranked": (TRIAGE, {}, "ranked_whole"),
-    "BoolQ, 200 rows": ("boolq_val_1000.jsonl", {}, "ranked_whole"),
+ACCURACY: dict[str, tuple[str, dict[str, Any], str, int]] = {
+    "triage, 108 rows": ("bundled:triage", {"split": "test"}, "accuracy", 108),
+    "BoolQ, 100 rows": ("boolq_val_1000.jsonl", {}, "ranked_whole", 100),
+    "triage, ranked, 108 rows": (TRIAGE, {}, "ranked_whole", 108),
 }
-"""Tasks whose answers are right or wrong: the dataset, what is said of it, and the measure."""
+"""Tasks whose answers are right or wrong: the dataset, what is said of it, the measure, and the rows."""
 
 
 def ranked_triage(file: Path) -> None:
@@ -266,14 +266,14 @@ def accuracy(bench: Bench, names: list[str]) -> str:
     """A table of the models that are there, on tasks that nothing was calibrated or trained on."""
     chosen = [name for name in names if (bench.work / "models" / slug(name)).is_dir()]
     rows = {name: [name] for name in ("original", *chosen)}
-    for title, (source, data, measure) in ACCURACY.items():
+    for title, (source, data, measure, rows_drawn) in ACCURACY.items():
         folder = bench.work / f"accuracy-{slug(title)}"
         if not folder.is_dir():
             ranked_triage(bench.work / TRIAGE)
             places = {TRIAGE: bench.work / TRIAGE}
             dataset = source if source.startswith("bundled:") else str(places.get(source, bench.data / source))
             folders = [str(bench.work / "models" / slug(name)) for name in chosen]
-            settings = EvaluationSettings(samples=200, max_length=512, positions="answer")
+            settings = EvaluationSettings(samples=rows_drawn, max_length=512, positions="answer")
             evaluate(folders, dataset, baseline=bundled.NAME, settings=settings, output=folder, **data)
         for name, scores in zip(rows, evaluation.load(folder).facts.models, strict=True):
             rows[name].append(str(scores.scores[measure].figure))

@@ -80,7 +80,7 @@ def main() -> None:
         steps = [recovery_of(home / name).steps[-1] for name in ("broken", "whole")]
     same = sums[0] == sums[1] and steps[0].curve == steps[1].curve and steps[0].applied
     print(f"{machine()}\nkilled with step {step} of {options.steps} saved: {'the same' if same else 'NOT the same'}")
-    print("\n".join([*sums, *steps[0].notes, *(f"{one.step}: {one}" for one in steps[0].curve)]))
+    print("\n".join([*sums, *steps[0].notes, *map(str, steps[0].curve)]))
     sys.exit(not same)
 
 
