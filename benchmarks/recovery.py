@@ -276,7 +276,8 @@ def accuracy(bench: Bench, names: list[str]) -> str:
             settings = EvaluationSettings(samples=rows_drawn, max_length=512, positions="answer")
             evaluate(folders, dataset, baseline=bundled.NAME, settings=settings, output=folder, **data)
         for name, scores in zip(rows, evaluation.load(folder).facts.models, strict=True):
-            rows[name].append(str(scores.scores[measure].figure))
+            figure = scores.scores[measure].figure
+            rows[name].append(f"{figure.value:.1f}% [{figure.low:.1f}, {figure.high:.1f}]")
     return table(("model", *ACCURACY), list(rows.values()))
 
 
