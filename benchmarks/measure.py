@@ -1,4 +1,4 @@
-"""What the benchmarks share: a table, and a line that says on what machine. `slim.timing` has the clocks."""
+"""What the benchmarks share: a table, a line that says on what machine, names. `slim.timing` has the clocks."""
 
 import os
 import platform
@@ -20,3 +20,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def slug(name: str) -> str:
+    """A line's name as that of a file."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)

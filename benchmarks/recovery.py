@@ -19,20 +19,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import peer_torch_pruning
-from benchmarks.measure import machine, table
-from slim import absorbed, bundled, calibrate, checkpoint, evaluation, models, recovery, results, tasks
+from benchmarks import accuracy, peer_torch_pruning
+from benchmarks.measure import machine, slug, table
+from slim import absorbed, bundled, calibrate, checkpoint, models, recovery, results, tasks
 from slim import calibration as calibrations
 from slim.absorbed import AbsorbedSketch
 from slim.budget import plan_for_budget
 from slim.calibration import Calibration
-from slim.evaluate import evaluate
-from slim.evaluation import EvaluationSettings
 from slim.finetune import finetune
 from slim.legal import legal_heads
 from slim.likelihood import Passes
@@ -42,7 +39,6 @@ from slim.prune import prune
 from slim.records import ByBudget, Keep, Pins, Plan, Settings
 from slim.repair import RepairSettings, repair
 from slim.rounds import prune_in_rounds
-from slim.sources import open_source
 from slim.train_settings import TrainSettings
 
 SHARES = (0.2, 0.3, 0.4)
@@ -219,10 +215,6 @@ def removed(folder: Path) -> int:
     return checkpoint.recipe(folder).removed_heads if (folder / checkpoint.PLAN_FILE).is_file() else 0
 
 
-def slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
 def report(bench: Bench) -> str:
     found = [json.loads(file.read_text()) for file in bench.work.glob("*.json")]
     order = [line.name for line in bench.lines()]
@@ -242,45 +234,6 @@ def report(bench: Bench) -> str:
     return f"{told}{machine()}\n\n{table(head, rows)}"
 
 
-TRIAGE = "triage-as-choices.jsonl"
-ACCURACY: dict[str, tuple[str, dict[str, Any], str, int]] = {
-    "triage, 108 rows": ("bundled:triage", {"split": "test"}, "accuracy", 108),
-    "BoolQ, 100 rows": ("boolq_val_1000.jsonl", {}, "ranked_whole", 100),
-    "triage, ranked, 108 rows": (TRIAGE, {}, "ranked_whole", 108),
-}
-"""Tasks whose answers are right or wrong: the dataset, what is said of it, the measure, and the rows."""
-
-
-def ranked_triage(file: Path) -> None:
-    """The same rows with their six labels as choices, of which the likeliest counts: nothing needs to be written."""
-    rows = [row.values for row in open_source("bundled:triage", split="test").rows()]
-    labels = sorted({row["label"] for row in rows})
-    told = f"Which label fits this text? Reply with one of these: {', '.join(labels)}."
-    asked = [
-        {"query": f"{told}\n\n{row['message']}", "choices": labels, "gold": labels.index(row["label"])} for row in rows
-    ]
-    file.write_text("".join(f"{json.dumps(one)}\n" for one in asked), encoding="utf-8")
-
-
-def accuracy(bench: Bench, names: list[str]) -> str:
-    """A table of the models that are there, on tasks that nothing was calibrated or trained on."""
-    chosen = [name for name in names if (bench.work / "models" / slug(name)).is_dir()]
-    rows = {name: [name] for name in ("original", *chosen)}
-    for title, (source, data, measure, rows_drawn) in ACCURACY.items():
-        folder = bench.work / f"accuracy-{slug(title)}"
-        if not folder.is_dir():
-            ranked_triage(bench.work / TRIAGE)
-            places = {TRIAGE: bench.work / TRIAGE}
-            dataset = source if source.startswith("bundled:") else str(places.get(source, bench.data / source))
-            folders = [str(bench.work / "models" / slug(name)) for name in chosen]
-            settings = EvaluationSettings(samples=rows_drawn, max_length=512, positions="answer")
-            evaluate(folders, dataset, baseline=bundled.NAME, settings=settings, output=folder, **data)
-        for name, scores in zip(rows, evaluation.load(folder).facts.models, strict=True):
-            figure = scores.scores[measure].figure
-            rows[name].append(f"{figure.value:.1f}% [{figure.low:.1f}, {figure.high:.1f}]")
-    return table(("model", *ACCURACY), list(rows.values()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train_1000 and gsm8k_test")
@@ -298,7 +251,9 @@ def main() -> None:
     print(report(bench))
     if options.accuracy:
         best = [f"{share:.0%}: sketch after repair, repaired" for share in SHARES]
-        print(f"\n{accuracy(bench, best)}")
+        folders = {name: bench.work / "models" / slug(name) for name in best}
+        there = {name: folder for name, folder in folders.items() if folder.is_dir()}
+        print(f"\n{accuracy.table_of(there, bench.data, bench.work)}")
 
 
 if __name__ == "__main__":

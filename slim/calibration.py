@@ -6,17 +6,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from slim import workspace
-from slim.errors import InputError
 from slim.estimate import Estimate
 from slim.faithfulness import Faithfulness
 from slim.metrics.base import Level, Scores
-from slim.migrations import read
-from slim.paths import is_file
-from slim.records import CalibrationFacts, ModelFacts, reason_of
+from slim.migrations import read, read_run, readable
+from slim.records import CalibrationFacts, ModelFacts
 from slim.sketch import LossSketch
 
 PARTS = ("value", "low", "high")
@@ -74,23 +71,13 @@ def save_check(calibration: Calibration, check: Faithfulness) -> Calibration:
 
 def load_facts(folder: Path) -> CalibrationFacts:
     """The record of a saved calibration without its arrays. Raises InputError when `folder` does not hold one."""
-    record = folder / "record.json"
-    if not is_file(record):
-        raise InputError(f"calibration {str(folder)!r} was not found: run `slim calibrate --output {folder}` first.")
-    try:
-        return read(CalibrationFacts, record, f"calibration {str(folder)!r}")
-    except (ValueError, OSError) as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: Exception) -> InputError:
-    return InputError(f"calibration {str(folder)!r} cannot be read ({reason_of(error)}): run `slim calibrate` again.")
+    return read_run(CalibrationFacts, folder, "calibrate")
 
 
 def load(folder: Path) -> Calibration:
     """A saved calibration. Raises InputError when `folder` does not hold one."""
     facts, check = load_facts(folder), folder / CHECK_FILE
-    try:
+    with readable(f"calibration {str(folder)!r}", "calibrate"):
         arrays = load_file(folder / "tensors.safetensors")
         estimates: dict[str, dict[Level, Estimate]] = {
             name: {level: Estimate(*(arrays[f"{name}.{level}.{part}"] for part in PARTS)) for level in metric.levels}
@@ -103,8 +90,6 @@ def load(folder: Path) -> Calibration:
         faithful = None
         if check.is_file():
             faithful = read(Faithfulness, check, f"the check of calibration {str(folder)!r}")
-    except (SafetensorError, LookupError, ValueError, OSError) as error:
-        raise _unreadable(folder, error) from error
     return Calibration(facts, estimates, sketch, folder, faithful)
 
 

@@ -1,7 +1,6 @@
 """Which part of which tensor stays: the one place that knows, for the projection and for the surgery alike."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 from slim.architectures import Architecture, architecture_of
@@ -53,7 +52,7 @@ def check_shapes(facts: ModelFacts) -> None:
                     f"model: shapes has {list(shape)} for {name!r}, which does not fit heads={facts.heads}, "
                     f"kv_heads={facts.kv_heads}, head_dim={facts.head_dim}: it is no record of one model."
                 )
-    if sum(map(prod, facts.shapes.values())) > MOST_PARAMETERS:
+    if facts.parameters > MOST_PARAMETERS:
         raise InputError(f"model: shapes has more than {MOST_PARAMETERS:,} parameters: it is no record of a model.")
 
 

@@ -8,11 +8,9 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from slim import workspace
-from slim.errors import InputError
 from slim.measures import POINTS, Figure
-from slim.migrations import read
+from slim.migrations import read_run, readable
 from slim.pace import Footprint, Pace, PaceSettings
-from slim.paths import is_file
 from slim.records import DatasetFacts, ModelFacts, Record, reason_of
 
 TABLE, SCORES = "table.parquet", "scores.csv"
@@ -127,26 +125,14 @@ def save(evaluation: Evaluation, output: Path) -> Evaluation:
 
 def load_facts(folder: Path) -> EvaluationFacts:
     """The record of a saved evaluation without its rows. Raises InputError when `folder` does not hold one."""
-    record = folder / "record.json"
-    if not is_file(record):
-        raise InputError(f"evaluation {str(folder)!r} was not found: run `slim evaluate --output {folder}` first.")
-    try:
-        return read(EvaluationFacts, record, f"evaluation {str(folder)!r}")
-    except (ValueError, OSError) as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: Exception) -> InputError:
-    return InputError(f"evaluation {str(folder)!r} cannot be read ({reason_of(error)}): run `slim evaluate` again.")
+    return read_run(EvaluationFacts, folder, "evaluate")
 
 
 def load(folder: Path) -> Evaluation:
     """A saved evaluation. Raises InputError when `folder` does not hold one."""
     facts = load_facts(folder)
-    try:
+    with readable(f"evaluation {str(folder)!r}", "evaluate"):
         return Evaluation(facts, _table(folder / TABLE), folder)
-    except (ValueError, OSError) as error:
-        raise _unreadable(folder, error) from error
 
 
 def _table(file: Path) -> pd.DataFrame:

@@ -127,7 +127,7 @@ def workload(at: Bench, settings: TrainSettings) -> Workload:
     looks = (settings.evaluations + 1) * choose.tokens
     forwards = steps + looks + learn.tokens + choose.tokens
     dtype = models.resolve_dtype(settings.dtype)
-    parameters = sum(map(prod, facts.shapes.values()))
+    parameters = facts.parameters
     vocabulary = max(shape[0] for shape in facts.shapes.values())
     width = min(facts.shapes[max(facts.shapes, key=lambda name: prod(facts.shapes[name]))])
     row = settings.micro_batch * min(settings.max_length, max(learn.lengths))

@@ -6,15 +6,18 @@ change a record's fields: raise its `schema_version` and add one row to STEPS.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic_core
+from safetensors import SafetensorError
 
 from slim.errors import InputError
+from slim.paths import is_file
 from slim.project import everything, project
-from slim.records import Plan, Record
+from slim.records import Plan, Record, reason_of
 
 Raw = dict[str, Any]
 """A record as JSON has it."""
@@ -44,6 +47,24 @@ def read(kind: type[R], file: Path, name: str) -> R:
     if file.stat().st_size > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MB")
     return from_json(kind, file.read_bytes(), name)
+
+
+def read_run(kind: type[R], folder: Path, verb: str) -> R:
+    """The record of a run that is a folder and was made by `slim verb`. Raises InputError where it holds none."""
+    name, record = f"{_own(kind)[0]} {str(folder)!r}", folder / "record.json"
+    if not is_file(record):
+        raise InputError(f"{name} was not found: run `slim {verb} --output {folder}` first.")
+    with readable(name, verb):
+        return read(kind, record, name)
+
+
+@contextmanager
+def readable(name: str, verb: str) -> Iterator[None]:
+    """What fails in the block is an InputError: what was made by `slim verb` is damaged."""
+    try:
+        yield
+    except (SafetensorError, LookupError, ValueError, OSError) as error:
+        raise InputError(f"{name} cannot be read ({reason_of(error)}): run `slim {verb}` again.") from error
 
 
 def from_json(kind: type[R], content: bytes, name: str) -> R:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 
 import numpy as np
 import torch
@@ -102,7 +101,7 @@ def workload(
     """What calibrating a model of these `facts` on rows of these `lengths` in tokens takes on `device`."""
     count = sum(lengths)
     work = forwards(facts, lengths, settings)
-    parameters = sum(map(prod, facts.shapes.values()))
+    parameters = facts.parameters
     longest = max(lengths) * min(settings.batch_size, len(lengths))
     floats = _matrix_sizes(facts.shapes.values())
     saved = longest * facts.layers * floats[1] if settings.kl != "none" else 0
@@ -114,7 +113,7 @@ def workload(
 
 def seconds_of(facts: ModelFacts, forwards: float, device: torch.device, dtype: torch.dtype) -> float:
     """About how long `forwards` tokens through a model of these `facts` take on `device`."""
-    parameters = sum(map(prod, facts.shapes.values()))
+    parameters = facts.parameters
     return 2 * parameters * forwards / (EFFICIENCY * matrix_speed(device, dtype))
 
 

@@ -31,7 +31,7 @@ from slim.scores import composite
 from tests.pico import make_pico, random_rows
 from tests.reference import measured
 from tests.test_board import some_choice
-from tests.visitor import Visitor
+from tests.visitor import Scheme, Visitor
 
 pytestmark = pytest.mark.browser
 CORE = (Path(__file__).parent.parent / "pages" / "assets" / "board" / "core.js").read_text(encoding="utf-8")
@@ -514,7 +514,7 @@ def test_a_finger_moves_the_line(browser: Browser, app: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_the_board_fits(browser: Browser, app: str, width: int, scheme: str) -> None:
+def test_the_board_fits(browser: Browser, app: str, width: int, scheme: Scheme) -> None:
     """Nothing is wider than the window, the figures stand over the map where it is narrow; a picture to look at."""
     visitor = Visitor(browser, app, scheme, width)
     for name in ("small", name_of(LARGE[1])):

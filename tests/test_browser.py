@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
-from tests.visitor import PAGES, Visitor
+from tests.visitor import PAGES, Scheme, Visitor
 
 pytestmark = pytest.mark.browser
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def drag_line(visitor: Visitor, start: float, end: float, midway: Callable[[], N
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 900])
-def test_every_page_is_whole(browser: Browser, app: str, scheme: str, width: int) -> None:
+def test_every_page_is_whole(browser: Browser, app: str, scheme: Scheme, width: int) -> None:
     """No error, nothing wider than the window, no connection to another host; a picture of each to look at."""
     visitor = Visitor(browser, app, scheme, width)
     for name in PAGES:

@@ -17,7 +17,7 @@ from slim.judge.votes import key_of, pruned_is_a
 from tests.judge_server import JudgeServer, Scripted, serving, shown, verdict
 from tests.pico import make_pico, plan_of, save_pico
 from tests.test_judge import OLD_COMPARISON, OLD_KEYS, OLD_SUMMARY
-from tests.visitor import Visitor, fill
+from tests.visitor import Scheme, Visitor, fill
 
 pytestmark = pytest.mark.browser
 ROWS = 24
@@ -63,13 +63,10 @@ def server() -> Iterator[JudgeServer]:
 
 
 @pytest.fixture
-def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
-    person = Visitor(browser, app)
-    person.open("compare")
-    yield person
-    assert person.hosts <= {"127.0.0.1", ""}
-    assert person.page.get_by_test_id("stException").count() == 0
-    person.context.close()
+def visitor(visitor: Visitor) -> Visitor:
+    """At the page."""
+    visitor.open("compare")
+    return visitor
 
 
 def choose(visitor: Visitor, name: str) -> None:
@@ -236,7 +233,7 @@ def test_the_playground_answers(visitor: Visitor) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_it_fits(browser: Browser, app: str, workspace: Path, width: int, scheme: str) -> None:
+def test_it_fits(browser: Browser, app: str, workspace: Path, width: int, scheme: Scheme) -> None:
     """Nothing is wider than the window; a picture of each to look at."""
     visitor = Visitor(browser, app, scheme, width)
     visitor.open("compare")

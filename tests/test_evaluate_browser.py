@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Download, Locator, Page, expect
 from slim import prune
 from slim.evaluation import EvaluationFacts
 from tests.pico import make_pico, plan_of, save_pico
-from tests.visitor import Visitor, chart, fill
+from tests.visitor import Scheme, Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
 ODD = "<i>odd & 'quoted'"
@@ -36,13 +36,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
-    person = Visitor(browser, app)
-    person.open("evaluate")
-    yield person
-    assert person.hosts <= {"127.0.0.1", ""}
-    assert person.page.get_by_test_id("stException").count() == 0
-    person.context.close()
+def visitor(visitor: Visitor) -> Visitor:
+    """At the page."""
+    visitor.open("evaluate")
+    return visitor
 
 
 def several(page: Page, label: str) -> Locator:
@@ -181,7 +178,7 @@ def test_a_failed_evaluation_says_why_and_the_rest_stays(visitor: Visitor, works
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_the_result_fits(browser: Browser, app: str, width: int, scheme: str) -> None:
+def test_the_result_fits(browser: Browser, app: str, width: int, scheme: Scheme) -> None:
     """Nothing is wider than the window; a picture to look at."""
     visitor = Visitor(browser, app, scheme, width)
     visitor.open("evaluate")

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from slim import budget, bundled, calibrate, prune
 from slim.records import Settings
 from slim.recovery import recovery_of
-from tests.visitor import Visitor, chart, fill
+from tests.visitor import Scheme, Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
 MINUTES = 60_000
@@ -113,7 +113,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [900, 1440])
-def test_the_result_fits(browser: Browser, app: str, width: int, scheme: str) -> None:
+def test_the_result_fits(browser: Browser, app: str, width: int, scheme: Scheme) -> None:
     """Nothing is wider than the window; a picture to look at."""
     person = Visitor(browser, app, scheme, width)
     person.open("recover")

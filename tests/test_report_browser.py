@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from slim.report.write import text, write
 from tests.hostile import EVIL, ODD, Made, pipeline
-from tests.visitor import PICTURES, Visitor
+from tests.visitor import PICTURES, Scheme, Visitor
 
 pytestmark = pytest.mark.browser
 CHARTS = 17
@@ -39,8 +39,8 @@ def file(made: Made, workspace: Path) -> Path:
 class Reader:
     """A person without a network who opens a file; everything that it asks for or complains of is noted."""
 
-    def __init__(self, browser: Browser, file: Path, scheme: str, width: int) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
+    def __init__(self, browser: Browser, file: Path, scheme: Scheme, width: int) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
         self.asked: list[str] = []
         self.context.route("**/*", self._refuse)
         self.page: Page = self.context.new_page()
@@ -64,7 +64,7 @@ class Reader:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 900, 400])
-def test_it_opens_without_a_network(browser: Browser, file: Path, width: int, scheme: str) -> None:
+def test_it_opens_without_a_network(browser: Browser, file: Path, width: int, scheme: Scheme) -> None:
     """Every chart is drawn, nothing is asked for or complained of, nothing that was said ran; a picture to look at."""
     reader = Reader(browser, file, scheme, width)
     page = reader.page

@@ -20,7 +20,7 @@ from slim.repair import RepairSettings
 from slim.workspace import Kind, remember
 from tests.browser_setup import served
 from tests.judge_server import by_length, serving
-from tests.visitor import Visitor, fill
+from tests.visitor import Scheme, Visitor, fill
 
 pytestmark = pytest.mark.browser
 MINUTES = 60_000
@@ -188,7 +188,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path, scheme: str) -> None:
+def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path, scheme: Scheme) -> None:
     """Nothing is wider than the window, no label lies on another in its row; pictures to look at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(tmp_path / "many"))

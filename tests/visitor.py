@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlparse
 
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
+Scheme = Literal["light", "dark"]
 ROOT = Path(__file__).parent.parent
 PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
 PAGES = {
@@ -23,8 +25,8 @@ PAGES = {
 class Visitor:
     """A person at a page who counts their clicks and whose browser notes where it connects to."""
 
-    def __init__(self, browser: Browser, address: str, scheme: str = "light", width: int = 1440) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
+    def __init__(self, browser: Browser, address: str, scheme: Scheme = "light", width: int = 1440) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
         self.page: Page = self.context.new_page()
         self.address, self.clicks, self.hosts = address, 0, set[str]()
         self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname or ""))
@@ -45,12 +47,12 @@ class Visitor:
 
     def picture(self, name: str) -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
-        size = self.page.viewport_size or {"width": 1440, "height": 1000}
+        size: ViewportSize = self.page.viewport_size or {"width": 1440, "height": 1000}
         height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
         self.page.set_viewport_size({"width": size["width"], "height": min(max(size["height"], height), 4000)})
         self.page.wait_for_timeout(500)
         self.page.screenshot(path=PICTURES / f"{name}.png")
-        self.page.set_viewport_size(size)  # type: ignore[arg-type]
+        self.page.set_viewport_size(size)
 
 
 def chart(page: Page, title: str) -> Locator:

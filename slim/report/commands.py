@@ -120,6 +120,7 @@ def _recovered(step: Recovered, source: str, made: str) -> str:
     """A step of recovery. What it was measured against is what the checkpoint was cut from."""
     if step.method == "repair":
         told = _unlike(_settings(RepairSettings, step), RepairSettings(), ("dtype",))
+        told |= {"samples": step.samples, "seed": step.seed}
         rows = _rows(step.dataset)
         given = {"dataset": rows["dataset"], "config": rows["config"], "split": rows["split"]}
         return _line("repair", source, **given, rows=told.pop("samples"), **told, output=made)
@@ -133,8 +134,8 @@ def _recovered(step: Recovered, source: str, made: str) -> str:
 
 
 def _settings(kind: type[S], step: Recovered) -> S:
-    """Those that a person chose, of all that a step holds."""
-    return kind.model_validate({name: value for name, value in step.settings.items() if name in kind.model_fields})
+    """Those that a person chose, of all that a step holds. Raises InputError for one that nobody could have."""
+    return kind.checked(**{name: value for name, value in step.settings.items() if name in kind.model_fields})
 
 
 def _evaluated(name: str, facts: EvaluationFacts) -> str:
