@@ -282,6 +282,8 @@ EXPECTED = {
     "corrupt record": ("failed", ":"),
     "out of memory": ("failed", "memory"),
 }
+HARMLESS = {("push", "disk full")}
+"""Faults that a kind has nothing to do with: what is sent is only read, and the end has room that was set aside."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,9 +292,9 @@ def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[st
     """The state afterwards, its reason and remedy, nothing half written, the device free, and what was kept."""
     job = STRIKES[fault](case)
     record_property("fault", (kind, fault, job.state))
-    state, reason = EXPECTED[fault]
+    state, reason = EXPECTED[fault] if (kind, fault) not in HARMLESS else ("done", "")
     assert job.state == state, f"{job.error}\n{jobs.log_of(job.id)}"
-    assert reason in (job.error or ""), job.error
+    assert reason in (job.error or ""), f"{job.error}\n{jobs.log_of(job.id)}"
     assert not re.match(r"\w*(Error|Exception): ", job.error or ""), job.error
     with attached("push", {}, print) as progress:
         progress.made("the device is free")

@@ -287,6 +287,16 @@ def test_a_reason_is_one_sentence(error: Exception, reason: str | None) -> None:
     [
         (-9, "", GONE),
         (-6, "terminate called after throwing an instance of 'std::bad_alloc'\n", MEMORY),
+        (
+            -6,
+            "memory allocation of 20000000 bytes failed\nstack backtrace:\nnote: run with `RUST_BACKTRACE=full`\n",
+            MEMORY,
+        ),
+        (
+            -6,
+            "out of memory at 8 rows: 4 from now on\n" + "Sketching\n" * 4,
+            "its process ended by SIGABRT: see its log, and start it again.",
+        ),
         (-11, "", "its process ended by SIGSEGV: see its log, and start it again."),
         (1, "Loading\nslim: no space left: free some.\n", "no space left: free some."),
         (1, "MemoryError\n", MEMORY),

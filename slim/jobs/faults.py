@@ -17,10 +17,19 @@ GONE = (
     "its process is gone: it was killed, by hand or by the system because memory ran out, or the machine went down: "
     "start it again, with fewer rows at a time where memory is short."
 )
-OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "memory allocation of",  # Rust's, of tokenizers and safetensors, which then end the process
+    "bad_alloc",
+)
 OF_DISK = ("no space left", "os error 28", "disk is full", "disk quota exceeded")
 OF_NETWORK = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "OfflineModeIsEnabled", "gaierror")
 """Names of the errors of the libraries that may be in use, which need not be loaded to be known."""
+LAST = 4
+"""Lines of a log that are last words: an aborted library's, with its notes on how to see more."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -46,10 +55,10 @@ def reason_of_death(code: int, log: str) -> str:
     """What is said of a worker that ended with an exit code, or by the signal −code, and did not write why."""
     if code == -signal.SIGKILL:
         return GONE
-    last = log.strip().rpartition("\n")[2]
-    if last.startswith("slim: "):
-        return last.removeprefix("slim: ")
-    if last.startswith("MemoryError") or _is_memory(SlimError(last)):
+    words = log.strip().splitlines()[-LAST:] or [""]
+    if words[-1].startswith("slim: "):
+        return words[-1].removeprefix("slim: ")
+    if words[-1].startswith("MemoryError") or any(_is_memory(SlimError(line)) for line in words):
         return MEMORY
     if code < 0:
         return f"its process ended by {signal.Signals(-code).name}: see its log, and start it again."
