@@ -1,12 +1,11 @@
 """Pushing: the Hub's real client against a server of our own that knows as much of the Hub as it asks for."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from threading import Thread
 
@@ -17,7 +16,8 @@ from slim import jobs, push
 from slim.errors import InputError
 from slim.project import everything
 from slim.prune import prune
-from tests.hub_server import Repositories, environment
+from tests.commands import in_another_process
+from tests.hub_server import TOKEN, Repositories, environment
 from tests.pico import make_pico, plan_of, save_pico
 
 PATIENCE = 120.0
@@ -62,25 +62,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def slim(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
-    """The command as a person runs it."""
-    command = [sys.executable, "-m", "slim.cli", *map(str, arguments)]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_TOKEN")}
-    env |= {"COLUMNS": "200"} | settings
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=PATIENCE)
-
-
 def test_without_yes_it_is_told_and_nothing_is_sent(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
     """Every file with its size, where they would go, and what to add; no request; the same as JSON."""
-    settings = environment(hub.url, tmp_path)
-    shown = slim("push", checkpoint, "me/small", **settings)
-    assert shown.returncode == 0, shown.stderr
+    with in_another_process(**environment(hub.url, tmp_path)) as slim:
+        shown = slim("push", checkpoint, "me/small")
+        told = json.loads(slim("push", checkpoint, "me/small", "--private", "--json").out)
+    assert shown.code == 0, shown.err
     for name, content in files_of(checkpoint).items():
-        assert re.search(rf"{re.escape(name)} +│ +{len(content):,} ", shown.stdout)
-    assert "secret" not in shown.stdout
-    assert f"These would go to {hub.url}/me/small (open to everyone, if it is new).\n" in shown.stdout
-    assert "Nothing was sent. Add --yes to send them.\n" in shown.stdout
-    told = json.loads(slim("push", checkpoint, "me/small", "--private", "--json", **settings).stdout)
+        assert re.search(rf"{re.escape(name)} +│ +{len(content):,} ", shown.out)
+    assert "secret" not in shown.out
+    assert f"These would go to {hub.url}/me/small (open to everyone, if it is new).\n" in shown.out
+    assert "Nothing was sent. Add --yes to send them.\n" in shown.out
     assert told["files"] == {name: len(content) for name, content in files_of(checkpoint).items()}
     assert told["bytes"] == sum(told["files"].values())
     assert (told["repository"], told["private"], told["pushed"], told["url"]) == ("me/small", True, False, None)
@@ -89,34 +81,38 @@ def test_without_yes_it_is_told_and_nothing_is_sent(hub: Repositories, checkpoin
 
 def test_every_file_arrives_with_its_bytes(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
     """Into a repository that is made for it, open or private; again into the one that is there."""
-    settings = environment(hub.url, tmp_path)
-    for name, flags in (("small", ()), ("mine", ("--private",)), ("mine", ("--private",)), ("open", ())):
-        done = slim("push", checkpoint, f"me/{name}", "--yes", *flags, **settings)
-        assert done.returncode == 0, done.stderr
-        assert f"Model: {hub.url}/me/{name}" in done.stdout
-        assert hub.files.pop(f"me/{name}") == files_of(checkpoint)
-        hub.files[f"me/{name}"] = {}
-    assert hub.private == {"me/open": False, "me/small": False, "me/mine": True}
-    told = json.loads(slim("push", checkpoint, "me/small", "--yes", "--json", **settings).stdout)
+    with in_another_process(**environment(hub.url, tmp_path)) as slim:
+        for name, flags in (("small", ()), ("mine", ("--private",)), ("mine", ("--private",)), ("open", ())):
+            done = slim("push", checkpoint, f"me/{name}", "--yes", *flags)
+            assert done.code == 0, done.err
+            assert f"Model: {hub.url}/me/{name}" in done.out
+            assert hub.files.pop(f"me/{name}") == files_of(checkpoint)
+            hub.files[f"me/{name}"] = {}
+        assert hub.private == {"me/open": False, "me/small": False, "me/mine": True}
+        told = json.loads(slim("push", checkpoint, "me/small", "--yes", "--json").out)
     assert (told["pushed"], told["url"]) == (True, f"{hub.url}/me/small")
 
 
 def test_what_the_hub_refuses_is_one_sentence(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
     """No token, a wrong one, another's name, a private push to an open repository, no connection."""
+    there, gone = (environment(url, tmp_path, token=None) for url in (hub.url, "http://127.0.0.1:9"))
     cases = [
-        ("me/new", environment(hub.url, tmp_path, token=None), 2, r"token: there is none .*`hf auth login`"),
-        ("me/new", environment(hub.url, tmp_path, token="hf_bad"), 2, r"'me/new'.*your token.*\(401\)"),
-        ("you/new", environment(hub.url, tmp_path), 2, r"'you/new'.*your token.*\(403\)"),
-        ("me/open", environment(hub.url, tmp_path), 2, r"'me/open' is there already and open to everyone"),
-        ("me/new", environment("http://127.0.0.1:9", tmp_path), 1, r"'me/new' was not sent to http://127\.0\.0\.1:9"),
-        ("me/new", environment(hub.url, tmp_path) | {"HF_HUB_OFFLINE": "1"}, 1, r"HF_HUB_OFFLINE is set"),
+        (there, None, "me/new", 2, r"token: there is none .*`hf auth login`"),
+        (there, "hf_bad", "me/new", 2, r"'me/new'.*your token.*\(401\)"),
+        (there, TOKEN, "you/new", 2, r"'you/new'.*your token.*\(403\)"),
+        (there, TOKEN, "me/open", 2, r"'me/open' is there already and open to everyone"),
+        (gone, TOKEN, "me/new", 1, r"'me/new' was not sent to http://127\.0\.0\.1:9"),
+        (there | {"HF_HUB_OFFLINE": "1"}, TOKEN, "me/new", 1, r"HF_HUB_OFFLINE is set"),
     ]
-    for repository, settings, code, sentence in cases:
-        done = slim("push", checkpoint, repository, "--yes", "--private", **settings)
-        assert done.returncode == code, done.stderr
-        assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1
-        assert re.search(sentence, done.stderr), done.stderr
+    for settings, same in groupby(cases, key=itemgetter(0)):
+        with in_another_process(**settings) as slim:
+            for _, token, repository, code, sentence in same:
+                done = slim(
+                    "push", checkpoint, repository, "--yes", "--private", **{"HF_TOKEN": token} if token else {}
+                )
+                assert (done.code, done.out) == (code, ""), done.err
+                assert len(done.err.splitlines()) == 1
+                assert re.search(sentence, done.err), done.err
     assert hub.files == {"me/open": {}}
 
 
