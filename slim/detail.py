@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from slim import tasks
@@ -51,10 +50,8 @@ class Measure:
         known = np.isfinite(self.values)
         if not known[layer, head]:
             return None
-        signed = -self.values[known] if self.high_is_prunable else self.values[known]
-        ranks = np.zeros(self.values.shape)
-        ranks[known] = rankdata(signed, method="min")
-        return int(ranks[layer, head]), int(known.sum())
+        signed = -self.values if self.high_is_prunable else self.values
+        return 1 + int((signed[known] < signed[layer, head]).sum()), int(known.sum())
 
 
 def measures(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, Measure]:

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.stats import rankdata
 
 from slim.records import Record
 
@@ -86,6 +85,8 @@ def rank_correlation(
     prunability: NDArray[np.float64], damage: NDArray[np.float64], seed: int = 0
 ) -> tuple[float, float, float]:
     """Spearman of "goes late" with the damage, and its 95% bootstrap interval over heads; NaN without variation."""
+    from scipy.stats import rankdata
+
     count = len(damage)
     resampled = np.random.default_rng(seed).integers(count, size=(300, count))
     chosen = np.concatenate((np.arange(count)[None], resampled))

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from slim.calibration import Calibration
 from slim.errors import InputError
@@ -37,6 +36,8 @@ def default_weights(calibration: Calibration, unit: Unit = "head") -> Mapping[st
 
 def prunability(values: NDArray[np.float64], high_is_prunable: bool) -> NDArray[np.float64]:
     """Ranks of `values` over the whole model as 0..1, ties sharing their mean; 1 = first to go."""
+    from scipy.stats import rankdata
+
     ranks = rankdata(values if high_is_prunable else -values, axis=None) - 1
     return (ranks / max(1, values.size - 1)).reshape(values.shape)
 

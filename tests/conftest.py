@@ -66,6 +66,16 @@ def own_workspace(
     return tmp_path / "workspace"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def modules_workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """SLIM_HOME of what a module's tests share, so that it is known to no other test."""
+    tests = (item for item in request.session.items if item.getparent(pytest.Module) is request.node)
+    with pytest.MonkeyPatch.context() as patch:
+        if not any("shared_workspace" in getattr(item, "fixturenames", ()) for item in tests):
+            patch.setenv("SLIM_HOME", str(tmp_path_factory.mktemp("module") / "workspace"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_workspace() -> Iterator[Path]:
     """A workspace that persists between runs, so that the bundled model is unpacked once."""
@@ -126,12 +136,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Every stage of a pico model in a workspace of its own, made once."""
     folder = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
-        yield make_pipeline(folder / "workspace", folder / "model")
+        return make_pipeline(folder / "workspace", folder / "model")
 
 
 @pytest.fixture

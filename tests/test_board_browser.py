@@ -31,7 +31,7 @@ from slim.scores import composite
 from tests.pico import make_pico, random_rows
 from tests.reference import measured
 from tests.test_board import some_choice
-from tests.visitor import Scheme, Visitor
+from tests.visitor import Visitor
 
 pytestmark = pytest.mark.browser
 CORE = (Path(__file__).parent.parent / "pages" / "assets" / "board" / "core.js").read_text(encoding="utf-8")
@@ -512,21 +512,17 @@ def test_a_finger_moves_the_line(browser: Browser, app: str) -> None:
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [900, 1440])
-def test_the_board_fits(browser: Browser, app: str, width: int, scheme: Scheme) -> None:
-    """Nothing is wider than the window, the figures stand over the map where it is narrow; a picture to look at."""
-    visitor = Visitor(browser, app, scheme, width)
+def test_the_board_fits(visitor: Visitor) -> None:
+    """Nothing is wider than the window, the figures stand over the map where it is narrow; pictures to look at."""
     for name in ("small", name_of(LARGE[1])):
         opened(visitor.page, visitor.address, name)
-        assert visitor.page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
-        boxes = [on_board(visitor.page, selector).bounding_box() for selector in (".cells", ".figures", "")]
-        cells, shown, whole = (box or {"x": 0, "y": 0, "width": 0} for box in boxes)
-        assert whole["x"] <= min(cells["x"], shown["x"])
-        assert max(box["x"] + box["width"] for box in (cells, shown)) <= whole["x"] + whole["width"] + 1
-        assert (shown["y"] < cells["y"]) == (width == 900)
-        visitor.picture(f"board-{name}-{scheme}-{width}")
-    visitor.context.close()
+        for look in visitor.looks():
+            boxes = [on_board(visitor.page, selector).bounding_box() for selector in (".cells", ".figures", "")]
+            cells, shown, whole = (box or {"x": 0, "y": 0, "width": 0} for box in boxes)
+            assert whole["x"] <= min(cells["x"], shown["x"])
+            assert max(box["x"] + box["width"] for box in (cells, shown)) <= whole["x"] + whole["width"] + 1
+            assert (shown["y"] < cells["y"]) == look.endswith("900")
+            visitor.picture(f"board-{name}-{look}")
 
 
 @pytest.mark.parametrize("shape", LARGE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from slim import prune
 from slim.judge import votes
@@ -17,7 +17,7 @@ from slim.judge.votes import key_of, pruned_is_a
 from tests.judge_server import JudgeServer, Scripted, serving, shown, verdict
 from tests.pico import make_pico, plan_of, save_pico
 from tests.test_judge import OLD_COMPARISON, OLD_KEYS, OLD_SUMMARY
-from tests.visitor import Scheme, Visitor, fill
+from tests.visitor import Visitor, fill
 
 pytestmark = pytest.mark.browser
 ROWS = 24
@@ -231,15 +231,10 @@ def test_the_playground_answers(visitor: Visitor) -> None:
     expect(page.get_by_text(re.compile(r"\d+ tokens · [\d.]+ tokens/s"))).to_have_count(2, timeout=60_000)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [900, 1440])
-def test_it_fits(browser: Browser, app: str, workspace: Path, width: int, scheme: Scheme) -> None:
-    """Nothing is wider than the window; a picture of each to look at."""
-    visitor = Visitor(browser, app, scheme, width)
-    visitor.open("compare")
+def test_it_fits(visitor: Visitor) -> None:
+    """Nothing is wider than the window; pictures to look at."""
     open_verdicts(visitor)
-    for look in ("Verdicts", "Vote blind", "Agreement"):
-        choose(visitor, look)
-        assert visitor.page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
-        visitor.picture(f"compare-{look.split()[0].lower()}-{scheme}-{width}")
-    visitor.context.close()
+    for part in ("Verdicts", "Vote blind", "Agreement"):
+        choose(visitor, part)
+        for look in visitor.looks():
+            visitor.picture(f"compare-{part.split()[0].lower()}-{look}")

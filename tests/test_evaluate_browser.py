@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 import pytest
-from playwright.sync_api import Browser, Download, Locator, Page, expect
+from playwright.sync_api import Download, Locator, Page, expect
 
 from slim import prune
 from slim.evaluation import EvaluationFacts
 from tests.pico import make_pico, plan_of, save_pico
-from tests.visitor import Scheme, Visitor, chart, fill
+from tests.visitor import Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
 ODD = "<i>odd & 'quoted'"
@@ -176,14 +176,8 @@ def test_a_failed_evaluation_says_why_and_the_rest_stays(visitor: Visitor, works
     visitor.picture("evaluate-failed")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [900, 1440])
-def test_the_result_fits(browser: Browser, app: str, width: int, scheme: Scheme) -> None:
-    """Nothing is wider than the window; a picture to look at."""
-    visitor = Visitor(browser, app, scheme, width)
-    visitor.open("evaluate")
+def test_the_result_fits(visitor: Visitor) -> None:
+    """Nothing is wider than the window; pictures to look at."""
     expect(chart(visitor.page, "What is more or less")).to_be_visible(timeout=30_000)
-    visitor.settle()
-    assert visitor.page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
-    visitor.picture(f"evaluated-{scheme}-{width}")
-    visitor.context.close()
+    for look in visitor.looks():
+        visitor.picture(f"evaluated-{look}")

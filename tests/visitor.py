@@ -1,13 +1,16 @@
 """A person at the real app in a real browser: goes to a page, clicks, types, and takes pictures of it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlparse
 
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+WIDTHS = (1440, 900)
 ROOT = Path(__file__).parent.parent
 PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
 PAGES = {
@@ -44,6 +47,18 @@ class Visitor:
         expect(self.page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=60_000)
         expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=60_000)
         self.page.wait_for_timeout(600)
+
+    def looks(self, *schemes: Scheme) -> Iterator[str]:
+        """The page in light and dark, wide and narrow, by the names of its looks; never wider than the window."""
+        for scheme in schemes or SCHEMES:
+            self.page.emulate_media(color_scheme=scheme)
+            for width in WIDTHS:
+                self.page.set_viewport_size({"width": width, "height": 1000})
+                self.page.wait_for_timeout(300)  # until the script has begun that draws it anew
+                self.settle()
+                overflow = self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+                assert overflow <= 0, f"{overflow} pixels too wide in {scheme} at {width}"
+                yield f"{scheme}-{width}"
 
     def picture(self, name: str) -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
