@@ -115,7 +115,7 @@ def load(
             local_files_only=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
     except InputError:
         raise
     except Exception as error:  # numbers that no class expects fail anywhere in it
@@ -130,6 +130,12 @@ def load(
     name = str(named.absolute()) if named.exists() else source
     fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
     return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
+
+
+def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same one. Raises whatever its libraries do where its settings are such that no text can be encoded."""
+    tokenizer("a")
+    return tokenizer
 
 
 def glance(source: str, config: PreTrainedConfig) -> ModelFacts:

@@ -9,7 +9,7 @@ from slim.errors import InputError
 from slim.folder import read_folder
 from slim.gguf_header import check_gguf
 from slim.hub import reach
-from slim.models import glance, locate
+from slim.models import glance, locate, tried
 from slim.records import ModelFacts, reason_of
 
 
@@ -22,11 +22,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         if gguf is not None:
             check_gguf(gguf)
-            return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            return tried(AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name))
         place = locate(source)
         if not at_hand(source):
-            return _of_hub(place)
-        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            return tried(_of_hub(place))
+        return tried(AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False))
     except InputError:
         raise
     except Exception as error:  # its parts are read by several libraries, each with errors of its own

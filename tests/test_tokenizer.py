@@ -1,13 +1,16 @@
 """The tokenizer alone: from a folder, from the bundled file before it is unpacked, and what is refused."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slim import bundled, workspace
 from slim.errors import InputError
+from slim.models import load
 from slim.tokenizer import at_hand, load_tokenizer
-from tests.pico import pico_tokenizer
+from tests.pico import make_pico, pico_tokenizer, save_pico
 
 
 def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
@@ -44,3 +47,13 @@ def test_models_without_a_tokenizer(tmp_path: Path, name: str, words: str) -> No
     with pytest.raises(InputError, match=words) as caught:
         load_tokenizer(name.format(tmp=tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [load_tokenizer, load])
+def test_settings_that_no_text_can_be_encoded_with(tmp_path: Path, read: Callable[[str], object]) -> None:
+    """Found when it is loaded, not in the middle of the work."""
+    save_pico(make_pico("llama"), tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": ""}))
+    with pytest.raises(InputError, match=f"model '{tmp_path}'.* can be read"):
+        read(str(tmp_path))
