@@ -5,11 +5,11 @@ and 30% of the heads together. The rank correlation tells how well a criterion o
 following it would cost. The same joint removals, forecast and measured, give the correction of the forecast.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slim.records import Record
 
@@ -17,6 +17,9 @@ SHARES = (0.05, 0.1, 0.2, 0.3)
 """Shares of all heads that are removed together."""
 SMALL_SHARES = (0.01, 0.02)
 """Shares that only the correction of the forecast is fitted on, of what orders heads well."""
+
+LARGEST_LOG = 50.0
+"""Of a factor: far beyond what any removal costs, and such that products of it are numbers."""
 
 
 class Removal(Record):
@@ -50,15 +53,25 @@ class Correction(Record):
     curvature: float = 0.0
     smallest: float = Field(gt=0)
     largest: float = Field(gt=0)
-    spread: float = Field(ge=0, description="standard deviation of ln(measured / corrected)")
+    spread: float = Field(ge=0, le=LARGEST_LOG, description="standard deviation of ln(measured / corrected)")
     removals: int = Field(ge=3)
+
+    @model_validator(mode="after")
+    def _gives_numbers(self) -> Self:
+        ends = np.log([self.smallest, self.largest])
+        turn = -self.slope / (2 * self.curvature) if self.curvature else ends[0]
+        if not all(abs(self._log(seen)) <= LARGEST_LOG for seen in (*ends, np.clip(turn, *ends))):
+            raise ValueError("its factor is no number that a forecast can be multiplied with")
+        return self
 
     def factor(self, forecast: float) -> float:
         """What a forecast in nats/token is to be multiplied with. Outside of what was seen it stays as at the edge."""
         if forecast <= 0:
             return 1.0
-        seen = float(np.log(np.clip(forecast, self.smallest, self.largest)))
-        return float(np.exp(self.intercept + self.slope * seen + self.curvature * seen**2))
+        return float(np.exp(self._log(np.log(np.clip(forecast, self.smallest, self.largest)))))
+
+    def _log(self, seen: float) -> float:
+        return self.intercept + self.slope * seen + self.curvature * seen**2
 
 
 class Faithfulness(Record):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from slim import calibrate, calibration, check, models, tasks
@@ -318,6 +319,17 @@ def test_few_removals_correct_nothing() -> None:
     assert fitted.removals == 6
     measured_kl[2] = 0
     assert fit_correction(forecast, measured_kl) is None
+
+
+@pytest.mark.parametrize(
+    "odd", [{"intercept": 60}, {"slope": 1e300}, {"slope": 120, "curvature": 50}, {"curvature": -1e300}, {"spread": 51}]
+)
+def test_a_law_that_gives_no_numbers_is_refused(odd: dict[str, float]) -> None:
+    """At an end of what was seen, or where it bends between them."""
+    plain = {"intercept": 0.3, "slope": 0.1, "smallest": 0.01, "largest": 1.0, "spread": 0.2, "removals": 9}
+    assert Correction.model_validate(plain).factor(0.1) > 0
+    with pytest.raises(ValidationError, match=r"spread|no number that a forecast"):
+        Correction.model_validate(plain | odd)
 
 
 def test_the_factor_stays_at_its_edges() -> None:
