@@ -17,7 +17,6 @@ SHARES = (0.05, 0.1, 0.2, 0.3)
 """Shares of all heads that are removed together."""
 SMALL_SHARES = (0.01, 0.02)
 """Shares that only the correction of the forecast is fitted on, of what orders heads well."""
-
 LARGEST_LOG = 50.0
 """Of a factor: far beyond what any removal costs, and such that products of it are numbers."""
 

@@ -133,7 +133,7 @@ def load(
 
 
 def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The same one. Raises whatever its libraries do where its settings are such that no text can be encoded."""
+    """A tokenizer that has encoded something. Raises what its libraries do where its settings let it encode nothing."""
     tokenizer("a")
     return tokenizer
 

@@ -44,11 +44,7 @@ def in_another_process(**settings: str) -> Iterator[Run]:
     """The same in a process with `settings` in its environment, which libraries read once; a call may add to it."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_TOKEN")}
     env |= {"COLUMNS": "200"} | settings
-    asked = [
-        sys.executable,
-        "-P",
-        __file__,
-    ]  # not as a module: the package sets more
+    asked = [sys.executable, "-P", __file__]  # no module of the package, which sets more
     with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         told, heard = process.stdin, process.stdout
         assert told is not None
