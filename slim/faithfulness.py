@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from slim.records import Record
 
@@ -119,7 +119,8 @@ def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArra
 def fit_correction(forecast: NDArray[np.float64], measured: NDArray[np.float64]) -> Correction | None:
     """Least absolute deviations of ln(measured / forecast) over ln forecast; None with fewer than six removals.
 
-    The fit bends where there are ten removals or more.
+    The fit bends where there are ten removals or more. None as well where it gives no numbers, as heads that are nearly
+    dead may make it.
     """
     fine = (forecast > 0) & (measured > 0)
     if fine.sum() < 6:
@@ -127,15 +128,18 @@ def fit_correction(forecast: NDArray[np.float64], measured: NDArray[np.float64])
     x, y = np.log(forecast[fine]), np.log(measured[fine] / forecast[fine])
     design = np.vander(x, 3 if len(x) >= 10 else 2, increasing=True)
     curve = _least_absolute(design, y)
-    return Correction(
-        intercept=curve[0],
-        slope=curve[1],
-        curvature=curve[2] if len(curve) > 2 else 0.0,
-        smallest=float(forecast[fine].min()),
-        largest=float(forecast[fine].max()),
-        spread=float((y - design @ curve).std()),
-        removals=int(fine.sum()),
-    )
+    try:
+        return Correction(
+            intercept=curve[0],
+            slope=curve[1],
+            curvature=curve[2] if len(curve) > 2 else 0.0,
+            smallest=float(forecast[fine].min()),
+            largest=float(forecast[fine].max()),
+            spread=float((y - design @ curve).std()),
+            removals=int(fine.sum()),
+        )
+    except ValidationError:
+        return None
 
 
 def first_heads(prunability: NDArray[np.float64], share: float) -> NDArray[np.bool_]:

@@ -332,6 +332,14 @@ def test_a_law_that_gives_no_numbers_is_refused(odd: dict[str, float]) -> None:
         Correction.model_validate(plain | odd)
 
 
+def test_a_fit_that_gives_no_numbers_corrects_nothing() -> None:
+    """A removal that is forecast to cost all but nothing, and costs something, pulls the law to itself."""
+    forecast = np.append(np.geomspace(1e-3, 1, 12), 1e-40)
+    measured_kl = np.append(1.2 * forecast[:-1], 1e-8)
+    assert fit_correction(forecast[:-1], measured_kl[:-1]) is not None
+    assert fit_correction(forecast, measured_kl) is None
+
+
 def test_the_factor_stays_at_its_edges() -> None:
     """The law within what was seen, its ends outside, and nothing where nothing is forecast."""
     law = Correction(intercept=0.3, slope=0.15, smallest=0.01, largest=1.0, spread=0.2, removals=9)
