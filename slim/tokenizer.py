@@ -18,19 +18,23 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
     Raises InputError for an unknown source or one without a tokenizer.
     """
-    gguf = _not_unpacked(source)
     try:
-        if gguf is not None:
-            check_gguf(gguf)
-            return tried(AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name))
-        place = locate(source)
-        if not at_hand(source):
-            return tried(_of_hub(place))
-        return tried(AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False))
+        return tried(_read(source))
     except InputError:
         raise
     except Exception as error:  # its parts are read by several libraries, each with errors of its own
         raise InputError(f"model {source!r} has no tokenizer that can be read: {reason_of(error)}") from error
+
+
+def _read(source: str) -> PreTrainedTokenizerBase:
+    gguf = _not_unpacked(source)
+    if gguf is not None:
+        check_gguf(gguf)
+        return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    place = locate(source)
+    if not at_hand(source):
+        return _of_hub(place)
+    return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
 
 
 def facts_at_hand(source: str) -> ModelFacts | None:

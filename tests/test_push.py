@@ -96,20 +96,19 @@ def test_every_file_arrives_with_its_bytes(hub: Repositories, checkpoint: Path, 
 def test_what_the_hub_refuses_is_one_sentence(hub: Repositories, checkpoint: Path, tmp_path: Path) -> None:
     """No token, a wrong one, another's name, a private push to an open repository, no connection."""
     there, gone = (environment(url, tmp_path, token=None) for url in (hub.url, "http://127.0.0.1:9"))
+    known = {"HF_TOKEN": TOKEN}
     cases = [
-        (there, None, "me/new", 2, r"token: there is none .*`hf auth login`"),
-        (there, "hf_bad", "me/new", 2, r"'me/new'.*your token.*\(401\)"),
-        (there, TOKEN, "you/new", 2, r"'you/new'.*your token.*\(403\)"),
-        (there, TOKEN, "me/open", 2, r"'me/open' is there already and open to everyone"),
-        (gone, TOKEN, "me/new", 1, r"'me/new' was not sent to http://127\.0\.0\.1:9"),
-        (there | {"HF_HUB_OFFLINE": "1"}, TOKEN, "me/new", 1, r"HF_HUB_OFFLINE is set"),
+        (there, {}, "me/new", 2, r"token: there is none .*`hf auth login`"),
+        (there, {"HF_TOKEN": "hf_bad"}, "me/new", 2, r"'me/new'.*your token.*\(401\)"),
+        (there, known, "you/new", 2, r"'you/new'.*your token.*\(403\)"),
+        (there, known, "me/open", 2, r"'me/open' is there already and open to everyone"),
+        (gone, known, "me/new", 1, r"'me/new' was not sent to http://127\.0\.0\.1:9"),
+        (there | {"HF_HUB_OFFLINE": "1"}, known, "me/new", 1, r"HF_HUB_OFFLINE is set"),
     ]
     for settings, same in groupby(cases, key=itemgetter(0)):
         with in_another_process(**settings) as slim:
             for _, token, repository, code, sentence in same:
-                done = slim(
-                    "push", checkpoint, repository, "--yes", "--private", **{"HF_TOKEN": token} if token else {}
-                )
+                done = slim("push", checkpoint, repository, "--yes", "--private", **token)
                 assert (done.code, done.out) == (code, ""), done.err
                 assert len(done.err.splitlines()) == 1
                 assert re.search(sentence, done.err), done.err

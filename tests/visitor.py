@@ -28,8 +28,8 @@ PAGES = {
 class Visitor:
     """A person at a page who counts their clicks and whose browser notes where it connects to."""
 
-    def __init__(self, browser: Browser, address: str, scheme: Scheme = "light", width: int = 1440) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    def __init__(self, browser: Browser, address: str, scheme: Scheme = "light") -> None:
+        self.context = browser.new_context(viewport={"width": WIDTHS[0], "height": 1000}, color_scheme=scheme)
         self.page: Page = self.context.new_page()
         self.address, self.clicks, self.hosts = address, 0, set[str]()
         self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname or ""))

@@ -58,7 +58,7 @@ def reason_of_death(code: int, log: str) -> str:
     words = log.strip().splitlines()[-LAST:] or [""]
     if words[-1].startswith("slim: "):
         return words[-1].removeprefix("slim: ")
-    if words[-1].startswith("MemoryError") or any(_is_memory(SlimError(line)) for line in words):
+    if words[-1].startswith("MemoryError") or _is_memory(SlimError(" ".join(words))):
         return MEMORY
     if code < 0:
         return f"its process ended by {signal.Signals(-code).name}: see its log, and start it again."
