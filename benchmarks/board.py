@@ -23,7 +23,7 @@ from slim.calibration import Calibration
 from slim.estimate import Estimate
 from slim.metrics import CRITERIA
 from slim.metrics.base import Level
-from slim.records import MetricFacts
+from slim.records import CriterionFacts
 from tests.browser_setup import FLAGS, ensure_browser, served
 
 WATCH = """() => {
@@ -64,7 +64,7 @@ def save_made_up(shape: Shape, output: Path) -> Calibration:
     grouped = variance.reshape(shape.layers, -1, group).sum(-1)
     estimates["variance"] |= {"group": Estimate.unsure(grouped), "block": Estimate.unsure(grouped.sum(-1))}
     metrics = {
-        name: MetricFacts(
+        name: CriterionFacts(
             unit=CRITERIA[name].unit,
             high_is_prunable=CRITERIA[name].high_is_prunable,
             levels=tuple(levels),
@@ -75,7 +75,7 @@ def save_made_up(shape: Shape, output: Path) -> Calibration:
         for name, levels in estimates.items()
     }
     facts = found.facts.model_copy(update={"metrics": metrics})
-    return files.save(replace(found, facts=facts, estimates=estimates), output)
+    return files.save_calibration(replace(found, facts=facts, estimates=estimates), output)
 
 
 def opened(page: Page, address: str, name: str) -> float:

@@ -58,7 +58,7 @@ def removals(calibration: Calibration) -> Iterator[Removal]:
     """The sets to leave out, by what chose them."""
     facts = calibration.facts.model
     for threshold in THRESHOLDS:
-        keep = plan.make_plan(calibration, threshold).keep
+        keep = plan.plan_by_threshold(calibration, threshold).keep
         yield Removal("default score, legal", removed_columns(removed_mask(keep, facts.heads)))
     for name, order in checking.criteria(calibration, scores.default_weights(calibration)).items():
         if name in ("random", "composite"):
@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.calibration:
-            calibration = calibrations.load(options.calibration)
+            calibration = calibrations.load_calibration(options.calibration)
         else:
             calibration = calibrate.calibrate(output=Path(folder) / "calibration")
         if calibration.check is None:
@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def report(calibration: Calibration, rows: int) -> None:
-    loaded = models.load(bundled.NAME)
+    loaded = models.load_model(bundled.NAME)
     task = tasks.load_task("bundled:briefs", split="validation")
     encoded = tasks.encode(tasks.choose(task, rows, 0), loaded.tokenizer, calibration.facts.settings.max_length)
     found = [removal for removal in removals(calibration) if removal.removed.any()]

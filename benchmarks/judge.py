@@ -69,7 +69,7 @@ def calls(repeats: int) -> str:
 def _once(url: str, repeat: int) -> float:
     endpoint = Endpoint(url=url, model="judge", concurrency=CONCURRENCY)
     asked = [messages(f"question {repeat}/{place}", "one", "two", "original_first") for place in range(CALLS)]
-    with client.kept() as cache:
+    with client.open_reply_cache() as cache:
         began = time.perf_counter()
         replies = client.ask(endpoint, asked, cache)
         taken = time.perf_counter() - began
@@ -80,7 +80,7 @@ def _once(url: str, repeat: int) -> float:
 
 def answers(repeats: int) -> str:
     """Tokens a second of ROWS answers of the bundled model, by batch size, as a table; none stops before TOKENS."""
-    loaded = models.load(device="cpu")
+    loaded = models.load_model(device="cpu")
     examples = tasks.choose(tasks.load_task("bundled:triage", split="test"), ROWS, 0)
     rows = prompts(examples, loaded.tokenizer)
 

@@ -15,7 +15,7 @@ from benchmarks.measure import machine, table
 from slim import bundled, models
 from slim.models import Loaded
 from slim.pace import Decoding, prefill, tokens
-from slim.plan import load as load_plan
+from slim.plan import load_plan
 from slim.project import CONTEXT, Speedup, everything, project, speedup
 from slim.prune import prune
 from slim.records import ByThreshold, Keep, ModelFacts, Plan
@@ -105,14 +105,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="tokens that are decoded")
     parser.add_argument("--plan", type=Path, action="append", default=[], help="a saved plan of the model")
     options = parser.parse_args()
-    original = models.load(options.model)
+    original = models.load_model(options.model)
     plans = {name: plan_of(original.facts, keep(original.facts)) for name, keep in PLANS.items()}
     plans |= {path.stem: load_plan(path) for path in options.plan}
     loaded = {"original": original}
     with tempfile.TemporaryDirectory() as place:
         for number, (name, plan) in enumerate(plans.items()):
             folder = prune(plan, Path(place) / str(number))
-            loaded[name] = models.load(str(folder))
+            loaded[name] = models.load_model(str(folder))
         print(f"\n{machine()}.")
         print(f"Medians of {options.repeats} interleaved runs. {options.model}, {original.model.dtype}.\n")
         print("| removed | parameters | KV cache per token |\n| --- | --- | --- |")

@@ -32,7 +32,7 @@ def pruned(share: float) -> tuple[Loaded, int]:
     torch-pruning takes equally many heads from every KV group of a layer, rounded up, so it removes more than the ratio
     it is asked for: the ratio is chosen so that what is removed is nearest to the share.
     """
-    original = models.load(bundled.NAME)
+    original = models.load_model(bundled.NAME)
     total = original.facts.layers * original.facts.heads
     low, high = 0.0, share
     best = (share * total, original, 0)

@@ -15,9 +15,9 @@ from transformers import AutoConfig
 
 from benchmarks.measure import machine, table
 from slim import models
-from slim.budget import curve, plan_for_budget
+from slim.budget import curve, plan_by_budget
 from slim.calibration import Calibration
-from slim.records import CalibrationFacts, DatasetFacts, Settings
+from slim.records import CalibrationFacts, CalibrationSettings, DatasetFacts
 from slim.sketch import LossSketch
 
 SEQUENCES, SEGMENTS = 32, 20
@@ -52,9 +52,9 @@ def made_up(shape: Shape) -> Calibration:
     scores = (rng.standard_t(4, (rows, *scale.shape)) * scale * 0.02).astype(np.float32)
     sketch = LossSketch(scores, np.repeat(np.arange(SEQUENCES), SEGMENTS), np.full(SEQUENCES, 16 * SEGMENTS))
     facts = CalibrationFacts(
-        model=models.glance("made up", config),
+        model=models.facts_from_config("made up", config),
         dataset=DatasetFacts(source="made up", split="", kind="", rows=1, tokens=1, truncated_rows=0),
-        settings=Settings(),
+        settings=CalibrationSettings(),
         metrics={},
         versions={},
         device="cpu",
@@ -72,13 +72,13 @@ def main() -> None:
     for shape in SHAPES:
         calibration = made_up(shape)
         ways: dict[str, Callable[[], object]] = {
-            "heads, bytes ≤ 95%": lambda c=calibration: plan_for_budget(c, {"bytes": 0.95}),
-            "heads, four limits": lambda c=calibration: plan_for_budget(
+            "heads, bytes ≤ 95%": lambda c=calibration: plan_by_budget(c, {"bytes": 0.95}),
+            "heads, four limits": lambda c=calibration: plan_by_budget(
                 c, {"params": 0.96, "kv": 0.8, "decode": 1.03, "flops": 0.97}
             ),
-            "heads, loss ≤ 0.2": lambda c=calibration: plan_for_budget(c, {"loss": 0.2}),
-            "one shape, bytes ≤ 90%": lambda c=calibration: plan_for_budget(c, {"bytes": 0.9}, uniform=True),
-            "layers, bytes ≤ 80%": lambda c=calibration: plan_for_budget(c, {"bytes": 0.8}, "layer"),
+            "heads, loss ≤ 0.2": lambda c=calibration: plan_by_budget(c, {"loss": 0.2}),
+            "one shape, bytes ≤ 90%": lambda c=calibration: plan_by_budget(c, {"bytes": 0.9}, uniform=True),
+            "layers, bytes ≤ 80%": lambda c=calibration: plan_by_budget(c, {"bytes": 0.8}, "layer"),
             "curve of 50 budgets": lambda c=calibration: [*curve(c)],
         }
         for name, way in ways.items():

@@ -27,16 +27,16 @@ from benchmarks import accuracy, peer_torch_pruning
 from benchmarks.measure import machine, slug, table
 from slim import absorbed, bundled, calibrate, checkpoint, models, recovery, results, tasks
 from slim import calibration as calibrations
-from slim.absorbed import AbsorbedSketch
-from slim.budget import plan_for_budget
+from slim.absorbed import AfterRepairSketch
+from slim.budget import plan_by_budget
 from slim.calibration import Calibration
 from slim.finetune import finetune
-from slim.legal import legal_heads
+from slim.legal import valid_heads
 from slim.likelihood import Passes
 from slim.models import Loaded
-from slim.plan import finished
+from slim.plan import build_plan
 from slim.prune import prune
-from slim.records import ByBudget, Keep, Pins, Plan, Settings
+from slim.records import ByBudget, CalibrationSettings, Keep, Pins, Plan
 from slim.repair import RepairSettings, repair
 from slim.rounds import prune_in_rounds
 from slim.train_settings import TrainSettings
@@ -70,17 +70,17 @@ class Bench:
     def calibration(self) -> Calibration:
         folder = self.work / "calibration"
         if not folder.is_dir():
-            settings = Settings(samples=96, max_length=LENGTH)
+            settings = CalibrationSettings(samples=96, max_length=LENGTH)
             calibrate.calibrate(bundled.NAME, self.train, settings=settings, output=folder)
-        return calibrations.load(folder)
+        return calibrations.load_calibration(folder)
 
     @cached_property
-    def absorbed(self) -> AbsorbedSketch:
-        return absorbed.absorbed(self.calibration)
+    def absorbed(self) -> AfterRepairSketch:
+        return absorbed.after_repair_sketch(self.calibration)
 
     @cached_property
     def original(self) -> Loaded:
-        return models.load(bundled.NAME)
+        return models.load_model(bundled.NAME)
 
     @cached_property
     def told(self) -> tasks.Encoded:
@@ -89,7 +89,7 @@ class Bench:
 
     def plan(self, keep: Keep) -> Plan:
         reason = ByBudget(limits={"heads": sum(len(heads or ()) for heads in keep) / 270})
-        return finished(self.calibration, keep, "head", reason, Pins(), False)
+        return build_plan(self.calibration, keep, "head", reason, Pins(), False)
 
     def by_scores(self, scores: NDArray[np.float64], share: float) -> Plan:
         """The legal plan that removes at least a share of the heads, the highest scores first."""
@@ -97,7 +97,7 @@ class Bench:
         keep: Keep = ()
         for _ in range(40):
             threshold = (low + high) / 2
-            tried = tuple(legal_heads(threshold - row, facts.kv_heads) for row in scores)
+            tried = tuple(valid_heads(threshold - row, facts.kv_heads) for row in scores)
             if sum(map(len, tried)) <= (1 - share) * scores.size:
                 low, keep = threshold, tried
             else:
@@ -124,11 +124,11 @@ class Bench:
         for share in SHARES:
             limits, size = {"heads": 1 - share}, f"{share:.0%}"
             first, planned = f"{size}: sketch", f"{size}: sketch after repair"
-            yield Line(first, lambda at, limits=limits: prune(plan_for_budget(self.calibration, limits), at))
+            yield Line(first, lambda at, limits=limits: prune(plan_by_budget(self.calibration, limits), at))
             yield Line(f"{first}, repaired", self.repaired(first))
             yield Line(
                 planned,
-                lambda at, limits=limits: prune(plan_for_budget(self.calibration, limits, absorbed=self.absorbed), at),
+                lambda at, limits=limits: prune(plan_by_budget(self.calibration, limits, absorbed=self.absorbed), at),
             )
             yield Line(f"{planned}, repaired", self.repaired(planned))
             yield Line(f"{size}: in {ROUNDS[share]} rounds", self.in_rounds(share))
@@ -154,7 +154,7 @@ class Bench:
             yield Line(
                 name,
                 lambda at, limits=limits: prune(
-                    plan_for_budget(self.calibration, limits, "block", absorbed=self.absorbed), at
+                    plan_by_budget(self.calibration, limits, "block", absorbed=self.absorbed), at
                 ),
             )
             yield Line(f"{name}, repaired", self.repaired(name))
@@ -171,7 +171,7 @@ class Bench:
 
         def make(output: Path) -> Path:
             most = max(SHARES)
-            plan = plan_for_budget(self.calibration, {"heads": 1 - most}, absorbed=self.absorbed)
+            plan = plan_by_budget(self.calibration, {"heads": 1 - most}, absorbed=self.absorbed)
             number_of = {rounds: share for share, rounds in ROUNDS.items()}
 
             def told(number: int, folder: Path) -> None:
@@ -199,8 +199,8 @@ class Bench:
             if not place.is_dir():
                 place.parent.mkdir(exist_ok=True)
                 line.make(place)
-            loaded, gone = models.load(str(place)), removed(place)
-        with results.kept() as cache:
+            loaded, gone = models.load_model(str(place)), removed(place)
+        with results.open_cache() as cache:
             found = recovery.quality(self.original, loaded, self.told, Passes(8, cache))
         kept = {"gone": gone, **found.model_dump(), "machine": machine()}
         (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))

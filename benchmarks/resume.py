@@ -18,10 +18,10 @@ from pathlib import Path
 
 from benchmarks.measure import machine
 from slim import bundled, calibrate
-from slim.budget import plan_for_budget
+from slim.budget import plan_by_budget
 from slim.prune import prune
-from slim.records import Settings
-from slim.recovery import recovery_of
+from slim.records import CalibrationSettings
+from slim.recovery import load_recovery
 
 TRAINING = "--rows 120 --batch-size 2 --max-length 48 --positions all --evaluations 10 --patience 10"
 
@@ -53,9 +53,12 @@ def main() -> None:
         home = Path(folder)
         os.environ["SLIM_HOME"] = folder
         measured = calibrate.calibrate(
-            bundled.NAME, "bundled:briefs", settings=Settings(samples=6, max_length=64), output=home / "calibration"
+            bundled.NAME,
+            "bundled:briefs",
+            settings=CalibrationSettings(samples=6, max_length=64),
+            output=home / "calibration",
         )
-        small = prune(plan_for_budget(measured, {"heads": 0.8}), home / "small")
+        small = prune(plan_by_budget(measured, {"heads": 0.8}), home / "small")
         command = [sys.executable, "-m", "slim.cli", "finetune", str(small), "--dataset", "bundled:briefs"]
         command += ["--method", "kd", "--steps", str(options.steps), *TRAINING.split(), "--output"]
         broken, whole = home / "broken", home / "whole"
@@ -63,7 +66,7 @@ def main() -> None:
         subprocess.run([*command, str(broken)], check=True)
         subprocess.run([*command, str(whole), "--restart"], check=True)
         bytes_same = filecmp.cmp(broken / "model.safetensors", whole / "model.safetensors", shallow=False)
-        one, other = (recovery_of(folder).steps[-1] for folder in (broken, whole))
+        one, other = (load_recovery(folder).steps[-1] for folder in (broken, whole))
     same = bytes_same and one.curve == other.curve and one.applied
     print(f"{machine()}\nkilled with step {step} of {options.steps} saved: {'the same' if same else 'NOT the same'}")
     print("\n".join([*one.notes, *map(str, one.curve)]))

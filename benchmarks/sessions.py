@@ -25,7 +25,7 @@ from websockets import Subprotocol
 
 from benchmarks.measure import machine, table
 from slim import calibrate, calibration, jobs, workspace
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from tests.pico import make_pico, save_pico
 
 PATH = ("explore", "prune", "runs", "explore", "calibrate", "prune", "home", "compare", "evaluate", "recover")
@@ -64,7 +64,7 @@ class Person:
 def furnish(home: Path, people: int) -> None:
     """A workspace with a calibration for each person, told apart by what it says of its rows."""
     save_pico(make_pico("llama"), home / "model")
-    settings = Settings(samples=6, max_length=48, device="cpu")
+    settings = CalibrationSettings(samples=6, max_length=48, device="cpu")
     first = home / "first"
     calibrate.calibrate(str(home / "model"), "bundled:triage", settings=settings, output=first)
     record = json.loads((first / "record.json").read_text())
@@ -74,7 +74,7 @@ def furnish(home: Path, people: int) -> None:
         record["dataset"]["source"] = f"{Person(number).mark}rows.jsonl"
         (folder / "record.json").write_text(json.dumps(record))
         (folder / "tensors.safetensors").write_bytes((first / "tensors.safetensors").read_bytes())
-        calibration.load(folder)
+        calibration.load_calibration(folder)
         workspace.remember(folder, "calibration")
 
 

@@ -134,8 +134,8 @@ def wide_model(vocabulary: int) -> Loaded:
         tie_word_embeddings=True,
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
-    tokenizer = models.load(bundled.NAME).tokenizer
-    return Loaded(model, tokenizer, models.facts_of(model, "random llama", "random"))
+    tokenizer = models.load_model(bundled.NAME).tokenizer
+    return Loaded(model, tokenizer, models.model_facts(model, "random llama", "random"))
 
 
 def speed(loaded: Loaded, batches: Sequence[tasks.Batch]) -> None:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="the shared prefix alone")
     options = parser.parse_args()
-    loaded = models.load(bundled.NAME)
+    loaded = models.load_model(bundled.NAME)
     task = tasks.load_task("bundled:briefs")
     encoded = tasks.encode(tasks.choose(task, options.rows, 0), loaded.tokenizer, LENGTH)
     batches = list(tasks.batches(encoded, 4))

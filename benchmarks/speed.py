@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TIMED[0], help="for --weigh")
     options = parser.parse_args()
     folder = models.locate(options.model)
-    loaded = models.load(folder)
+    loaded = models.load_model(folder)
     if options.weigh:
         print(json.dumps(memory(loaded, options.weigh, options.tokens)))
         return

@@ -16,7 +16,7 @@ from streamlit.components.v2 import component
 from pages.frame import plain_errors, sentence, weight_key, went_back
 from slim.board import outcome, payload
 from slim.calibration import Calibration
-from slim.choice import Choice, from_query, metrics_of, to_query
+from slim.choice import BoardState, from_query, metrics_of, to_query
 from slim.errors import InputError
 from slim.records import Plan, Unit
 
@@ -42,7 +42,7 @@ class Kept:
     `edit` counts what the browser sent, `version` what came from elsewhere and the browser has to take.
     """
 
-    choice: Choice
+    choice: BoardState
     edit: int = 0
     version: int = 0
     notes: tuple[str, ...] = ()
@@ -115,18 +115,18 @@ def _followed(name: str, calibration: Calibration, kept: Kept) -> Kept:
     return Kept(choice, sent[0], kept.version)
 
 
-def _sent(name: str) -> tuple[int, Choice] | None:
+def _sent(name: str) -> tuple[int, BoardState] | None:
     """The count and the choice that the browser sent last of these numbers; None where none can be used."""
     state: Any = (st.session_state.get(KEY) or {}).get("state")
     if not isinstance(state, Mapping) or state.get("payload") != name:
         return None
     try:
-        return int(state["edit"]), Choice.model_validate(state["choice"])
+        return int(state["edit"]), BoardState.model_validate(state["choice"])
     except (ValidationError, KeyError, TypeError, ValueError):
         return None
 
 
-def _share_weights(choice: Choice) -> None:
+def _share_weights(choice: BoardState) -> None:
     """The same weights on every page."""
     for name, weight in choice.weights.items():
         st.session_state[weight_key(choice.unit, name)] = min(1.0, weight)

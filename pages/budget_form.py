@@ -7,7 +7,7 @@ import streamlit as st
 from pages.board import UNITS
 from pages.frame import newest_job, show_job
 from slim import absorbed, budget, jobs
-from slim.absorbed import AbsorbedSketch
+from slim.absorbed import AfterRepairSketch
 from slim.calibration import Calibration
 from slim.records import Plan
 
@@ -59,7 +59,7 @@ def budget_plan(path: Path, calibration: Calibration) -> Plan | None:
         with st.spinner("Planning"):
             st.session_state.pop("budget-plan", None)
             left = read_absorbed(path) if measured and after and unit != "layer" else None
-            made = budget.plan_for_budget(calibration, limits, unit, uniform=uniform, absorbed=left)
+            made = budget.plan_by_budget(calibration, limits, unit, uniform=uniform, absorbed=left)
             st.session_state["budget-plan"] = made.model_dump_json()
     kept = st.session_state.get("budget-plan")
     made = Plan.model_validate_json(kept) if kept else None
@@ -87,11 +87,11 @@ def offer_absorbed(path: Path, calibration: Calibration) -> None:
         )
 
 
-def read_absorbed(path: Path) -> AbsorbedSketch:
+def read_absorbed(path: Path) -> AfterRepairSketch:
     """Kept in memory while few others are. Raises InputError where it is damaged."""
     return _absorbed(str(path), (path / absorbed.FILE).stat().st_mtime_ns)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _absorbed(path: str, written: int) -> AbsorbedSketch:
-    return absorbed.load(Path(path))
+def _absorbed(path: str, written: int) -> AfterRepairSketch:
+    return absorbed.load_after_repair(Path(path))

@@ -8,7 +8,7 @@ from pages.frame import PLOT, duration, escaped, newest_job, show_job
 from pages.head_detail import NAMES, Shown, clickable, title_of
 from slim import check, check_charts, jobs, models, scores
 from slim.calibration import Calibration
-from slim.faithfulness import Faithfulness, Verdict, rank_correlation
+from slim.faithfulness import CriterionCheck, Verdict, rank_correlation
 from slim.workload import seconds_of
 
 
@@ -52,7 +52,7 @@ def check_seconds(calibration: Calibration) -> float:
     return seconds_of(facts.model, forwards, device, dtype)
 
 
-def show_verdicts(shown: Shown, found: Faithfulness) -> None:
+def show_verdicts(shown: Shown, found: CriterionCheck) -> None:
     """The check's figures, and what they say in words."""
     order = check_charts.ranked(found)
     if order:
@@ -101,7 +101,7 @@ def show_verdicts(shown: Shown, found: Faithfulness) -> None:
         st.caption(f"All heads in place: {found.perplexity:,.1f}.")
 
 
-def in_words(found: Faithfulness) -> str:
+def in_words(found: CriterionCheck) -> str:
     """Which criterion to follow here and which not, from the record alone."""
     order = check_charts.ranked(found)
     best, worst, chance = order[0], order[-1], found.verdict("random")
@@ -133,7 +133,7 @@ def _signed(verdict: Verdict) -> str:
     return f"{verdict.correlation:+.2f}".replace("-", "−")
 
 
-def correction_in_words(found: Faithfulness) -> str:
+def correction_in_words(found: CriterionCheck) -> str:
     """What the correction does to a forecast."""
     fit = found.correction
     if fit is None:

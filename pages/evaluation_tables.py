@@ -9,7 +9,7 @@ import streamlit as st
 from slim.chart_style import QUIET
 from slim.evaluation import EvaluationFacts
 from slim.evaluation_tables import STANDINGS, in_short, quality_table, size_table, speed_table
-from slim.quantities import Quantity, Standing
+from slim.quantities import ComparedMetric, Standing
 
 TONES: dict[Standing, str] = {"better": "#0d9488", "worse": "#e4572e"}
 """Of what is sure; the rest is grey."""
@@ -28,7 +28,7 @@ STYLE = """<style>
 </style>"""
 
 
-def show_summary(facts: EvaluationFacts, found: Sequence[Quantity]) -> None:
+def show_summary(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> None:
     """A card for each checkpoint: what it has more or less than the original, and whether that is sure."""
     if len(facts.models) == 1:
         st.info("There is no checkpoint beside the original in this evaluation.", icon=":material/info:")
@@ -47,7 +47,7 @@ def show_summary(facts: EvaluationFacts, found: Sequence[Quantity]) -> None:
     )
 
 
-def _card_line(quantity: Quantity, model: int) -> list[str]:
+def _card_line(quantity: ComparedMetric, model: int) -> list[str]:
     standing = quantity.standing(model) or "unknown"
     return [
         f"{html.escape(quantity.title)}<small>{'more' if quantity.higher_is_better else 'less'} is better</small>",
@@ -74,7 +74,7 @@ def _show(frame: pd.DataFrame) -> None:
     st.html(STYLE + _table(head, lines))
 
 
-def show_tables(facts: EvaluationFacts, found: Sequence[Quantity]) -> None:
+def show_tables(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> None:
     if facts.measures:
         st.subheader("Quality", anchor=False)
         _show(quality_table(facts, found))

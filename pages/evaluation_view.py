@@ -13,14 +13,14 @@ from slim import evaluation, evaluation_charts
 from slim.errors import InputError
 from slim.evaluation import Evaluation, EvaluationFacts
 from slim.evaluation_tables import in_short
-from slim.quantities import Group, Quantity, one_of, quantities
+from slim.quantities import ComparedMetric, Group, compare_models, named_metric
 
 GROUPS: dict[Group, str] = {"quality": "Quality", "speed": "Speed", "size": "Size"}
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the evaluation")
 def _evaluation(path: str, written: int) -> Evaluation:
-    return evaluation.load(Path(path))
+    return evaluation.load_evaluation(Path(path))
 
 
 def show_past(key: str) -> None:
@@ -40,7 +40,7 @@ def show_past(key: str) -> None:
 def show_evaluation(done: Evaluation, name: str) -> None:
     """All of it. `name` is that of the files a person takes along."""
     facts = done.facts
-    found = quantities(facts)
+    found = compare_models(facts)
     st.caption(sentence(_about(facts)))
     for note in facts.notes:
         st.warning(f"{sentence(note)}.", icon=":material/warning:")
@@ -73,7 +73,7 @@ def _saved_as(name: str, chart: str) -> dict[str, Any]:
     }
 
 
-def _show_changes(found: Sequence[Quantity], names: Sequence[str], name: str) -> None:
+def _show_changes(found: Sequence[ComparedMetric], names: Sequence[str], name: str) -> None:
     if len(names) == 1:
         return
     st.subheader("Beside the original", anchor=False)
@@ -110,7 +110,7 @@ def _show_changes(found: Sequence[Quantity], names: Sequence[str], name: str) ->
     st.caption("The line at 0 is the original. Whiskers: the intervals of the tables.")
 
 
-def _show_trade_off(found: Sequence[Quantity], names: Sequence[str], name: str) -> None:
+def _show_trade_off(found: Sequence[ComparedMetric], names: Sequence[str], name: str) -> None:
     st.subheader("Size and speed against quality", anchor=False)
     small = sorted((one for one in found if one.group != "quality"), key=lambda one: one.name != "parameters")
     good = [one for one in found if one.group == "quality"] or [one for one in small if one.group == "speed"]
@@ -131,9 +131,9 @@ def _show_trade_off(found: Sequence[Quantity], names: Sequence[str], name: str) 
     st.caption(words)
 
 
-def _axis(label: str, key: str, options: Sequence[Quantity]) -> Quantity:
+def _axis(label: str, key: str, options: Sequence[ComparedMetric]) -> ComparedMetric:
     titles = {one.name: one.label for one in options}
-    return one_of(
+    return named_metric(
         options, st.selectbox(label, list(titles), format_func=titles.__getitem__, key=key, bind="query-params")
     )
 
@@ -143,7 +143,7 @@ def _show_downloads(facts: EvaluationFacts, name: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "Figures as CSV",
-            evaluation.figures(facts).to_csv(index=False),
+            evaluation.figures_table(facts).to_csv(index=False),
             f"{name}.csv",
             "text/csv",
             icon=":material/table:",

@@ -13,7 +13,7 @@ from pages.head_detail import Shown, chosen_head, clickable, head_table, show_he
 from pages.task_vs_general import show_difference
 from slim import charts, detail, scores
 from slim.calibration import Calibration
-from slim.detail import Measure
+from slim.detail import HeadScore
 from slim.errors import SlimError
 from slim.faithfulness import rank_correlation
 from slim.metrics import CRITERIA
@@ -22,8 +22,8 @@ from slim.metrics import CRITERIA
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _measures(
     path: str, started: str, checked: float, weights: tuple[tuple[str, float], ...], _calibration: Calibration
-) -> dict[str, Measure]:
-    return detail.measures(_calibration, dict(weights))
+) -> dict[str, HeadScore]:
+    return detail.head_scores(_calibration, dict(weights))
 
 
 def choose_weights(calibration: Calibration) -> dict[str, float]:
@@ -59,7 +59,7 @@ def show_maps(shown: Shown) -> None:
         column.plotly_chart(figure, key=f"blocks-{name}", config=PLOT)
 
 
-def choose_measure(shown: Shown, label: str, key: str, first: str) -> Measure:
+def choose_measure(shown: Shown, label: str, key: str, first: str) -> HeadScore:
     names = list(shown.measures)
     name = st.selectbox(
         label,

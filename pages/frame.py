@@ -12,7 +12,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from pages import login
 from slim import calibration, charts, jobs, paths, scores, workspace
 from slim.calibration import CHECK_FILE, Calibration
-from slim.choice import first_choice, metrics_of
+from slim.choice import first_state, metrics_of
 from slim.errors import SlimError
 from slim.jobs import Job
 from slim.metrics import CRITERIA
@@ -117,7 +117,7 @@ def show_job(job: Job | None) -> None:
         st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
     elif job.state == "cancelled":
         said = "Paused" if job.kind == "finetune" else "Cancelled"
-        st.info(f"{said}. {jobs.kept(job)}", icon=":material/cancel:")
+        st.info(f"{said}. {jobs.what_is_kept(job)}", icon=":material/cancel:")
 
 
 @st.fragment(run_every=1.0)
@@ -167,7 +167,7 @@ def choose_run(kind: Kind, label: str, key: str, maker: str) -> Path:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the calibration")
 def _calibration(path: str, written: int) -> Calibration:
-    return calibration.load(Path(path))
+    return calibration.load_calibration(Path(path))
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -228,7 +228,7 @@ def weight_key(unit: Unit, name: str) -> str:
 
 def weight_sliders(calibration: Calibration, unit: Unit) -> dict[str, float]:
     """A slider for each metric that may weigh in the score of a `unit`."""
-    for name, weight in first_choice(calibration, unit).weights.items():
+    for name, weight in first_state(calibration, unit).weights.items():
         st.session_state.setdefault(weight_key(unit, name), weight)
     return {
         name: st.slider(CRITERIA[name].title, 0.0, 1.0, step=0.05, key=weight_key(unit, name), persist_state="session")

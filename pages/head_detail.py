@@ -18,7 +18,7 @@ from pages.preview import ONE_AT_A_TIME, open_model, show_preview
 from slim import charts, detail
 from slim.calibration import Calibration
 from slim.chart_style import Head
-from slim.detail import Measure
+from slim.detail import HeadScore
 from slim.errors import SlimError
 from slim.metrics import CRITERIA
 from slim.models import Loaded
@@ -47,7 +47,7 @@ class Shown:
     path: Path
     calibration: Calibration
     weights: Mapping[str, float]
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, HeadScore]
     head: Head
 
 
@@ -155,7 +155,7 @@ def _show_costs(shown: Shown) -> None:
         st.caption(f"The check corrects the forecast of this head by × {costs[0].factor:.2f}.")
 
 
-def _figures_table(measures: Mapping[str, Measure], layer: int, head: int) -> str:
+def _figures_table(measures: Mapping[str, HeadScore], layer: int, head: int) -> str:
     count = measures["composite"].values.size
     rows = [f"| Figure | | place of {count} |", "|:--|:--|--:|"]
     for measure in measures.values():

@@ -111,7 +111,7 @@ def _facts(job: Job, queue: list[str]) -> str:
     if job.peak is not None:
         words.append(f"{job.peak / 1e6:,.0f} MB at most")
     if job.state == "cancelled":
-        words.append(jobs.kept(job).rstrip("."))
+        words.append(jobs.what_is_kept(job).rstrip("."))
     if job.repeats:
         words.append(f"again after {job.repeats[:8]}")
     return " · ".join(word for word in words if word)
@@ -124,8 +124,8 @@ def _buttons(job: Job, queue: list[str]) -> None:
     if job.unfinished:
         _button("Cancel", "close", job, lambda: jobs.cancel(job.id), disabled=job.state == "cancelling")
         return
-    label, icon = ("Go on", "resume") if job.state != "done" and jobs.goes_on(job) else ("Again", "refresh")
-    _button(label, icon, job, lambda: jobs.again(job.id), help=None if job.state == "done" else jobs.kept(job))
+    label, icon = ("Go on", "resume") if job.state != "done" and jobs.resumes(job) else ("Again", "refresh")
+    _button(label, icon, job, lambda: jobs.again(job.id), help=None if job.state == "done" else jobs.what_is_kept(job))
     gone = "Takes it off this list, with its log. What it made stays."
     _button("Delete", "delete", job, lambda: jobs.forget(job.id), help=gone)
 

@@ -130,7 +130,7 @@ def compare_plans(made: Plan) -> None:
     others = {}
     for file in workspace.runs("plan"):
         try:
-            other = plan.load(file)
+            other = plan.load_plan(file)
         except InputError:
             continue
         if other.model.fingerprint == made.model.fingerprint:
@@ -141,7 +141,7 @@ def compare_plans(made: Plan) -> None:
     file = st.selectbox("Saved plan", list(others), format_func=lambda file: file.stem, key="compare-plan")
     if file is None:
         return
-    found = plan.difference(made, others[file])
+    found = plan.plan_difference(made, others[file])
     table = {
         "": [
             "decided by",

@@ -17,7 +17,7 @@ ONE_AT_A_TIME = threading.Lock()
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def load_model(source: str, written: int, device: str, dtype: str) -> Loaded:
-    return models.load(source, device=device, dtype=dtype)
+    return models.load_model(source, device=device, dtype=dtype)
 
 
 def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:

@@ -4,15 +4,7 @@ import streamlit as st
 
 from pages.board import board, write_link
 from pages.budget_form import budget_plan
-from pages.frame import (
-    chosen_calibration,
-    newest_job,
-    page_title,
-    plain_errors,
-    result_of,
-    sentence,
-    show_job,
-)
+from pages.frame import chosen_calibration, newest_job, page_title, plain_errors, result_of, sentence, show_job
 from pages.plan_view import compare_plans, show_curve, show_map, show_projection, show_words
 from pages.preview import show_preview
 from pages.pruned_view import repair_choice, show_pruned
@@ -56,12 +48,12 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
     cut = st.button("Prune", type="primary", icon=":material/content_cut:", disabled=busy or made.removed_heads == 0)
     if st.button("Save the plan", icon=":material/save:"):
         with plain_errors():
-            saved = plan.save(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
+            saved = plan.save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
         st.toast(sentence(f"Saved: {saved}"))
     repaired, rounds = repair_choice(made)
 if cut:
     with plain_errors():
-        file = plan.save(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
+        file = plan.save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
         jobs.start("prune", plan=str(file), repaired=repaired, rounds=rounds)
     st.rerun()
 show_job(job)

@@ -10,7 +10,7 @@ from pages.recovery_view import lead_on, show_steps
 from slim import budget
 from slim.errors import SlimError
 from slim.records import ByBudget, Plan
-from slim.recovery import recovery_of
+from slim.recovery import load_recovery
 
 MOST_ROUNDS = 20
 
@@ -53,7 +53,7 @@ def show_pruned(folder: Path) -> None:
     """The checkpoint that was made, what its repair gave, and the steps that follow."""
     st.success(sentence(f"Saved: {folder}"), icon=":material/check_circle:")
     with plain_errors():
-        steps = recovery_of(folder).steps
+        steps = load_recovery(folder).steps
     if steps:
         show_steps(steps)
     lead_on(folder, recover=True)

@@ -57,7 +57,7 @@ def show_publish(folder: Path) -> None:
         st.caption("Name a repository to see what would be sent. Nothing leaves this machine before you press Push.")
         return
     try:
-        upload = push.planned(folder, name.strip(), private)
+        upload = push.plan_upload(folder, name.strip(), private)
     except InputError as error:
         st.error(sentence(str(error)), icon=":material/error:")
         return

@@ -6,7 +6,7 @@ from pages.frame import choose_run, follow_job, page_title, plain_errors
 from pages.recovery_form import offer, request, start, suggestion
 from pages.recovery_view import lead_on, newest_recovery, show_loss, show_recovery, show_running
 from slim.checkpoint import recipe
-from slim.recovery import recovery_of
+from slim.recovery import load_recovery
 
 RUN = "recover-checkpoint"
 
@@ -19,7 +19,7 @@ path = choose_run("checkpoint", "Pruned model", RUN, "pages/prune.py")
 st.query_params["checkpoint"] = path.name
 show_running(job, path)
 with plain_errors():
-    plan, recovery = recipe(path), recovery_of(path)
+    plan, recovery = recipe(path), load_recovery(path)
 show_loss(plan, recovery)
 if recovery.steps:
     show_recovery(recovery)

@@ -12,7 +12,7 @@ from pages.frame import plain_errors, read_calibration, sentence
 from pages.task_data import choose_data, choose_source, open_task
 from slim import finetune, held_out, jobs, local, paths, repair
 from slim.errors import InputError, SlimError
-from slim.outlook import outlook
+from slim.outlook import preview
 from slim.records import Plan
 from slim.recovery import Method, Recovery
 from slim.recovery_charts import NAMES
@@ -284,7 +284,7 @@ def start(label: str, path: Path, asked: "Asked", busy: bool, key: str, primary:
 @st.cache_data(max_entries=16, show_spinner="Counting rows")
 def _told(_task: Task, path: str, method: Method, arguments: str) -> tuple[Workload, dict[str, int]] | None:
     settings = settings_of(method, json.loads(arguments)["settings"])
-    at = outlook(path, _task, settings)
+    at = preview(path, _task, settings)
     if at is None:
         return None
     stages = {"repair": repair.workload, "local": local.workload}

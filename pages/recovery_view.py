@@ -13,7 +13,7 @@ from slim import jobs, recovery_charts
 from slim.jobs import Job
 from slim.records import Plan
 from slim.recover import UNCHANGED
-from slim.recovery import Point, Recovered, Recovery
+from slim.recovery import CurvePoint, Recovery, RecoveryStep
 from slim.recovery_charts import NAMES
 
 KINDS = ("repair", "finetune")
@@ -69,7 +69,7 @@ def _watch_curve(job_id: str) -> None:
 
 
 def _show_curve(job: Job) -> None:
-    points = [Point.model_validate(point) for point in job.curve]
+    points = [CurvePoint.model_validate(point) for point in job.curve]
     if len(points) < POINTS:
         if points:
             st.caption(f"Before it: KL to the original {points[0].kl:.3f} nats/token on the validation rows.")
@@ -128,7 +128,7 @@ def show_recovery(recovery: Recovery) -> None:
             st.caption(sentence(f"{number}. {said(step)}"))
 
 
-def show_steps(steps: Sequence[Recovered]) -> None:
+def show_steps(steps: Sequence[RecoveryStep]) -> None:
     """What the last step gave in words, and each of them as a line from before to after."""
     last = steps[-1]
     if last.applied:
@@ -141,7 +141,7 @@ def show_steps(steps: Sequence[Recovered]) -> None:
     st.plotly_chart(recovery_charts.changes(steps), key="recover-changes", config=PLOT)
 
 
-def proof(step: Recovered) -> str:
+def proof(step: RecoveryStep) -> str:
     """Before and after on rows that took no part."""
     rows = f"{step.after.rows} rows that took no part in it ({step.after.predicted:,} predicted tokens)"
     return f"{recovery_charts.in_words(step.before, step.after)}, on {rows}"
@@ -167,7 +167,7 @@ def table(recovery: Recovery) -> pd.DataFrame:
     )
 
 
-def said(step: Recovered) -> str:
+def said(step: RecoveryStep) -> str:
     """On which rows, where, and what is to be known of it."""
     data, roles = step.dataset, step.rows
     words = [

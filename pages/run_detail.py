@@ -14,7 +14,7 @@ from slim import archive, runs
 from slim.errors import SlimError
 from slim.lineage import Lineage, Node
 from slim.lineage_chart import COLOURS
-from slim.sizes import as_size
+from slim.sizes import format_bytes
 
 LARGEST = 500_000_000
 """Bytes of an archive that a browser is sent: the server holds all of it in memory."""
@@ -59,7 +59,11 @@ def _heading(node: Node) -> str:
 def _figures(node: Node) -> str:
     lines = dict(node.figures)
     if node.path is not None:
-        lines |= {"made": node.created[:16].replace("T", " "), "on disk": as_size(node.bytes), "place": str(node.path)}
+        lines |= {
+            "made": node.created[:16].replace("T", " "),
+            "on disk": format_bytes(node.bytes),
+            "place": str(node.path),
+        }
     told = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd></div>" for name, words in lines.items()
     )
@@ -133,7 +137,7 @@ def _show_export(found: Lineage, node: Node) -> None:
     whole = st.toggle("With all that it was made from", value=True, key=f"whole-{node.key}")
     nodes = archive.with_ancestors(found, node) if whole else [node]
     size = sum(one.bytes for one in nodes)
-    st.caption(f"{len(nodes)} run{'s' if len(nodes) > 1 else ''}, {as_size(size)}")
+    st.caption(f"{len(nodes)} run{'s' if len(nodes) > 1 else ''}, {format_bytes(size)}")
     if size > LARGEST:
         lineage = " --with-lineage" if whole else ""
         st.caption("That is too large for a browser. On the command line:")
@@ -171,7 +175,7 @@ def _show_delete(found: Lineage, node: Node) -> None:
     if after and not all_of_it:
         st.caption("They stay, and will not say any more what they were made from.")
     nodes = [node, *after] if all_of_it else [node]
-    size = as_size(sum(one.bytes for one in nodes))
+    size = format_bytes(sum(one.bytes for one in nodes))
     words = f"Delete {len(nodes)} runs, {size}" if len(nodes) > 1 else f"Delete it, {size}"
     if st.button(words, type="primary", key=f"delete-{node.key}", icon=":material/delete_forever:"):
         with plain_errors():

@@ -9,7 +9,7 @@ from slim import archive, disk_use, run_comparison
 from slim.disk_use import Left
 from slim.errors import SlimError
 from slim.lineage import Lineage, Node
-from slim.sizes import as_size
+from slim.sizes import format_bytes
 
 LARGEST_UPLOAD = 1000
 """Megabytes: the server holds an upload in memory."""
@@ -67,7 +67,7 @@ def show_care(found: Lineage) -> None:
             return
         with plain_errors():
             used, left = disk_use.use(found), disk_use.leftovers(found)
-        st.caption(f"{as_size(sum(used.values()))} together.")
+        st.caption(f"{format_bytes(sum(used.values()))} together.")
         table = pd.DataFrame({"Of": list(used), "Size, MB": [size / 1e6 for size in used.values()]})
         numbers = {"Size, MB": st.column_config.NumberColumn(format="%.1f")}
         st.dataframe(table, hide_index=True, key="runs-use", column_config=numbers)
@@ -82,15 +82,15 @@ def show_care(found: Lineage) -> None:
             kind
             for kind in there
             if st.checkbox(
-                f"{kind.capitalize()}: {counts[kind]}, {as_size(sizes[kind])} – {disk_use.MEANING[kind]}",
+                f"{kind.capitalize()}: {counts[kind]}, {format_bytes(sizes[kind])} – {disk_use.MEANING[kind]}",
                 key=f"clean-{kind}",
             )
         ]
-        size = as_size(sum(sizes[kind] for kind in chosen))
+        size = format_bytes(sum(sizes[kind] for kind in chosen))
         if st.button(f"Remove {size}", key="runs-clean", disabled=not chosen, icon=":material/mop:"):
             with plain_errors():
                 freed = disk_use.clean(chosen, found)
-            st.toast(f"Freed: {as_size(freed)}")
+            st.toast(f"Freed: {format_bytes(freed)}")
             st.rerun()
 
 

@@ -28,7 +28,7 @@ def show_runs() -> None:
     """All of the page below its title."""
     st.html(CSS)
     with plain_errors():
-        found = lineage.read()
+        found = lineage.read_lineage()
     if not found.runs:
         st.info("There is no run yet.", icon=":material/info:")
         st.page_link("pages/calibrate.py", label="Make the first one", icon=":material/arrow_forward:")

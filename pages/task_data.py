@@ -14,7 +14,7 @@ from pages.frame import escaped, plain_errors, sentence
 from slim import layouts, paths, tasks, uploads
 from slim.errors import InputError, SlimError
 from slim.models import resolve_device, resolve_dtype
-from slim.records import ModelFacts, Settings
+from slim.records import CalibrationSettings, ModelFacts
 from slim.sources import FORMATS, is_hub_id
 from slim.tasks import TEMPLATES, Example, Positions, Task
 from slim.tokenizer import facts_at_hand, load_tokenizer
@@ -32,7 +32,7 @@ TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:.875rem;max-height
 
 def choose_source(place: Any, key: str) -> str:
     """A select box over the bundled datasets and earlier uploads that takes any other name as well."""
-    kept = [str(path) for path in uploads.kept()]
+    kept = [str(path) for path in uploads.kept_uploads()]
     return place.selectbox(
         "Task data",
         [*(f"bundled:{name}" for name in (*tasks.BUNDLED, tasks.GENERAL)), *kept],
@@ -79,7 +79,7 @@ def _keep_upload(key: str) -> None:
     if uploaded is None:
         return
     try:
-        st.session_state[key] = str(uploads.keep(uploaded.name, uploaded.getbuffer()))
+        st.session_state[key] = str(uploads.keep_upload(uploaded.name, uploaded.getbuffer()))
     except SlimError as error:
         st.session_state[f"{key}-problem"] = str(error)
 
@@ -106,7 +106,7 @@ def _where(source: str, key: str) -> dict[str, str | None]:
 def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[str, Any]:
     """The template, which column is what, and the wording; the guess is chosen already."""
     try:
-        guess: str | None = layouts.fit(names).template.name
+        guess: str | None = layouts.fit_mapping(names).template.name
     except InputError:
         guess = None
     options = list(TEMPLATES)
@@ -122,7 +122,7 @@ def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[st
     if name is None:
         return {}
     template, key = TEMPLATES[name], f"{key}-{name}"
-    likely = layouts.suggest(template, names).columns
+    likely = layouts.suggest_mapping(template, names).columns
     columns = {
         role: place.selectbox(
             f"Column: {role}",
@@ -189,7 +189,7 @@ class Reading:
     positions: Positions
 
 
-def show_counts(task: Task, data: dict[str, Any], reading: Reading, settings: Settings) -> None:
+def show_counts(task: Task, data: dict[str, Any], reading: Reading, settings: CalibrationSettings) -> None:
     """One line: how many rows and tokens, what is cut, and what the calibration will take."""
     with plain_errors():
         counts = _counts(task, _key(data), reading)

@@ -11,7 +11,7 @@ from pages.frame import duration, newest_job, read_calibration, show_job
 from pages.head_detail import Shown, clickable, head_table
 from slim import charts, difference, jobs, tasks, workspace
 from slim.calibration import Calibration
-from slim.difference import Difference
+from slim.difference import TaskDifference
 from slim.records import CalibrationFacts
 
 GENERAL = f"bundled:{tasks.GENERAL}"
@@ -92,7 +92,7 @@ def compare(shown: Shown, others: Mapping[Path, str]) -> None:
     show_least_needed(found)
 
 
-def show_least_needed(found: Difference) -> None:
+def show_least_needed(found: TaskDifference) -> None:
     """The heads that this task needs least, as a short table."""
     first = found.least_needed(8)
     if not first:
@@ -122,5 +122,5 @@ def show_least_needed(found: Difference) -> None:
 @st.cache_resource(max_entries=8, show_spinner="Comparing")
 def _difference(
     keys: tuple[tuple[str, str], ...], centred: bool, _task: Calibration, _general: Calibration
-) -> Difference:
-    return difference.difference(_task, _general, centred=centred, seed=_task.facts.settings.seed)
+) -> TaskDifference:
+    return difference.task_difference(_task, _general, centred=centred, seed=_task.facts.settings.seed)

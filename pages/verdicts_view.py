@@ -13,7 +13,7 @@ from slim import judge
 from slim.judge import review, votes
 from slim.judge.pair_html import VERDICTS, named_pair
 from slim.judge.review import Wanted
-from slim.judge.verdicts import JUDGMENTS, Judgement
+from slim.judge.verdicts import JUDGMENTS, Judgment
 from slim.judge.votes import Votes
 
 CSS = Path(__file__).parent / "assets" / "compare.css"
@@ -26,12 +26,12 @@ VIEWS = ("Verdicts", "Vote blind", "Agreement")
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the judgement")
-def _judgement(path: str, written: int) -> Judgement:
-    return judge.load(Path(path))
+def _judgement(path: str, written: int) -> Judgment:
+    return judge.load_judgment(Path(path))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Comparing with the references")
-def _scores(path: str, written: int, _judgement: Judgement) -> dict[int, tuple[float, float]]:
+def _scores(path: str, written: int, _judgement: Judgment) -> dict[int, tuple[float, float]]:
     return review.reference_scores(_judgement)
 
 
@@ -46,7 +46,7 @@ def show_past(key: str) -> None:
     st.query_params["judgement"] = path.name
     with plain_errors():
         written = path.stat().st_mtime_ns
-        found, given = _judgement(str(path), written), votes.load(path)
+        found, given = _judgement(str(path), written), votes.load_votes(path)
     if view == "Vote blind":
         show_vote(path, found, given, lambda place: _show_pair(found, place, given, None))
     elif view == "Agreement":
@@ -58,7 +58,7 @@ def show_past(key: str) -> None:
         offer_report(path)
 
 
-def _show_headline(found: Judgement) -> None:
+def _show_headline(found: Judgment) -> None:
     """Who judged, who won, and the figures."""
     figures = found.figures
     st.caption(sentence(_about(found)))
@@ -95,7 +95,7 @@ def _show_headline(found: Judgement) -> None:
     )
 
 
-def _about(found: Judgement) -> str:
+def _about(found: Judgment) -> str:
     who = {"endpoint": "judged by", "local": "judged on this machine by", "reference": "judged without a model by"}
     words = [f"{who[found.judge.kind]} {found.judge.name}"]
     if found.judge.endpoint:
@@ -105,7 +105,7 @@ def _about(found: Judgement) -> str:
     return "; ".join([*words, duration(found.seconds)]) + "."
 
 
-def _show_pairs(found: Judgement, given: Votes, scores: Callable[[], review.Scores]) -> None:
+def _show_pairs(found: Judgment, given: Votes, scores: Callable[[], review.Scores]) -> None:
     """The pairs that are wanted, `SHOWN` at a time."""
     places = review.chosen(found, _wanted(found))
     if _sorted_by(found) == BY_REFERENCE:
@@ -125,7 +125,7 @@ def _first_page() -> None:
     st.session_state["compare-page"] = 1
 
 
-def _wanted(found: Judgement) -> Wanted:
+def _wanted(found: Judgment) -> Wanted:
     """What is chosen to be seen; every change begins at the first page again."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kinds = st.pills(
@@ -171,7 +171,7 @@ def _wanted(found: Judgement) -> Wanted:
     return Wanted(frozenset(kinds or JUDGMENTS), FLIPS[flip or "Any"], longest, text)
 
 
-def _sorted_by(found: Judgement) -> str:
+def _sorted_by(found: Judgment) -> str:
     if not any(map(review.has_reference, found.comparisons)):  # a reference that judged agrees with itself
         return BY_ROW
     chosen = st.segmented_control(
@@ -187,12 +187,12 @@ def _sorted_by(found: Judgement) -> str:
     return chosen or BY_ROW
 
 
-def _show_pair(found: Judgement, place: int, given: Votes, scores: tuple[float, float] | None) -> None:
+def _show_pair(found: Judgment, place: int, given: Votes, scores: tuple[float, float] | None) -> None:
     with st.container(border=True):
         st.html(named_pair(place, found.comparisons[place], given, scores))
 
 
-def _show_downloads(path: Path, found: Judgement, given: Votes) -> None:
+def _show_downloads(path: Path, found: Judgment, given: Votes) -> None:
     """The judgement's file as it is, and the pairs as a table."""
     with st.container(horizontal=True):
         st.download_button(
@@ -207,7 +207,7 @@ def _show_downloads(path: Path, found: Judgement, given: Votes) -> None:
         )
 
 
-def as_csv(found: Judgement, given: Votes) -> str:
+def as_csv(found: Judgment, given: Votes) -> str:
     """A line for each pair, its scores against the reference and the person's vote in it."""
     rows = review.table(found, review.reference_scores(found), votes.choices(found, given))
     return pd.DataFrame(rows).to_csv(index=False)

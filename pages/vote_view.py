@@ -10,7 +10,7 @@ import streamlit as st
 from pages.frame import plain_errors
 from slim.judge import review, votes
 from slim.judge.pair_html import pair
-from slim.judge.verdicts import Comparison, Judgement
+from slim.judge.verdicts import Comparison, Judgment
 from slim.judge.votes import FEW, SIDES, Ballot, Votes
 from slim.measures import Figure
 
@@ -20,7 +20,7 @@ AT = "compare-vote-at"
 """Of the session: the judgement's file, and the place of the pair that was voted on last and is shown named."""
 
 
-def show_vote(path: Path, found: Judgement, given: Votes, show_named: Callable[[int], None]) -> None:
+def show_vote(path: Path, found: Judgment, given: Votes, show_named: Callable[[int], None]) -> None:
     """The next pair without a vote, blind; after a vote the same pair with its models named by `show_named`.
 
     Until then nothing that the browser is sent depends on which answer is whose but the answers themselves.
@@ -49,7 +49,7 @@ def show_vote(path: Path, found: Judgement, given: Votes, show_named: Callable[[
     _buttons(path, found, one, place, "vote")
 
 
-def _buttons(path: Path, found: Judgement, one: Comparison, place: int, key: str) -> None:
+def _buttons(path: Path, found: Judgment, one: Comparison, place: int, key: str) -> None:
     with st.container(horizontal=True):
         pressed: list[Ballot] = [ballot for ballot, title in BALLOTS.items() if st.button(title, key=f"{key}-{ballot}")]
     if pressed:
@@ -59,7 +59,7 @@ def _buttons(path: Path, found: Judgement, one: Comparison, place: int, key: str
         st.rerun()
 
 
-def _show_named(path: Path, found: Judgement, place: int, show_named: Callable[[int], None]) -> None:
+def _show_named(path: Path, found: Judgment, place: int, show_named: Callable[[int], None]) -> None:
     one = found.comparisons[place]
     a, b = ("pruned model", "original") if votes.pruned_is_a(found, one) else ("original", "pruned model")
     st.markdown(f"A was the **{a}**, B the **{b}**.")
@@ -73,7 +73,7 @@ def _show_named(path: Path, found: Judgement, place: int, show_named: Callable[[
             _buttons(path, found, one, place, "again")
 
 
-def show_agreement(found: Judgement, given: Votes) -> None:
+def show_agreement(found: Judgment, given: Votes) -> None:
     """Person and judge compared: counts, the share on which they say the same, and Cohen's kappa."""
     both = votes.agreement(found, given)
     skipped = f" Skipped: {both.skipped:,}." if both.skipped else ""

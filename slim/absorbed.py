@@ -31,7 +31,7 @@ from slim.check import calibrated_rows, same_model
 from slim.errors import InputError
 from slim.estimate import ratio_of_sums
 from slim.models import Loaded
-from slim.options import Kept, candidates
+from slim.options import Kept, all_candidates
 from slim.progress import Progress, silent
 from slim.records import Forecast, Keep
 from slim.rowwise import subset
@@ -45,7 +45,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class AbsorbedSketch:
+class AfterRepairSketch:
     """Effects of what each layer may keep, on segments of N sequences that the regressions did not see."""
 
     kept: list[list[Kept]]
@@ -53,10 +53,10 @@ class AbsorbedSketch:
     sequence: NDArray[np.int64]  # (R,) 0..N-1
     tokens: NDArray[np.int64]  # (N,) predicted positions
 
-    def fold(self, which: int) -> "AbsorbedSketch":
+    def fold(self, which: int) -> "AfterRepairSketch":
         """Every other sequence: choose on one fold, forecast on the other."""
         rows = self.sequence % 2 == which
-        return AbsorbedSketch(
+        return AfterRepairSketch(
             self.kept, [effect[:, rows] for effect in self.effects], self.sequence[rows] // 2, self.tokens[which::2]
         )
 
@@ -78,24 +78,24 @@ class AbsorbedSketch:
         )
 
 
-def absorbed(calibration: Calibration, progress: Progress = silent) -> AbsorbedSketch:
+def after_repair_sketch(calibration: Calibration, progress: Progress = silent) -> AfterRepairSketch:
     """The sketch, measured on the calibration's own rows and kept beside it; read again where it is there already.
 
     Raises InputError where model or data are not those of the calibration any more, or too few.
     """
     if calibration.path is not None and (calibration.path / FILE).is_file():
-        return load(calibration.path)
+        return load_after_repair(calibration.path)
     loaded = same_model(calibration, progress)
     encoded = calibrated_rows(calibration, loaded)
-    found = measure(loaded, encoded, calibration, progress)
+    found = measure_after_repair(loaded, encoded, calibration, progress)
     if calibration.path is not None:
-        save(found, calibration.path)
+        save_after_repair(found, calibration.path)
     return found
 
 
-def measure(
+def measure_after_repair(
     loaded: Loaded, encoded: tasks.Encoded, calibration: Calibration, progress: Progress = silent
-) -> AbsorbedSketch:
+) -> AfterRepairSketch:
     """The sketch of `loaded`: every other row fits the regressions, the rest says what they leave."""
     if calibration.sketch is None:
         raise InputError("calibration: it has no loss sketch: calibrate with --kl fisher or exact.")
@@ -111,7 +111,7 @@ def measure(
         list(tasks.batches(subset(encoded, range(start, len(encoded.rows), 2)), settings.batch_size))
         for start in (0, 1)
     )
-    kept = candidates(facts, calibration.sketch.fold(0))
+    kept = all_candidates(facts, calibration.sketch.fold(0))
     total = len(fit) + 3 * len(rest) + facts.layers
     moments = _Moments(loaded)
     for done, batch in enumerate(fit):
@@ -126,7 +126,7 @@ def measure(
         progress(len(fit) + 3 * len(rest) + layer, total, "Regressing what may go on what may stay")
         effects.append(found.effects(layer, options, moments.residual(layer, found.of_z[layer])))
     sequence = np.array(found.sequence)
-    return AbsorbedSketch(kept, effects, sequence, np.array(found.tokens))
+    return AfterRepairSketch(kept, effects, sequence, np.array(found.tokens))
 
 
 class _Watched:
@@ -267,7 +267,7 @@ def _regression(xx: Tensor, xy: Tensor) -> Tensor:
     return torch.cholesky_solve(xy.double(), torch.linalg.cholesky(xx)).float()
 
 
-def save(sketch: AbsorbedSketch, folder: Path) -> None:
+def save_after_repair(sketch: AfterRepairSketch, folder: Path) -> None:
     """Puts it beside the calibration in `folder`."""
     arrays: dict[str, np.ndarray] = {"sequence": sketch.sequence, "tokens": sketch.tokens}
     for layer, (kept, effects) in enumerate(zip(sketch.kept, sketch.effects, strict=True)):
@@ -280,7 +280,7 @@ def save(sketch: AbsorbedSketch, folder: Path) -> None:
         save_file(arrays, file)
 
 
-def _check(sketch: AbsorbedSketch) -> None:
+def _check(sketch: AfterRepairSketch) -> None:
     """Raises ValueError for arrays that are not what `save` writes."""
     counted = (sketch.sequence, sketch.tokens)
     if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in counted) or not sketch.tokens.sum() > 0:
@@ -293,7 +293,7 @@ def _check(sketch: AbsorbedSketch) -> None:
         raise ValueError("it names a sequence that is not there")
 
 
-def load(folder: Path) -> AbsorbedSketch:
+def load_after_repair(folder: Path) -> AfterRepairSketch:
     """The sketch beside a calibration. Raises InputError where it is damaged."""
     try:
         arrays = load_file(folder / FILE)
@@ -302,7 +302,7 @@ def load(folder: Path) -> AbsorbedSketch:
             [tuple(map(int, np.flatnonzero(row))) for row in arrays[f"{layer}.kept"]] for layer in layers
         ]
         effects = [arrays[f"{layer}.effects"] for layer in layers]
-        sketch = AbsorbedSketch(kept, effects, arrays["sequence"], arrays["tokens"])
+        sketch = AfterRepairSketch(kept, effects, arrays["sequence"], arrays["tokens"])
         _check(sketch)
         if any(len(k) != len(e) or e.shape[1] != len(sketch.sequence) for k, e in zip(kept, effects, strict=True)):
             raise ValueError("its arrays do not fit together")

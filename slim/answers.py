@@ -15,8 +15,8 @@ from slim.errors import SlimError
 from slim.models import Loaded
 from slim.progress import Progress, silent
 from slim.records import Record
-from slim.results import Arrays, Results
-from slim.rowwise import Work, rowwise
+from slim.results import Arrays, RowCache
+from slim.rowwise import Work, run_batches
 from slim.templates import Example
 
 VERSION = 1
@@ -84,7 +84,7 @@ def answer(
     fit = [place for place, row in enumerate(rows) if 0 < len(row) <= room]
     encoded = Encoded(tuple(rows[place] for place in fit), 0)
     work = Work(progress, max(1, encoded.tokens))
-    kept = Results(
+    kept = RowCache(
         cache if loaded.facts.fingerprint else None,
         answers=VERSION,
         model=loaded.facts.fingerprint,
@@ -103,7 +103,7 @@ def answer(
             raise trouble
         return _generate(loaded, batch, settings, stops)
 
-    found = rowwise(
+    found = run_batches(
         encoded,
         range(len(fit)),
         compute,

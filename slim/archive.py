@@ -22,8 +22,8 @@ from slim.lineage import Lineage, Node
 from slim.manifest import MANIFEST, MOST_FILES, Manifest, PackedFile, PackedRun
 from slim.migrations import from_json
 from slim.progress import Progress, silent
-from slim.records import reason_of
-from slim.run_facts import facts
+from slim.records import why_invalid
+from slim.run_facts import run_facts
 from slim.workspace import Reference
 
 SUFFIX = ".slim.zip"
@@ -126,7 +126,7 @@ def _places(lineage: Lineage, nodes: Sequence[Node]) -> dict[str, int]:
     numbers = {str(node.path): number for number, node in enumerate(nodes, 1)}
     found = {}
     for node in nodes:
-        said = facts(node.kind or "plan", node.path or Path())
+        said = run_facts(node.kind or "plan", node.path or Path())
         for source in [one.source for one in said.models] + [said.cut.calibration if said.cut else ""]:
             if source and (number := numbers.get(str(Path(source).expanduser().absolute()))):
                 found[source] = number
@@ -202,7 +202,7 @@ def _manifest(opened: zipfile.ZipFile) -> Manifest:
     try:
         return from_json(Manifest, content, MANIFEST)
     except ValueError as error:
-        raise InputError(f"{MANIFEST}: {reason_of(error)}: export it again.") from error
+        raise InputError(f"{MANIFEST}: {why_invalid(error)}: export it again.") from error
 
 
 def _check_plain(info: zipfile.ZipInfo) -> None:

@@ -16,12 +16,12 @@ from slim.errors import InputError
 from slim.evaluation import EvaluationFacts
 from slim.folder import read_folder
 from slim.judge import votes
-from slim.judge.verdicts import Judgement
+from slim.judge.verdicts import Judgment
 from slim.judge.votes import Votes
 from slim.manifest import Manifest, PackedRun
-from slim.migrations import read
+from slim.migrations import read_record
 from slim.records import CalibrationFacts, ModelFacts, Plan, Record
-from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
+from slim.recovery import RECOVERY_FILE, Recovery, load_recovery
 from slim.run_files import JUDGEMENT, PLAN, VOTES
 from slim.runs import LONGEST, is_name
 from slim.workspace import Kind
@@ -87,15 +87,15 @@ def check(kind: Kind, held: Mapping[str, Path]) -> None:
     first = next(iter(held.values()))
     match kind:
         case "calibration":
-            calibration.load(first.parent)
+            calibration.load_calibration(first.parent)
         case "plan":
-            plan.load(held[PLAN])
+            plan.load_plan(held[PLAN])
         case "checkpoint":
             _check_checkpoint(held["config.json"].parent)
         case "evaluation":
-            evaluation.load(first.parent)
+            evaluation.load_evaluation(first.parent)
         case "judgement":
-            judge.load(held[JUDGEMENT])
+            judge.load_judgment(held[JUDGEMENT])
             if VOTES in held:
                 _parsed(Votes, held[VOTES])
 
@@ -105,8 +105,8 @@ def _check_checkpoint(folder: Path) -> None:
     stored = read_folder(str(folder), folder)
     if (folder / PLAN_FILE).exists():
         checkpoint.recipe(folder)
-        recovery_of(folder)
-    elif not recovery_of(folder).steps:
+        load_recovery(folder)
+    elif not load_recovery(folder).steps:
         raise InputError(f"it has neither {PLAN_FILE} nor {RECOVERY_FILE}: it is no checkpoint that Slim made.")
     config: Any = stored.config
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -147,7 +147,7 @@ def rewrite(kind: Kind, held: Mapping[str, Path], moved: Moved) -> None:
 
 def _parsed(record: type[Record], file: Path) -> Any:
     try:
-        return read(record, file, file.name)
+        return read_record(record, file, file.name)
     except (OSError, ValueError) as error:
         raise InputError(f"it is no {record.__name__.lower()} that can be read: export it again.") from error
 
@@ -180,7 +180,7 @@ def _evaluation(found: EvaluationFacts, moved: Moved) -> EvaluationFacts:
     return found.model_copy(update={"models": tuple(models)})
 
 
-def _judgement(found: Judgement, moved: Moved) -> Judgement:
+def _judgement(found: Judgment, moved: Moved) -> Judgment:
     names = {name: getattr(found, name) for name in ("original_model", "pruned_model")}
     return found.model_copy(update={name: moved.get(source, source) for name, source in names.items()})
 
@@ -191,6 +191,6 @@ REWRITERS: dict[tuple[Kind, str], tuple[type[Record], Callable[[Any, Moved], Any
     ("checkpoint", PLAN_FILE): (Plan, _plan),
     ("checkpoint", RECOVERY_FILE): (Recovery, _recovery),
     ("evaluation", "record.json"): (EvaluationFacts, _evaluation),
-    ("judgement", JUDGEMENT): (Judgement, _judgement),
+    ("judgement", JUDGEMENT): (Judgment, _judgement),
 }
 """The records that name models and runs, by the kind of run and the file within it."""

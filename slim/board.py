@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slim.calibration import Calibration
-from slim.choice import UNITS, first_choice, metrics_of, why_not, why_not_uniform
-from slim.estimate import ENDS, picks
+from slim.choice import UNITS, first_state, metrics_of, why_not, why_not_uniform
+from slim.estimate import ENDS, resample_counts
 from slim.forecast import RUINOUS
 from slim.metrics import CRITERIA
 from slim.plan import shapes_for, units_per_layer
@@ -70,7 +70,7 @@ def _unit(calibration: Calibration, unit: Unit, arrays: dict[str, NDArray[Any]])
     for name, part in parts(calibration, unit).items():
         arrays[f"{unit}.{name}"] = part.astype(np.float64).ravel()
     return found | {
-        "first": first_choice(calibration, unit).model_dump(mode="json"),
+        "first": first_state(calibration, unit).model_dump(mode="json"),
         "metrics": [{"name": name, "title": CRITERIA[name].title} for name in metrics_of(calibration, unit)],
         "shapes": _shapes(facts, unit),
         "why_not_uniform": why_not_uniform(facts, unit),
@@ -91,7 +91,7 @@ def _sketch(calibration: Calibration, unseen: LossSketch, arrays: dict[str, NDAr
     arrays["sketch"] = unseen.scores[rows].reshape(int(rows.sum()), -1).T.astype(np.float32)  # (L·(H+2), R)
     arrays["sequences"] = sequences.astype(np.uint32)
     arrays["tokens"] = tokens.astype(np.float64)
-    drawn = picks(len(tokens), np.random.default_rng(calibration.facts.settings.seed))
+    drawn = resample_counts(len(tokens), np.random.default_rng(calibration.facts.settings.seed))
     arrays["picks"] = drawn.astype(np.uint16)
     return {
         "rows": len(sequences),

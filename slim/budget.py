@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from slim.absorbed import AbsorbedSketch
+from slim.absorbed import AfterRepairSketch
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.forecast import forecast
-from slim.options import Options, options_of
-from slim.plan import check_unit, finished, shapes_for
+from slim.options import LayerCandidates, layer_candidates
+from slim.plan import build_plan, check_unit, shapes_for
 from slim.project import Price, everything, heads_of, prices
 from slim.records import ByBudget, Forecast, Keep, Pins, Plan, Unit
 
@@ -57,14 +57,14 @@ class Bound:
     most: float
 
 
-def plan_for_budget(
+def plan_by_budget(
     calibration: Calibration,
     limits: Mapping[str, float],
     unit: Unit = "head",
     *,
     uniform: bool = False,
     pins: Pins | None = None,
-    absorbed: AbsorbedSketch | None = None,
+    absorbed: AfterRepairSketch | None = None,
 ) -> Plan:
     """The plan with the least forecast loss within `limits`; with a limit of loss alone, the one with the fewest bytes.
 
@@ -75,11 +75,11 @@ def plan_for_budget(
 
     Raises InputError for a limit that makes no sense, or that cannot be met: it says which, and what can be reached.
     """
-    checked_limits(limits)
+    check_limits(limits)
     planner = Planner(calibration, unit, uniform, pins, absorbed)
     keep = planner.solve(limits)
     reason = ByBudget(limits=dict(limits))
-    return finished(calibration, keep, unit, reason, planner.pins, uniform, repaired=planner.repaired(keep))
+    return build_plan(calibration, keep, unit, reason, planner.pins, uniform, repaired=planner.repaired(keep))
 
 
 def curve(
@@ -99,7 +99,7 @@ def curve(
         yield planner.prices["bytes"].of(keep, planner.facts.group) / planner.whole["bytes"], keep
 
 
-def checked_limits(limits: Mapping[str, float]) -> None:
+def check_limits(limits: Mapping[str, float]) -> None:
     """Raises InputError for an unknown limit or one out of its range."""
     known = (*SHARES, *SPEEDS, LOSS)
     if not limits:
@@ -124,7 +124,7 @@ class Planner:
         unit: Unit,
         uniform: bool = False,
         pins: Pins | None = None,
-        absorbed: AbsorbedSketch | None = None,
+        absorbed: AfterRepairSketch | None = None,
     ) -> None:
         if calibration.sketch is None:
             raise InputError("budget: the calibration has no loss sketch: calibrate with --kl fisher or exact.")
@@ -140,7 +140,7 @@ class Planner:
         shapes: list[tuple[int, int] | None] = [None]
         if uniform and unit != "layer":
             shapes = [*shapes_for(self.facts, unit)]
-        found = [options_of(self.facts, sketch, unit, self.pins, shape, choosing) for shape in shapes]
+        found = [layer_candidates(self.facts, sketch, unit, self.pins, shape, choosing) for shape in shapes]
         self.options = [options for options in found if options]
         if not self.options:
             raise InputError("pins: no legal shape honours all of them: take one back.")
@@ -209,7 +209,7 @@ class Planner:
                     best = keep
         return best
 
-    def _cheapest(self, limits: Mapping[str, float]) -> tuple[Options, list[int]]:
+    def _cheapest(self, limits: Mapping[str, float]) -> tuple[LayerCandidates, list[int]]:
         found = []
         for options in self.options:
             with suppress(Infeasible):
@@ -220,7 +220,7 @@ class Planner:
             raise Infeasible
         return min(found, key=lambda one: one[0])[1:]
 
-    def _improved(self, options: Options, chosen: list[int], limits: Mapping[str, float]) -> list[int]:
+    def _improved(self, options: LayerCandidates, chosen: list[int], limits: Mapping[str, float]) -> list[int]:
         """Steps of a few layers each, then exchanges between two layers, as long as the joint cost falls."""
         moves, cost = min(MOVES, self.facts.layers), options.joint(chosen)
         for _ in range(STEPS):
@@ -240,7 +240,7 @@ class Planner:
             chosen = other
         return chosen
 
-    def _exchanged(self, options: Options, chosen: list[int], limits: Mapping[str, float]) -> list[int] | None:
+    def _exchanged(self, options: LayerCandidates, chosen: list[int], limits: Mapping[str, float]) -> list[int] | None:
         """The best change of one or two layers within `limits`, interactions exact; None where none is better."""
         sizes = [len(kept) for kept in options.kept]
         layer = np.repeat(np.arange(len(sizes)), sizes)
@@ -264,7 +264,7 @@ class Planner:
             found[layer[place]] = int(place - starts[layer[place]])
         return found if any(options.keep(found)) else None
 
-    def _bounds(self, options: Options, limits: Mapping[str, float]) -> list["Bound"]:
+    def _bounds(self, options: LayerCandidates, limits: Mapping[str, float]) -> list["Bound"]:
         """Every limit as shares of the original."""
         found = []
         for name, limit in limits.items():
@@ -277,7 +277,7 @@ class Planner:
 
     def _solved(
         self,
-        options: Options,
+        options: LayerCandidates,
         costs: Sequence[NDArray[Any]],
         limits: Mapping[str, float],
         near: tuple[Sequence[int], int] | None = None,
@@ -312,7 +312,7 @@ class Planner:
             raise Infeasible
         return [int(part.argmax()) for part in np.split(found.x, starts[1:])]
 
-    def _amounts(self, options: Options, quantity: str) -> list[NDArray[np.int64]]:
+    def _amounts(self, options: LayerCandidates, quantity: str) -> list[NDArray[np.int64]]:
         """What each option of each layer takes."""
         price, group = self.prices[quantity], self.facts.group
         return [

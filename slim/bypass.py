@@ -12,7 +12,7 @@ from slim.records import Keep
 
 
 @contextmanager
-def bypass(loaded: Loaded, keep: Keep) -> Iterator[None]:
+def masked(loaded: Loaded, keep: Keep) -> Iterator[None]:
     """Inside, `loaded` answers as it would pruned to `keep`, with and without a cache. Not for several threads."""
     with Probe(loaded.model, loaded.architecture) as probe:
         probe.gates, probe.deltas = gates_of(loaded, keep)

@@ -13,20 +13,16 @@ from diskcache import Cache
 
 import slim
 from slim import bundled, models, results, tasks, workspace
-from slim.calibration import Calibration, save
+from slim.calibration import Calibration, save_calibration
 from slim.errors import InputError
 from slim.estimate import Estimate
 from slim.metrics import CRITERIA
 from slim.models import Loaded
 from slim.passes import Passes
 from slim.progress import Progress, silent
-from slim.records import CalibrationFacts, DatasetFacts, MetricFacts, Settings
+from slim.records import CalibrationFacts, CalibrationSettings, CriterionFacts, DatasetFacts
 from slim.rowwise import Work
-from slim.workload import (
-    Workload,
-    forwards,
-    workload,
-)
+from slim.workload import Workload, forwards, workload
 
 Tell = Callable[[Workload], None]
 """Hears what a calibration will take before it starts."""
@@ -36,7 +32,7 @@ def calibrate(
     model: str = bundled.NAME,
     dataset: str = "bundled:briefs",
     *,
-    settings: Settings | None = None,
+    settings: CalibrationSettings | None = None,
     output: Path | None = None,
     progress: Progress = silent,
     tell: Tell | None = None,
@@ -47,12 +43,12 @@ def calibrate(
     `data` goes to `tasks.load_task`: config, split, revision, template, columns, prompt. What earlier runs measured of
     the same rows is used again. Raises InputError for anything given that cannot be used, before the model runs.
     """
-    settings = settings or Settings()
+    settings = settings or CalibrationSettings()
     task = tasks.load_task(dataset, **data)
     names = (Path(source.removeprefix("bundled:")).stem for source in (model, dataset))
     output = output or workspace.fresh_path("calibration", "-".join(names))
     workspace.check_output(output)
-    loaded = models.load(model, device=settings.device, dtype=settings.dtype, progress=progress)
+    loaded = models.load_model(model, device=settings.device, dtype=settings.dtype, progress=progress)
     if loaded.model.config.is_heterogeneous:
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
     examples = tasks.choose(task, settings.samples, settings.seed, progress)
@@ -65,12 +61,12 @@ def calibrate(
         )
     if tell is not None:
         tell(workload(loaded.facts, encoded.lengths, settings, loaded.model.device, loaded.model.dtype))
-    with results.kept() as cache:
+    with results.open_cache() as cache:
         calibration = measure(loaded, encoded, task, settings, progress, cache=cache)
-    return save(calibration, output)
+    return save_calibration(calibration, output)
 
 
-checked_settings = Settings.checked
+checked_settings = CalibrationSettings.checked
 """Settings from what a person gave. Raises InputError naming the first value that cannot be."""
 
 
@@ -78,7 +74,7 @@ def measure(
     loaded: Loaded,
     encoded: tasks.Encoded,
     task: tasks.Task,
-    settings: Settings,
+    settings: CalibrationSettings,
     progress: Progress = silent,
     padding_side: str = "right",
     cache: Cache | None = None,
@@ -106,7 +102,7 @@ def measure(
         dataset=dataset_facts(task, encoded),
         settings=settings,
         metrics={
-            name: MetricFacts(
+            name: CriterionFacts(
                 unit=CRITERIA[name].unit,
                 high_is_prunable=CRITERIA[name].high_is_prunable,
                 levels=CRITERIA[name].levels,

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from slim import workspace
 from slim.estimate import Estimate
-from slim.faithfulness import Faithfulness
+from slim.faithfulness import CriterionCheck
 from slim.metrics.base import Level, Scores
-from slim.migrations import read, read_run, readable
+from slim.migrations import read_record, read_run_record, readable
 from slim.records import CalibrationFacts, ModelFacts
 from slim.sketch import LossSketch
 
@@ -28,7 +28,7 @@ class Calibration:
     estimates: dict[str, dict[Level, Estimate]]
     sketch: LossSketch | None
     path: Path | None = None
-    check: Faithfulness | None = field(default=None, compare=False)
+    check: CriterionCheck | None = field(default=None, compare=False)
 
     @property
     def metrics(self) -> dict[str, Scores]:
@@ -43,7 +43,7 @@ class Calibration:
         return {name: levels[level].value for name, levels in self.estimates.items() if level in levels}
 
 
-def save(calibration: Calibration, output: Path) -> Calibration:
+def save_calibration(calibration: Calibration, output: Path) -> Calibration:
     """Writes the record to the new folder `output` and makes it known to the workspace."""
     arrays = {
         f"{name}.{level}.{part}": getattr(estimate, part)
@@ -61,7 +61,7 @@ def save(calibration: Calibration, output: Path) -> Calibration:
     return replace(calibration, path=output)
 
 
-def save_check(calibration: Calibration, check: Faithfulness) -> Calibration:
+def save_check(calibration: Calibration, check: CriterionCheck) -> Calibration:
     """Puts what was measured beside the record it checks."""
     if calibration.path is None:
         raise ValueError("the calibration was never saved")
@@ -69,14 +69,14 @@ def save_check(calibration: Calibration, check: Faithfulness) -> Calibration:
     return replace(calibration, check=check)
 
 
-def load_facts(folder: Path) -> CalibrationFacts:
+def load_calibration_facts(folder: Path) -> CalibrationFacts:
     """The record of a saved calibration without its arrays. Raises InputError when `folder` does not hold one."""
-    return read_run(CalibrationFacts, folder, "calibrate")
+    return read_run_record(CalibrationFacts, folder, "calibrate")
 
 
-def load(folder: Path) -> Calibration:
+def load_calibration(folder: Path) -> Calibration:
     """A saved calibration. Raises InputError when `folder` does not hold one."""
-    facts, check = load_facts(folder), folder / CHECK_FILE
+    facts, check = load_calibration_facts(folder), folder / CHECK_FILE
     with readable(f"calibration {str(folder)!r}", "calibrate"):
         arrays = load_file(folder / "tensors.safetensors")
         estimates: dict[str, dict[Level, Estimate]] = {
@@ -89,7 +89,7 @@ def load(folder: Path) -> Calibration:
         _check_shapes(facts.model, estimates, sketch)
         faithful = None
         if check.is_file():
-            faithful = read(Faithfulness, check, f"the check of calibration {str(folder)!r}")
+            faithful = read_record(CriterionCheck, check, f"the check of calibration {str(folder)!r}")
     return Calibration(facts, estimates, sketch, folder, faithful)
 
 

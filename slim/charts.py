@@ -31,8 +31,8 @@ from slim.chart_style import (
     step,
     visible,
 )
-from slim.detail import Measure
-from slim.difference import Difference
+from slim.detail import HeadScore
+from slim.difference import TaskDifference
 from slim.estimate import Estimate
 
 
@@ -158,7 +158,7 @@ def size_against_loss(points: Sequence[tuple[float, float]], current: tuple[floa
     return framed(figure, "What each size would cost", 300)
 
 
-def distribution(measure: Measure, *, intervals: bool = False, chosen: Head | None = None) -> go.Figure:
+def distribution(measure: HeadScore, *, intervals: bool = False, chosen: Head | None = None) -> go.Figure:
     """Every head's figure by layer, heads side by side within it, each layer's median, and the histogram of them all.
 
     `intervals` draws the 95% interval of each head.
@@ -226,7 +226,7 @@ def distribution(measure: Measure, *, intervals: bool = False, chosen: Head | No
     return framed(figure, f"{measure.title} ({measure.unit})", 460)
 
 
-def scatter(x: Measure, y: Measure, *, chosen: Head | None = None) -> go.Figure:
+def scatter(x: HeadScore, y: HeadScore, *, chosen: Head | None = None) -> go.Figure:
     """One figure of every head against another, coloured by layer; axes of figures that span decades are logarithmic.
 
     Left out are heads without one of the figures, and on a logarithmic axis those of 0.
@@ -267,7 +267,7 @@ def scatter(x: Measure, y: Measure, *, chosen: Head | None = None) -> go.Figure:
     return framed(figure, f"{y.title} against {x.title[:1].lower()}{x.title[1:]}", 500)
 
 
-def difference_map(found: Difference, *, chosen: Head | None = None) -> go.Figure:
+def difference_map(found: TaskDifference, *, chosen: Head | None = None) -> go.Figure:
     """Map of ln(cost on general text / cost on the task): teal where the task needs a head less, orange where more.
 
     A dot marks the heads whose interval leaves out 0. The colour ends at the value that 2% of the heads go beyond.
@@ -335,7 +335,7 @@ def attention_map(cells: NDArray[np.float64], side: int, labels: Sequence[str], 
     return framed(figure, "Attention", 380)
 
 
-def _said(measure: Measure, layer: int, head: int) -> str:
+def _said(measure: HeadScore, layer: int, head: int) -> str:
     estimate = measure.estimate
     value, low, high = (float(part[layer, head]) for part in (estimate.value, estimate.low, estimate.high))
     if not np.isfinite(value):
@@ -344,7 +344,7 @@ def _said(measure: Measure, layer: int, head: int) -> str:
     return f"{value:.3g}{ends} {measure.unit}"
 
 
-def _compared(found: Difference, layer: int, head: int) -> str:
+def _compared(found: TaskDifference, layer: int, head: int) -> str:
     value, low, high = (float(part[layer, head]) for part in (found.ratio.value, found.ratio.low, found.ratio.high))
     costs = f"general {found.general[layer, head]:.3g}, task {found.task[layer, head]:.3g} nats/token"
     if not np.isfinite(value):

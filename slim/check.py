@@ -13,7 +13,7 @@ from slim.errors import InputError, SlimError
 from slim.faithfulness import (
     SHARES,
     SMALL_SHARES,
-    Faithfulness,
+    CriterionCheck,
     Removal,
     Verdict,
     first_heads,
@@ -57,7 +57,7 @@ def check(
 def same_model(calibration: Calibration, progress: Progress = silent) -> Loaded:
     """The calibration's model. Raises InputError when its source names another one now."""
     settings = calibration.facts.settings
-    loaded = models.load(
+    loaded = models.load_model(
         calibration.facts.model.source, device=settings.device, dtype=settings.dtype, progress=progress
     )
     if loaded.facts.fingerprint != calibration.facts.model.fingerprint:
@@ -93,7 +93,7 @@ def measure_check(
     weights: Mapping[str, float] | None = None,
     heads: int = HEADS,
     progress: Progress = silent,
-) -> Faithfulness:
+) -> CriterionCheck:
     """What each criterion predicts and what is true on the rows `encoded`."""
     begun, facts, settings = time.monotonic(), loaded.facts, calibration.facts.settings
     weights = dict(weights or scores.default_weights(calibration))
@@ -162,7 +162,7 @@ def measure_check(
     if forecasts is not None:
         useful = forecasts < FITTED_BELOW
         correction = fit_correction(forecasts[useful], costs[useful])
-    return Faithfulness(
+    return CriterionCheck(
         rows=len(encoded.rows),
         tokens=count,
         unseen=unseen,

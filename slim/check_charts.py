@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from slim.chart_style import ACCENT, ALARM, GRID, LINES, QUIET, WHISKER, Head, framed, lowest, ring, steady, visible
-from slim.faithfulness import Correction, Faithfulness, Verdict
+from slim.faithfulness import Correction, CriterionCheck, Verdict
 
 
 def correlations(
-    check: Faithfulness, titles: Mapping[str, str], now: tuple[float, float, float] | None = None
+    check: CriterionCheck, titles: Mapping[str, str], now: tuple[float, float, float] | None = None
 ) -> go.Figure:
     """Rank correlation of every criterion with the damage that was measured, with its interval, the best on top.
 
@@ -49,7 +49,7 @@ def correlations(
     return framed(figure, "Who orders the heads as their damage does", 110 + 28 * len(bars))
 
 
-def perplexities(check: Faithfulness, titles: Mapping[str, str]) -> go.Figure:
+def perplexities(check: CriterionCheck, titles: Mapping[str, str]) -> go.Figure:
     """Perplexity without each criterion's first heads, over the share of heads that is gone, on a logarithmic axis."""
     figure = go.Figure()
     order = sorted(check.verdicts, key=lambda verdict: verdict.removals[-1].perplexity)
@@ -77,7 +77,7 @@ def perplexities(check: Faithfulness, titles: Mapping[str, str]) -> go.Figure:
     return figure.update_layout(showlegend=True, legend=legend)
 
 
-def correction_fit(check: Faithfulness, titles: Mapping[str, str]) -> go.Figure:
+def correction_fit(check: CriterionCheck, titles: Mapping[str, str]) -> go.Figure:
     """What joint removals were forecast to cost and what they cost, and the correction fitted to them (log-log)."""
     points: dict[tuple[float, float], list[str]] = {}
     for verdict in check.verdicts:
@@ -119,7 +119,7 @@ def correction_fit(check: Faithfulness, titles: Mapping[str, str]) -> go.Figure:
 
 
 def damage_by_rank(
-    prunability: NDArray[np.float64], check: Faithfulness, title: str, *, chosen: Head | None = None
+    prunability: NDArray[np.float64], check: CriterionCheck, title: str, *, chosen: Head | None = None
 ) -> go.Figure:
     """The heads that were left out alone: when a criterion (L, H) would take each, and what it really cost."""
     ranks = [float(1 - prunability[head]) for head in check.heads]
@@ -147,7 +147,7 @@ def damage_by_rank(
     return framed(figure, f"Heads left out alone, by {title[:1].lower()}{title[1:]}", 400)
 
 
-def ranked(check: Faithfulness) -> list[Verdict]:
+def ranked(check: CriterionCheck) -> list[Verdict]:
     """The criteria whose correlation is known, the best first."""
     return sorted(
         (verdict for verdict in check.verdicts if verdict.correlation is not None),

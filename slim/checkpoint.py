@@ -19,8 +19,7 @@ from slim.errors import InputError
 from slim.folder import WEIGHTS, read_folder
 from slim.hub import snapshot
 from slim.models import Loaded, locate, pruned_class
-from slim.plan import PLAN_FILE
-from slim.plan import load as load_plan
+from slim.plan import PLAN_FILE, load_plan
 from slim.records import Plan
 from slim.recovery import RECOVERY_FILE, Recovery
 from slim.report.card import model_card, with_recovery
@@ -108,7 +107,7 @@ def rewrite(
     place = Path(locate(str(source)))
     folder = place if place.is_dir() else snapshot(str(place))
     stored = read_folder(str(source), folder)
-    loaded = models.load(str(source), device="cpu", dtype=str(stored.dtype).removeprefix("torch."))
+    loaded = models.load_model(str(source), device="cpu", dtype=str(stored.dtype).removeprefix("torch."))
     found = loaded.model.load_state_dict(dict(state), strict=False)
     if found.unexpected_keys:
         raise RuntimeError(f"{source} has no weights named {found.unexpected_keys[0]}")

@@ -11,7 +11,7 @@ from pydantic import Field
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.metrics import CRITERIA
-from slim.plan import check_unit, make_plan, shapes_for, units_per_layer
+from slim.plan import check_unit, plan_by_threshold, shapes_for, units_per_layer
 from slim.records import ModelFacts, Pins, Place, Plan, Record, Unit
 from slim.scores import composite, default_weights, measured
 
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Choice(Record):
+class BoardState(Record):
     """What `make_plan` needs beside a calibration."""
 
     unit: Unit
@@ -34,7 +34,7 @@ class Choice(Record):
 
     def plan(self, calibration: Calibration) -> Plan:
         """The plan of this choice, by the first weights where all are 0. Raises InputError as `make_plan` does."""
-        return make_plan(
+        return plan_by_threshold(
             calibration,
             self.threshold,
             self.unit,
@@ -70,13 +70,13 @@ def metrics_of(calibration: Calibration, unit: Unit) -> tuple[str, ...]:
     return tuple(name for name in CRITERIA if name in there)
 
 
-def first_choice(calibration: Calibration, unit: Unit | None = None) -> Choice:
+def first_state(calibration: Calibration, unit: Unit | None = None) -> BoardState:
     """What a person finds: the unit, or else the smallest that can be removed, at the first threshold and weights."""
     unit = unit or next(unit for unit in UNITS if why_not(calibration, unit) is None)
-    return Choice(unit=unit, weights=_all_weights(calibration, unit, default_weights(calibration, unit)))
+    return BoardState(unit=unit, weights=_all_weights(calibration, unit, default_weights(calibration, unit)))
 
 
-def to_query(choice: Choice) -> dict[str, str]:
+def to_query(choice: BoardState) -> dict[str, str]:
     """The choice as parameters of a link."""
     pairs = {
         "unit": choice.unit,
@@ -91,7 +91,7 @@ def to_query(choice: Choice) -> dict[str, str]:
     return {name: text for name, text in pairs.items() if text}
 
 
-def from_query(query: Mapping[str, str], calibration: Calibration) -> tuple[Choice, tuple[str, ...]]:
+def from_query(query: Mapping[str, str], calibration: Calibration) -> tuple[BoardState, tuple[str, ...]]:
     """The choice that a link's parameters name, and a sentence for each that cannot be followed and is left out."""
     facts, notes = calibration.facts.model, list[str]()
 
@@ -106,14 +106,14 @@ def from_query(query: Mapping[str, str], calibration: Calibration) -> tuple[Choi
             notes.append(f"the link's {name}={shown} is left out: {str(error).rstrip('.')}.")
             return otherwise
 
-    unit: Unit = read("unit", partial(_unit, calibration=calibration), first_choice(calibration).unit)
-    first = first_choice(calibration, unit)
+    unit: Unit = read("unit", partial(_unit, calibration=calibration), first_state(calibration).unit)
+    first = first_state(calibration, unit)
     bounds = facts.layers, units_per_layer(unit, facts)
     keep = read("keep", lambda text: _read_places(text, *bounds), ())
     drop = read("drop", lambda text: _read_places(text, *bounds), ())
     if both := sorted(set(keep) & set(drop)):
         notes.append(f"the link's {_places(tuple(both))} is both kept and dropped, so it is left out.")
-    choice = Choice(
+    choice = BoardState(
         unit=unit,
         threshold=read("threshold", _number, first.threshold),
         weights=read("weights", lambda text: _read_weights(text, calibration, unit), first.weights),

@@ -14,7 +14,7 @@ MOST_PARAMETERS = 2**48
 
 
 @dataclass(frozen=True)
-class Cut:
+class Slice:
     """The entries of one dimension that stay."""
 
     dim: int
@@ -31,7 +31,7 @@ def shape_of(heads: tuple[int, ...], group: int) -> tuple[int, int]:
     return len(heads), len(kv_groups(heads, group))
 
 
-def check_shapes(facts: ModelFacts) -> None:
+def check_tensor_shapes(facts: ModelFacts) -> None:
     """Raises InputError when the shapes are not those of a model with these numbers of layers and heads."""
     architecture = architecture_of(facts.model_type)
     prefix, across = f"{architecture.layers}.", int(architecture.transposed)
@@ -64,7 +64,7 @@ def whole_blocks_only(model_type: str) -> InputError:
     )
 
 
-def cut_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep) -> Cut | Literal["all", "none"]:
+def slice_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep) -> Slice | Literal["all", "none"]:
     """What stays of the parameter `name`: everything, nothing, or some entries of one dimension.
 
     Raises InputError when single heads go in a family where only whole blocks can.
@@ -84,12 +84,12 @@ def cut_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep)
         return "all"
     if architecture.whole_blocks:
         raise whole_blocks_only(facts.model_type)
-    cut: Cut | Literal["all"] = "all"
+    cut: Slice | Literal["all"] = "all"
     across = architecture.transposed and kind == "weight"
     if module in architecture.projections:
-        cut = Cut(int(across), _outputs(architecture.projections[module], facts, heads))
+        cut = Slice(int(across), _outputs(architecture.projections[module], facts, heads))
     elif module == architecture.output and kind == "weight":
-        cut = Cut(int(not across), tuple(_entries(heads, facts.head_dim)))
+        cut = Slice(int(not across), tuple(_entries(heads, facts.head_dim)))
     return cut
 
 

@@ -27,7 +27,7 @@ DECADES = ("kl_output", "variance", "sketch", "damage")
 
 
 @dataclass(frozen=True)
-class Measure:
+class HeadScore:
     """A figure of every head (L, H) as it is shown: NaN where it was not measured."""
 
     name: str
@@ -54,26 +54,26 @@ class Measure:
         return 1 + int((signed[known] < signed[layer, head]).sum()), int(known.sum())
 
 
-def measures(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, Measure]:
+def head_scores(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, HeadScore]:
     """Every per-head figure there is, by name: the composite by `weights`, the metrics, and what is known of the cost.
 
     `sketch` is the forecast of leaving a head out alone on the rows that did not choose, `damage` what it really cost
     where the calibration was checked.
     """
     score = Estimate.unsure(composite(calibration, weights, "head"))
-    found = [Measure("composite", "Composite score", "1 = first to go", score, True)]
+    found = [HeadScore("composite", "Composite score", "1 = first to go", score, True)]
     for name, levels in calibration.estimates.items():
         if "head" in levels:
             criterion = CRITERIA[name]
-            found.append(Measure(name, criterion.title, criterion.unit, levels["head"], criterion.high_is_prunable))
+            found.append(HeadScore(name, criterion.title, criterion.unit, levels["head"], criterion.high_is_prunable))
     if calibration.sketch is not None:
         heads = calibration.sketch.fold(1).heads(calibration.facts.settings.seed)
-        found.append(Measure("sketch", "Forecast cost on other rows", "nats/token", heads, False))
+        found.append(HeadScore("sketch", "Forecast cost on other rows", "nats/token", heads, False))
     if calibration.check is not None:
         damage = np.full(score.value.shape, np.nan)
         for place, cost in zip(calibration.check.heads, calibration.check.damage, strict=True):
             damage[place] = cost
-        found.append(Measure("damage", "Measured damage", "nats/token", Estimate.unsure(damage), False))
+        found.append(HeadScore("damage", "Measured damage", "nats/token", Estimate.unsure(damage), False))
     return {measure.name: measure for measure in found}
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.calibration import Calibration, load_facts
+from slim.calibration import Calibration, load_calibration_facts
 from slim.errors import InputError
-from slim.estimate import Estimate, ends, resampled
+from slim.estimate import Estimate, bootstrap, interval
 from slim.records import ModelFacts
 from slim.sketch import BLOCK, LossSketch
 
 
 @dataclass(frozen=True)
-class Difference:
+class TaskDifference:
     """ln(cost on general text / cost on the task) per head (L, H) with its interval; high = the task needs it less.
 
     Where `shared` is not 0 it was taken out: the median over all heads, which all of them have in common.
@@ -38,7 +38,7 @@ class Difference:
         return [(int(place) // heads, int(place) % heads) for place in first if np.isfinite(values[place])]
 
 
-def difference(task: Calibration, general: Calibration, *, centred: bool = False, seed: int = 0) -> Difference:
+def task_difference(task: Calibration, general: Calibration, *, centred: bool = False, seed: int = 0) -> TaskDifference:
     """What leaving out each head alone is forecast to cost on general text, against what it costs on the task.
 
     The costs are those of the loss sketches over all of their rows; the interval is that of 95% of the pairs of
@@ -58,9 +58,9 @@ def difference(task: Calibration, general: Calibration, *, centred: bool = False
         value = value - shared
         drawn = drawn - np.nanmedian(drawn, axis=(1, 2), keepdims=True)
     if min(len(sketch.tokens) for sketch in sketches) < 2:
-        return Difference(Estimate.unsure(value), one, two, shared)
+        return TaskDifference(Estimate.unsure(value), one, two, shared)
     # a resample in which a head costs nothing at all has no ratio, and then neither has the head an interval
-    return Difference(Estimate(value, *ends(drawn)), one, two, shared)
+    return TaskDifference(Estimate(value, *interval(drawn)), one, two, shared)
 
 
 def of_same_model(model: ModelFacts, folders: list[Path], but: Path | None = None) -> list[tuple[Path, str]]:
@@ -68,7 +68,7 @@ def of_same_model(model: ModelFacts, folders: list[Path], but: Path | None = Non
     found = []
     for folder in folders:
         try:
-            facts = load_facts(folder)
+            facts = load_calibration_facts(folder)
         except InputError:
             continue
         if folder != but and facts.model.fingerprint == model.fingerprint and facts.settings.kl != "none":
@@ -99,7 +99,7 @@ def _sketch(name: str, calibration: Calibration) -> LossSketch:
 def _costs(sketch: LossSketch, generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nats/token of leaving out each head alone (L, H), and of each resample of the rows (RESAMPLES, L, H)."""
     energies = sketch.energies(np.square(sketch.scores[..., :BLOCK], dtype=np.float64))  # (N, L, H)
-    return resampled(energies, sketch.tokens, generator)
+    return bootstrap(energies, sketch.tokens, generator)
 
 
 def _log_ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 from slim import bundled, jobs, workspace
 from slim.errors import SlimError
 from slim.lineage import Lineage
-from slim.plain_disk import PlainDisk
-from slim.run_facts import Facts, facts
+from slim.plain_disk import JsonDisk
+from slim.run_facts import RunFacts, run_facts
 from slim.run_files import files_of, is_folder, size_of
 from slim.workspace import PARTIAL, Kind
 
@@ -90,7 +90,7 @@ def clean(kinds: Iterable[Left], lineage: Lineage) -> int:
         if one.what not in kinds:
             continue
         if one.what == "results":
-            with Cache(str(one.path), disk=PlainDisk) as cache:
+            with Cache(str(one.path), disk=JsonDisk) as cache:
                 cache.clear()
             freed += one.bytes - size_of(one.path)
         elif one.what in ("locks", "trainings"):
@@ -201,11 +201,11 @@ def _logs(lineage: Lineage) -> Iterator[Path]:
     return (path for path in _within("jobs") if path.suffix == ".log" and path.stem not in known and _is_quiet(path))
 
 
-def _facts(lineage: Lineage) -> Iterator[Facts]:
+def _facts(lineage: Lineage) -> Iterator[RunFacts]:
     for node in lineage.runs:
         if node.kind is not None and node.path is not None:
             with suppress(SlimError, OSError):
-                yield facts(node.kind, node.path)
+                yield run_facts(node.kind, node.path)
 
 
 SEARCH: dict[Left, Callable[[Lineage], Iterator[Path]]] = {

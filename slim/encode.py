@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from slim.errors import InputError
-from slim.records import reason_of
+from slim.records import why_invalid
 from slim.templates import Example
-from slim.text import sound
+from slim.text import without_surrogates
 
 Positions = Literal["all", "answer"]
 """Which positions loss and KL are counted at: those that predict any token of the row, or one of the answer."""
@@ -167,11 +167,13 @@ def _asked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _rendered(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
     try:
-        return sound(str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)))
+        return without_surrogates(
+            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+        )
     except Exception as error:  # a template is a program: it fails in as many ways
         raise InputError(
             f"dataset: the model's chat template does not take the turns {[turn['role'] for turn in messages]} "
-            f"({reason_of(error)}): choose other rows or another model."
+            f"({why_invalid(error)}): choose other rows or another model."
         ) from error
 
 

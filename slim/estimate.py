@@ -32,27 +32,27 @@ def ratio_of_sums(parts: NDArray[np.float64], weights: NDArray[Any], seed: int =
     `parts` (R, …) are what each row adds to a figure, `weights` (R,) or (R, L) what it weighs, usually in tokens.
     Tokens of one row are alike, so rows are resampled, not tokens. A unit that no row has weight for gives 0.
     """
-    value, drawn = resampled(parts, weights, np.random.default_rng(seed))
-    return Estimate.unsure(value) if len(parts) < 2 else Estimate(value, *ends(drawn))
+    value, drawn = bootstrap(parts, weights, np.random.default_rng(seed))
+    return Estimate.unsure(value) if len(parts) < 2 else Estimate(value, *interval(drawn))
 
 
-def resampled(
+def bootstrap(
     parts: NDArray[np.float64], weights: NDArray[Any], generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The ratio of `ratio_of_sums` (…), and that of each resample of the rows (RESAMPLES, …)."""
     rows = len(parts)
     weights = weights.reshape(*weights.shape, *[1] * (parts.ndim - weights.ndim))
-    drawn = picks(rows, generator)
+    drawn = resample_counts(rows, generator)
     above, below = (np.tensordot(drawn, sums, (1, 0)) for sums in (parts, weights))
     return _ratio(parts.sum(0), weights.sum(0)), _ratio(above, below)
 
 
-def picks(rows: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def resample_counts(rows: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """How often each row is in each resample.  # (RESAMPLES, R)"""
     return generator.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
 
 
-def ends(drawn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def interval(drawn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where the middle 95% of the resamples begin and end."""
     low, high = np.quantile(drawn, ENDS, axis=0)
     return low, high

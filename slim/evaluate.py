@@ -9,11 +9,11 @@ from typing import Any
 from slim import held_out, models, own_rows, pace, results, workspace
 from slim.calibrate import dataset_facts, device_name, versions
 from slim.errors import InputError
-from slim.evaluation import Evaluation, EvaluationFacts, EvaluationSettings, ModelScores, TaskFacts, save
-from slim.harness import Harness
+from slim.evaluation import Evaluation, EvaluationFacts, EvaluationSettings, ModelScores, TaskFacts, save_evaluation
+from slim.harness import LmEvalTasks
 from slim.harness import version as harness_version
 from slim.models import Loaded
-from slim.parts import Part, facts_of, scores_of, table
+from slim.parts import ScoreColumns, facts_of, scores_of, table
 from slim.progress import Progress, silent
 from slim.workload import Workload, memory_there, seconds_of
 
@@ -55,24 +55,26 @@ def evaluate(
     if dataset is None and not (standard or speed):
         dataset = DATASET
     original = baseline or held_out.original_of(checkpoints)
-    harness = Harness(standard, rows=settings.task_rows, shots=settings.shots, seed=settings.seed) if standard else None
+    harness = (
+        LmEvalTasks(standard, rows=settings.task_rows, shots=settings.shots, seed=settings.seed) if standard else None
+    )
     task = held_out.open_task(dataset, **data) if dataset else None
     output = output or workspace.fresh_path("evaluation", Path(checkpoints[0]).name)
     workspace.check_output(output)
     names = held_out.labels(list(dict.fromkeys((original, *checkpoints))))
     loaded = {
-        name: models.load(source, device=settings.device, dtype=settings.dtype, progress=progress)
+        name: models.load_model(source, device=settings.device, dtype=settings.dtype, progress=progress)
         for name, source in names.items()
     }
     first = next(iter(loaded))
     drawn = own_rows.draw(task, loaded, checkpoints, settings, progress) if task is not None else None
     if speed:
-        pace.check(loaded, settings.pace)
+        pace.check_speed_settings(loaded, settings.pace)
     if tell is not None:
         tell(workload(loaded, drawn, settings))
     parts, notes, truncated = [], [], {}
     if drawn is not None:
-        with results.kept() as cache:
+        with results.open_cache() as cache:
             reader = own_rows.Reader(loaded, drawn, settings, cache, progress)
             parts += reader.parts()
             notes, truncated = reader.notes, reader.truncated
@@ -80,7 +82,7 @@ def evaluate(
     if harness is not None:
         found, ran = standard_parts(harness, loaded, settings.batch_size, progress)
         parts += found
-    paces = pace.pace(loaded, settings.pace, progress) if speed else {}
+    paces = pace.measure_speed(loaded, settings.pace, progress) if speed else {}
     taken = pace.footprints(loaded, settings.pace, settings.device, settings.dtype, progress) if speed else {}
     facts = EvaluationFacts(
         dataset=dataset_facts(drawn.task, drawn.encoded) if drawn else None,
@@ -106,7 +108,7 @@ def evaluate(
         seconds=time.monotonic() - began,
         notes=tuple(dict.fromkeys(notes)),
     )
-    return save(Evaluation(facts, table(parts, drawn.examples if drawn else ())), output)
+    return save_evaluation(Evaluation(facts, table(parts, drawn.examples if drawn else ())), output)
 
 
 checked_settings = EvaluationSettings.checked
@@ -114,8 +116,8 @@ checked_settings = EvaluationSettings.checked
 
 
 def standard_parts(
-    harness: Harness, loaded: Mapping[str, Loaded], batch_size: int, progress: Progress = silent
-) -> tuple[list[Part], dict[str, TaskFacts]]:
+    harness: LmEvalTasks, loaded: Mapping[str, Loaded], batch_size: int, progress: Progress = silent
+) -> tuple[list[ScoreColumns], dict[str, TaskFacts]]:
     """The scores of every model on every standard task, and how each task was run."""
     by_model = {name: harness.run(one, batch_size, progress) for name, one in loaded.items()}
     parts, facts = [], {}
@@ -124,7 +126,7 @@ def standard_parts(
         facts[task.task] = TaskFacts(version=task.version, shots=task.shots, rows=task.rows)
         for measure in task.measures:
             columns = {name: scores.columns[measure.name] for name, scores in zip(loaded, together, strict=True)}
-            parts.append(Part(task.task, (measure,), range(task.rows), columns))
+            parts.append(ScoreColumns(task.task, (measure,), range(task.rows), columns))
     return parts, facts
 
 

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from slim import workspace
 from slim.measures import POINTS, Figure
-from slim.migrations import read_run, readable
-from slim.pace import Footprint, Pace, PaceSettings
-from slim.records import DatasetFacts, ModelFacts, Record, reason_of
+from slim.migrations import read_run_record, readable
+from slim.pace import Footprint, Speed, SpeedSettings
+from slim.records import DatasetFacts, ModelFacts, Record, why_invalid
 
 TABLE, SCORES = "table.parquet", "scores.csv"
 
@@ -26,13 +26,13 @@ class EvaluationSettings(Record):
     max_new_tokens: int | None = Field(default=None, ge=1, description="of an answer; by its kind if not given")
     task_rows: int | None = Field(default=None, ge=1, description="rows of each standard task; all where not given")
     shots: int | None = Field(default=None, ge=0, description="solved examples before each row of a standard task")
-    pace: PaceSettings = PaceSettings()
+    pace: SpeedSettings = SpeedSettings()
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
 
 
-class MeasureFacts(Record):
+class MetricFacts(Record):
     """What a measure's numbers are: they travel with them."""
 
     task: str = Field(description="a standard task, or empty for the dataset's own rows")
@@ -57,7 +57,7 @@ class ModelScores(Record):
     model: ModelFacts
     scores: dict[str, Score] = Field(default={})
     truncated_answers: int | None = Field(default=None, ge=0, description="answers stopped at the most tokens allowed")
-    pace: tuple[Pace, ...] = ()
+    pace: tuple[Speed, ...] = ()
     footprint: Footprint | None = None
 
     @property
@@ -82,7 +82,7 @@ class EvaluationFacts(Record):
     held_out: str = Field(description="why no model was calibrated on these rows, or what is not known of it")
     settings: EvaluationSettings
     max_new_tokens: int | None = Field(default=None, ge=1)
-    measures: dict[str, MeasureFacts]
+    measures: dict[str, MetricFacts]
     tasks: dict[str, TaskFacts] = Field(default={})
     models: tuple[ModelScores, ...] = Field(min_length=1, description="the first is the original")
     versions: dict[str, str]
@@ -113,24 +113,24 @@ class Evaluation:
     path: Path | None = None
 
 
-def save(evaluation: Evaluation, output: Path) -> Evaluation:
+def save_evaluation(evaluation: Evaluation, output: Path) -> Evaluation:
     """Writes the record, the rows and the figures to the new folder `output` and makes it known to the workspace."""
     with workspace.new_folder(output) as folder:
         evaluation.table.to_parquet(folder / TABLE, index=False)
-        figures(evaluation.facts).to_csv(folder / SCORES, index=False)
+        figures_table(evaluation.facts).to_csv(folder / SCORES, index=False)
         (folder / "record.json").write_text(evaluation.facts.model_dump_json(indent=1), encoding="utf-8")
     workspace.remember(output, "evaluation")
     return replace(evaluation, path=output)
 
 
-def load_facts(folder: Path) -> EvaluationFacts:
+def load_evaluation_facts(folder: Path) -> EvaluationFacts:
     """The record of a saved evaluation without its rows. Raises InputError when `folder` does not hold one."""
-    return read_run(EvaluationFacts, folder, "evaluate")
+    return read_run_record(EvaluationFacts, folder, "evaluate")
 
 
-def load(folder: Path) -> Evaluation:
+def load_evaluation(folder: Path) -> Evaluation:
     """A saved evaluation. Raises InputError when `folder` does not hold one."""
-    facts = load_facts(folder)
+    facts = load_evaluation_facts(folder)
     with readable(f"evaluation {str(folder)!r}", "evaluate"):
         return Evaluation(facts, _table(folder / TABLE), folder)
 
@@ -141,10 +141,10 @@ def _table(file: Path) -> pd.DataFrame:
     except OSError:
         raise
     except Exception as error:  # each part of a damaged file fails in its own way
-        raise ValueError(f"{TABLE}: {reason_of(error)}") from error
+        raise ValueError(f"{TABLE}: {why_invalid(error)}") from error
 
 
-def figures(facts: EvaluationFacts) -> pd.DataFrame:
+def figures_table(facts: EvaluationFacts) -> pd.DataFrame:
     """Every figure of every model with its interval, a line each, quality first, then speed and size."""
     lines = []
     for one in facts.models:
@@ -180,7 +180,7 @@ COLUMNS = [
 """Of the table of figures. Differences are of quality, `times` are of speed: 1.2 is a fifth faster."""
 
 
-def in_words(about: MeasureFacts, figure: Figure, sign: bool = False) -> str:
+def in_words(about: MetricFacts, figure: Figure, sign: bool = False) -> str:
     """A figure as it is shown: "31.2 [28.0, 34.9]", a difference as "−1.2 points [−2.9, +0.4]"."""
     words = figure.words(about.digits, sign)
     if not (sign and about.unit == POINTS):

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from slim.chart_style import ACCENT, GRID, LINES, QUIET, WHISKER, framed, visible
 from slim.measures import Figure
-from slim.quantities import Quantity, efficient
+from slim.quantities import ComparedMetric, efficient
 
 LONGEST = 28
 """Characters of a model's name in a chart."""
@@ -30,7 +30,7 @@ def colour(place: int) -> str:
     return QUIET if place == 0 else LINES[(place - 1) % len(LINES)]
 
 
-def change_bars(quantities: Sequence[Quantity], names: Sequence[str]) -> go.Figure:
+def change_bars(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> go.Figure:
     """A panel for each quantity: what every model has more than the original, with its interval, in its own unit.
 
     Only quantities whose change is known of a model get one; the line at 0 is the original.
@@ -65,12 +65,12 @@ def change_bars(quantities: Sequence[Quantity], names: Sequence[str]) -> go.Figu
     return figure.update_layout(margin={"t": 70})
 
 
-def _panel_title(quantity: Quantity) -> str:
+def _panel_title(quantity: ComparedMetric) -> str:
     unit = f", {quantity.change_unit}" if quantity.change_unit else ""
     return f"{visible(quantity.title)}{unit} ({'right' if quantity.higher_is_better else 'left'} is better)"
 
 
-def _bar(quantity: Quantity, model: int, change: Figure, name: str) -> go.Bar:
+def _bar(quantity: ComparedMetric, model: int, change: Figure, name: str) -> go.Bar:
     error = {}
     if change.low is not None and change.high is not None and change.high > change.low:
         ends = {"array": [change.high - change.value], "arrayminus": [change.value - change.low]}
@@ -89,12 +89,12 @@ def _bar(quantity: Quantity, model: int, change: Figure, name: str) -> go.Bar:
     )
 
 
-def spokes(quantities: Sequence[Quantity]) -> list[Quantity]:
+def spokes(quantities: Sequence[ComparedMetric]) -> list[ComparedMetric]:
     """The quantities whose share of the original's is known of every model."""
     return [quantity for quantity in quantities if np.isfinite(quantity.shares).all()]
 
 
-def radar(quantities: Sequence[Quantity], names: Sequence[str]) -> go.Figure | None:
+def radar(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> go.Figure | None:
     """Every model as a ring: outward is better, the grey ring is the original. None with fewer than three spokes."""
     known = spokes(quantities)
     if len(known) < FEWEST_SPOKES:
@@ -122,7 +122,7 @@ def radar(quantities: Sequence[Quantity], names: Sequence[str]) -> go.Figure | N
     return _with_legend(figure, -0.12)
 
 
-def trade_off(x: Quantity, y: Quantity, names: Sequence[str]) -> go.Figure:
+def trade_off(x: ComparedMetric, y: ComparedMetric, names: Sequence[str]) -> go.Figure:
     """One quantity against another, a point for each model with both; the efficient ones are filled and joined."""
     best, xs, ys = efficient(x, y), x.values, y.values
     log_x, log_y = _spread(x), _spread(y)
@@ -169,12 +169,12 @@ def trade_off(x: Quantity, y: Quantity, names: Sequence[str]) -> go.Figure:
     return _with_legend(figure, -0.2)
 
 
-def _spread(quantity: Quantity) -> bool:
+def _spread(quantity: ComparedMetric) -> bool:
     values = quantity.values[np.isfinite(quantity.values)]
     return bool(values.size and values.min() > 0 and values.max() >= WIDE * values.min())
 
 
-def _said(quantity: Quantity, model: int) -> str:
+def _said(quantity: ComparedMetric, model: int) -> str:
     figure = quantity.figures[model]
     if figure is None:
         return ""

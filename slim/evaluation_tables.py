@@ -6,7 +6,7 @@ import pandas as pd
 
 from slim.evaluation import EvaluationFacts, in_words
 from slim.pace import Timed
-from slim.quantities import Quantity, Standing, one_of
+from slim.quantities import ComparedMetric, Standing, named_metric
 
 STANDINGS: dict[Standing, str] = {
     "better": "better",
@@ -20,16 +20,16 @@ IN_SHORT = ("prefill", "decode", "parameters", "file")
 """What a checkpoint's summary says besides quality."""
 
 
-def in_short(found: Sequence[Quantity]) -> list[Quantity]:
+def in_short(found: Sequence[ComparedMetric]) -> list[ComparedMetric]:
     """Quality, pace and size: what tells most."""
     return [one for one in found if one.group == "quality" or one.name.partition("-")[0] in IN_SHORT]
 
 
-def quality_table(facts: EvaluationFacts, found: Sequence[Quantity]) -> pd.DataFrame:
+def quality_table(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> pd.DataFrame:
     """A line for each measure and model."""
     lines = []
     for key, about in facts.measures.items():
-        quantity = one_of(found, key)
+        quantity = named_metric(found, key)
         lead = [quantity.label, "more" if about.higher_is_better else "less", f"{about.rows:,}"]
         for model, one in enumerate(facts.models):
             if (score := one.scores.get(key)) is None:
@@ -74,11 +74,11 @@ def _timed(timed: Timed, digits: int, original: bool) -> str:
     return f"{timed.value:,.{digits}f}" if original else timed.words(digits).replace("  ", " · ")
 
 
-def _plain(quantity: Quantity) -> list[str]:
+def _plain(quantity: ComparedMetric) -> list[str]:
     return ["" if figure is None else f"{figure.value:,.{quantity.digits}f}" for figure in quantity.figures]
 
 
-def size_table(facts: EvaluationFacts, found: Sequence[Quantity]) -> pd.DataFrame:
+def size_table(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> pd.DataFrame:
     """A line for each model: parameters, and what was measured of its files and memory."""
     columns = {"model": [one.name for one in facts.models]}
     for quantity in found:

@@ -77,7 +77,7 @@ def export_gguf(
         _check_family(facts.model_type)
     workspace.check_file(output)
     progress(0, 2, "Loading the model")
-    loaded = models.load(source, device="cpu", dtype=facts.dtype if facts else "auto", progress=progress)
+    loaded = models.load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", progress=progress)
     _check_family(loaded.facts.model_type)
     if loaded.model.config.hidden_act != "silu":
         raise InputError(

@@ -73,7 +73,7 @@ class Correction(Record):
         return self.intercept + self.slope * seen + self.curvature * seen**2
 
 
-class Faithfulness(Record):
+class CriterionCheck(Record):
     """`faithfulness.json` beside a calibration."""
 
     schema_version: Literal[1] = 1

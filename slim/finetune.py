@@ -26,11 +26,11 @@ from slim.calibrate import versions
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.progress import Progress, silent
-from slim.recover import Bench, bench, round_to_stored
-from slim.recovery import RECOVERY_FILE, Point, Quality, Recovery
+from slim.recover import RecoveryContext, recovery_context, round_to_stored
+from slim.recovery import RECOVERY_FILE, CurvePoint, Quality, Recovery
 from slim.report.card import adapter_card
 from slim.rowwise import Work
-from slim.teacher import TOP, taught
+from slim.teacher import TOP, targets_of_rows
 from slim.train_settings import BACKWARD, TrainSettings, precision_of
 from slim.training import Loss, RecoveryTrainer, Rows, Watch, arguments, last_state
 from slim.workload import Workload
@@ -43,12 +43,12 @@ KEPT_NUMBERS = {"adapter": 0.2, "full": 3.0}
 
 
 @dataclass(frozen=True)
-class Learnt:
+class Trained:
     """A model that was trained, with its adapter where it keeps one, and what is to be told of the training."""
 
     model: Any
     notes: Sequence[str]
-    curve: Sequence[Point] = ()
+    curve: Sequence[CurvePoint] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -86,14 +86,14 @@ def finetune(
             raise InputError("merge=False: method 'local' merges each layer before the next learns: leave one out.")
     output = output or workspace.fresh_path("checkpoint", f"{Path(source.removeprefix('bundled:')).stem}-{method}")
     workspace.check_output(output)
-    at = bench(source, tasks.load_task(dataset, **data), settings, original, progress)
+    at = recovery_context(source, tasks.load_task(dataset, **data), settings, original, progress)
     planned = local.workload(at, settings) if method == "local" else workload(at, settings)
     if tell is not None:
         tell(planned)
     work = Work(progress, planned.forwards)
     same = at.student.facts.fingerprint == at.teacher.facts.fingerprint
     folder = workspace.subfolder("trainings") / _key(at, method, settings)
-    with results.kept() as cache, _alone(folder):
+    with results.open_cache() as cache, _alone(folder):
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         before = at.figures(at.student, settings.micro_batch, cache, work)
@@ -119,7 +119,7 @@ def finetune(
     return output
 
 
-def workload(at: Bench, settings: TrainSettings) -> Workload:
+def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
     """What a fine-tuning takes on its device."""
     facts, learn, choose = at.student.facts, at.drawn["learn"], at.drawn["choose"]
     mean = learn.tokens / len(learn.rows)
@@ -148,7 +148,7 @@ def train(
     folder: Path,
     work: Work,
     watch: Watch = lambda curve: None,
-) -> tuple[Any, list[Point]]:
+) -> tuple[Any, list[CurvePoint]]:
     """The trained model, with its adapter on it where it has one, and the curve. Goes on from a state in `folder`."""
     set_seed(settings.seed)
     without_dropout(student.model)
@@ -194,31 +194,33 @@ def train(
 
 
 def _as_a_whole(
-    at: Bench, method: Method, settings: TrainSettings, folder: Path, cache: Cache, work: Work, watch: Watch
-) -> Learnt:
+    at: RecoveryContext, method: Method, settings: TrainSettings, folder: Path, cache: Cache, work: Work, watch: Watch
+) -> Trained:
     """Trains the student of `at` end to end."""
     rows, validation = _lessons(at, method, settings, cache, work)
     teacher = at.teacher.facts.source
     del at.teacher  # its memory is the training's
     model, curve = train(at.student, rows, validation, method, settings, folder, work, watch)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) and settings.merge else model  # type: ignore[operator]
-    at.teacher = models.load(teacher, device=settings.device, dtype=settings.dtype, progress=work.progress)
-    return Learnt(merged, _notes(curve, settings), curve)
+    at.teacher = models.load_model(teacher, device=settings.device, dtype=settings.dtype, progress=work.progress)
+    return Trained(merged, _notes(curve, settings), curve)
 
 
-def _layer_by_layer(at: Bench, settings: TrainSettings, folder: Path, work: Work) -> Learnt:
+def _layer_by_layer(at: RecoveryContext, settings: TrainSettings, folder: Path, work: Work) -> Trained:
     """Trains the student of `at` one layer at a time."""
-    lessons = local.learn(at, settings, folder, work)
+    lessons = local.distill_layers(at, settings, folder, work)
     better = sum(one.step > 0 for one in lessons)
     notes = [f"{better} of {len(lessons)} layers came closer to what the original has there"]
-    return Learnt(at.student.model, notes, settings={"layers": [asdict(one) for one in lessons]})
+    return Trained(at.student.model, notes, settings={"layers": [asdict(one) for one in lessons]})
 
 
-def _lessons(at: Bench, method: Method, settings: TrainSettings, cache: Cache, work: Work) -> tuple[Rows, Rows]:
+def _lessons(
+    at: RecoveryContext, method: Method, settings: TrainSettings, cache: Cache, work: Work
+) -> tuple[Rows, Rows]:
     """The rows to learn from and those of the curve, with what the original says of them."""
 
     def of(role: str, temperature: float) -> Any:
-        return taught(
+        return targets_of_rows(
             at.teacher,
             at.drawn[role],
             temperature,
@@ -240,7 +242,7 @@ def _better(before: Quality, after: Quality, method: Method) -> bool:
     return after.perplexity < before.perplexity if method == "lora" else after.kl < before.kl
 
 
-def _notes(curve: Sequence[Point], settings: TrainSettings) -> list[str]:
+def _notes(curve: Sequence[CurvePoint], settings: TrainSettings) -> list[str]:
     notes = [f"the curve's KL counts the original's {TOP} likeliest tokens and all others as one"]
     best = min((point for point in curve if point.step), key=lambda point: point.validation)
     notes.append(f"the weights of step {best.step} had the best validation loss")
@@ -269,7 +271,7 @@ def _save_adapter(model: Any, source: str, output: Path, applied: bool, steps: R
         (folder / "README.md").write_text(adapter_card(base, steps), encoding="utf-8")
 
 
-def _key(at: Bench, method: Method, settings: TrainSettings) -> str:
+def _key(at: RecoveryContext, method: Method, settings: TrainSettings) -> str:
     """What stands for everything that the trained weights depend on."""
     basis = {
         "student": at.student.facts.fingerprint,

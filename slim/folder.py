@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from slim.architectures import architecture_of, check_config
 from slim.errors import InputError
 from slim.paths import is_file
-from slim.records import reason_of
+from slim.records import why_invalid
 
 WEIGHTS = "model.safetensors"
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -101,7 +101,7 @@ def check_weights(source: str, model: PreTrainedModel, stored: dict[str, tuple[i
 
 def unreadable(source: str, error: Exception) -> str:
     """The sentence for a folder that a library refuses."""
-    why = reason_of(error)
+    why = why_invalid(error)
     return f"{_named(source)} is not a model folder that can be read (safetensors weights and a config): {why}"
 
 

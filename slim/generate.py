@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from slim.bypass import bypass
+from slim.bypass import masked
 from slim.models import Loaded
 from slim.records import Keep
 
@@ -54,7 +54,7 @@ def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | 
     first = seconds = 0.0
     for step in range(max_new_tokens):
         began = time.perf_counter()
-        with torch.inference_mode(), bypass(loaded, keep) if keep else nullcontext():
+        with torch.inference_mode(), masked(loaded, keep) if keep else nullcontext():
             logits = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
             ids = logits[:, -1].argmax(-1, keepdim=True)  # (1, 1)
         token, spent = int(ids), time.perf_counter() - began

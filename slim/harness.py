@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from slim import paths
 from slim.errors import InputError, SlimError
 from slim.hub import first_line
-from slim.measures import POINTS, Columns, Measure, mean
+from slim.measures import POINTS, Columns, Metric, mean
 from slim.models import Loaded
 from slim.progress import Progress, silent
 
@@ -30,11 +30,11 @@ class TaskScores:
     version: str
     shots: int
     rows: int
-    measures: tuple[Measure, ...]
+    measures: tuple[Metric, ...]
     columns: Mapping[str, Columns]
 
 
-class Harness:
+class LmEvalTasks:
     """Tasks ready to be run on any number of models.
 
     Raises InputError where the harness is not installed, for a name it does not know, or a file that is no task.
@@ -158,7 +158,7 @@ def _scores(name: str, task: Any, results: Any) -> TaskScores:
     )
 
 
-def _measure(own: str, metric: str, items: Sequence[Any], aggregate: Any, higher_is_better: bool) -> Measure:
+def _measure(own: str, metric: str, items: Sequence[Any], aggregate: Any, higher_is_better: bool) -> Metric:
     """The task's own aggregation over resampled rows; a mean is one matrix product."""
     share = metric in SHARES
     unit, digits = (POINTS, 1) if share else ("", 3)
@@ -169,7 +169,7 @@ def _measure(own: str, metric: str, items: Sequence[Any], aggregate: Any, higher
         drawn = (list(np.repeat(rows[own], times)) for times in counts)
         return np.array([(100.0 if share else 1.0) * float(aggregate(one)) for one in drawn])
 
-    return Measure(own, own, unit, higher_is_better, figure, digits)
+    return Metric(own, own, unit, higher_is_better, figure, digits)
 
 
 def _column(items: Sequence[Any]) -> NDArray[Any]:

@@ -7,10 +7,10 @@ from typing import Any
 from slim import calibration, paths, tasks
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
-from slim.plan import load as load_plan
+from slim.plan import load_plan
 from slim.progress import Progress, silent
 from slim.records import CalibrationFacts, DatasetFacts, Plan
-from slim.recovery import recovery_of, role_of
+from slim.recovery import load_recovery, role_of
 from slim.sources import is_hub_id
 
 UNSEEN = ("test", "validation")
@@ -107,7 +107,7 @@ def _seen(sources: Sequence[str], task: tasks.Task) -> tuple[set[tasks.Example],
             reasons[f"rows of split {task.split} that the calibration did not draw"] = None
         else:
             reasons[f"split {task.split}; calibrated on {facts.dataset.source}, split {facts.dataset.split}"] = None
-        for step in recovery_of(paths.local(source, "model")).steps:
+        for step in load_recovery(paths.local(source, "model")).steps:
             if _same_rows(step.dataset, task):
                 drawn = tasks.choose(task, step.samples, step.seed)
                 seen |= {example for example in drawn if role_of(example) != "report"}
@@ -119,7 +119,7 @@ def _calibration(plan: Plan) -> CalibrationFacts | None:
     if not plan.calibration:
         return None
     try:
-        return calibration.load(paths.local(plan.calibration, "calibration")).facts
+        return calibration.load_calibration(paths.local(plan.calibration, "calibration")).facts
     except InputError:
         return None
 

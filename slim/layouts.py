@@ -8,7 +8,7 @@ from typing import Any
 
 from slim.errors import InputError
 from slim.templates import TEMPLATES, Example, Template, Turn
-from slim.text import sound
+from slim.text import without_surrogates
 
 Values = Mapping[str, Any]
 """A row as it was read: column to value."""
@@ -21,7 +21,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnMapping:
     """A template fitted to the columns of a dataset: role to column, and the wording of the prompt.
 
     `source` is the dataset's name in messages.
@@ -131,13 +131,13 @@ class Layout:
             ) from None
 
 
-def suggest(
+def suggest_mapping(
     template: Template,
     names: Collection[str],
     columns: Mapping[str, str] | None = None,
     prompt: str | None = None,
-    source: str = Layout.source,
-) -> Layout:
+    source: str = ColumnMapping.source,
+) -> ColumnMapping:
     """The likeliest columns for the roles of a template, besides those given; roles that none fits have none."""
     columns = columns or {}
     taken = set(columns.values())
@@ -147,22 +147,22 @@ def suggest(
         if column is not None:
             found[role] = column
             taken.add(column)
-    return Layout(template, found, template.prompt if prompt is None else prompt, source)
+    return ColumnMapping(template, found, template.prompt if prompt is None else prompt, source)
 
 
-def fit(
+def fit_mapping(
     names: Collection[str],
     template: str | None = None,
     columns: Mapping[str, str] | None = None,
     prompt: str | None = None,
-    source: str = Layout.source,
-) -> Layout:
+    source: str = ColumnMapping.source,
+) -> ColumnMapping:
     """The layout for a dataset with the columns `names`: what is not given is guessed.
 
     Raises InputError for an unknown template, role or column, a placeholder that names none, or when nothing fits.
     """
     columns = {role: column for role, column in (columns or {}).items() if column}
-    if prompt is not None and prompt != sound(prompt):
+    if prompt is not None and prompt != without_surrogates(prompt):
         raise InputError("prompt: it holds half of a character: write it anew.")
     if template is not None and template not in TEMPLATES:
         raise InputError(f"template {template!r} does not exist: choose {', '.join(TEMPLATES)}.")
@@ -170,9 +170,11 @@ def fit(
         if column not in names:
             raise InputError(f"columns: {role}={column!r} is no column of dataset {source!r}: choose {_listed(names)}.")
     if template is not None:
-        return _checked(suggest(TEMPLATES[template], names, columns, prompt, source), names, columns)
+        return _checked(suggest_mapping(TEMPLATES[template], names, columns, prompt, source), names, columns)
     layouts = [
-        suggest(one, names, columns, prompt, source) for one in TEMPLATES.values() if columns.keys() <= one.roles.keys()
+        suggest_mapping(one, names, columns, prompt, source)
+        for one in TEMPLATES.values()
+        if columns.keys() <= one.roles.keys()
     ]
     if columns and not layouts:
         raise InputError(f"columns: no template has the roles {_listed(columns)} together: name a template as well.")
@@ -189,7 +191,7 @@ def fit(
     )
 
 
-def _checked(layout: Layout, names: Collection[str], given: Mapping[str, str]) -> Layout:
+def _checked(layout: ColumnMapping, names: Collection[str], given: Mapping[str, str]) -> ColumnMapping:
     """Raises InputError unless every role that is used has a column and every placeholder a meaning."""
     template = layout.template
     for role in given:

@@ -36,7 +36,7 @@ Part = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedMatrix:
     """How a matrix was corrected: with which λ, None for not at all, and the share of the squared error on the choosing
     rows that is left."""
 
@@ -53,7 +53,7 @@ def repair_weights(
     fit: Sequence[Batch],
     choose: Sequence[Batch],
     advance: Callable[[int], None] = lambda layer: None,
-) -> list[Fitted]:
+) -> list[FittedMatrix]:
     """Corrects the weights of `pruned` in place and says how; `layer` counts the layers of the pruned model.
 
     `keep` says what of each of the original's layers stayed in it. The moments are of the rows in `fit`, λ is chosen on
@@ -200,7 +200,7 @@ class _Moments:
         return self.ee - 2 * float((change * self.xe).sum()) + float((change * (self.xx @ change)).sum())
 
 
-def _solved(fit: _Moments, choose: _Moments, layer: int, name: str) -> tuple[Tensor | None, Fitted]:
+def _solved(fit: _Moments, choose: _Moments, layer: int, name: str) -> tuple[Tensor | None, FittedMatrix]:
     """The change (F, E) that leaves the least error on the choosing rows; None where any makes it larger."""
     best: tuple[float, float | None, Tensor | None] = (choose.ee, None, None)
     mean, ones, worse = fit.xx.diagonal().mean(), torch.eye(len(fit.xx)).to(fit.xx), 0
@@ -216,7 +216,7 @@ def _solved(fit: _Moments, choose: _Moments, layer: int, name: str) -> tuple[Ten
         elif worse == PATIENCE:
             break
     left, strength, change = best
-    return change, Fitted(layer, name, strength, max(left, 0.0) / choose.ee if choose.ee else 1.0)
+    return change, FittedMatrix(layer, name, strength, max(left, 0.0) / choose.ee if choose.ee else 1.0)
 
 
 @torch.no_grad()

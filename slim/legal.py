@@ -29,7 +29,7 @@ def best_set(gains: NDArray[np.float64], groups: int, per_group: int) -> tuple[i
     return tuple(int(group) * gains.shape[1] + int(head) for group in first for head in np.sort(order[group]))
 
 
-def legal_heads(gains: NDArray[np.float64], kv_heads: int) -> tuple[int, ...]:
+def valid_heads(gains: NDArray[np.float64], kv_heads: int) -> tuple[int, ...]:
     """The legal set of heads with the largest sum of `gains` (H,), nothing at all where no set has a positive one.
 
     Trying every number of query heads per group is exact. Ties keep the heads with the lower index, and as few per
@@ -59,7 +59,7 @@ def uniform_heads(gains: NDArray[np.float64], kv_heads: int, shapes: Iterator[tu
     return found
 
 
-def every_shape(kv_heads: int, group: int) -> Iterator[tuple[int, int]]:
+def valid_shapes(kv_heads: int, group: int) -> Iterator[tuple[int, int]]:
     """(KV groups, query heads per group) of every layer that keeps some attention."""
     return product(range(1, kv_heads + 1), range(1, group + 1))
 

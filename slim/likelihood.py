@@ -12,8 +12,8 @@ from slim.errors import SlimError
 from slim.measures import Columns
 from slim.metrics.kl_output import Full
 from slim.models import Loaded
-from slim.results import Arrays, Results
-from slim.rowwise import rowwise
+from slim.results import Arrays, RowCache
+from slim.rowwise import run_batches
 
 VERSION = 1
 """Goes up when the code gives other figures than before: kept results of older code are not used then."""
@@ -34,7 +34,7 @@ class Passes:
         self, encoded: tasks.Encoded, models: Sequence[Loaded], compute: Callable[[tasks.Batch], list[Arrays]]
     ) -> Columns:
         """What `compute` gives of each row, which depends on the row and the `models` alone.  # (R,) each"""
-        kept = Results(
+        kept = RowCache(
             self.cache if all(one.facts.fingerprint for one in models) else None,
             likelihood=VERSION,
             models=[
@@ -44,7 +44,9 @@ class Passes:
             device=models[0].model.device.type,
         )
         everything = range(len(encoded.rows))
-        found = rowwise(encoded, everything, compute, kept, self.batch_size, self.padding_side, self.advance, self.note)
+        found = run_batches(
+            encoded, everything, compute, kept, self.batch_size, self.padding_side, self.advance, self.note
+        )
         return {name: np.array([float(row[name]) for row in found]) for name in found[0]}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from slim import run_files, workspace
 from slim.errors import SlimError
-from slim.links import Links, Run
-from slim.run_facts import Facts, Stage, facts
+from slim.links import Parents, Run
+from slim.run_facts import RunFacts, Stage, run_facts
 from slim.workspace import Kind, Reference
 
 
@@ -98,14 +98,14 @@ class Lineage:
         return list(found.values())[1:]
 
 
-def read() -> Lineage:
+def read_lineage() -> Lineage:
     """The runs that the workspace knows and that are there. One that cannot be read is in it, with the reason."""
     return lineage([_run(entry) for entry in workspace.references() if Path(entry.path).exists()])
 
 
 def _run(entry: Reference) -> Run:
     try:
-        return Run(entry, facts(entry.kind, Path(entry.path)))
+        return Run(entry, run_facts(entry.kind, Path(entry.path)))
     except (SlimError, OSError) as error:
         return Run(entry, None, str(error))
 
@@ -113,7 +113,7 @@ def _run(entry: Reference) -> Run:
 def lineage(runs: Iterable[Run]) -> Lineage:
     """The graph of runs by what their records say."""
     runs = list(runs)
-    links = Links(runs)
+    links = Parents(runs)
     made = [_node(run, *links.parents(run)) for run in runs]
     models = [
         Node(key=key, stage="model", name=model.name, figures=model.figures) for key, model in links.models.items()
@@ -123,7 +123,7 @@ def lineage(runs: Iterable[Run]) -> Lineage:
 
 def _node(run: Run, parents: tuple[str, ...], notes: tuple[str, ...]) -> Node:
     entry, path = run.reference, Path(run.reference.path)
-    known = run.facts or Facts(entry.kind, {})
+    known = run.facts or RunFacts(entry.kind, {})
     return Node(
         key=entry.key,
         stage=known.stage,

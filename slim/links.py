@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slim.run_facts import Cut, Facts, Named
+from slim.run_facts import Cut, Named, RunFacts
 from slim.workspace import Reference
 
 Found = tuple[tuple[str, ...], tuple[str, ...]]
@@ -17,7 +17,7 @@ class Run:
     """A run as the workspace refers to it, and what it says of itself; None where it cannot be read."""
 
     reference: Reference
-    facts: Facts | None
+    facts: RunFacts | None
     trouble: str = ""
 
     @property
@@ -33,14 +33,14 @@ class Model:
     figures: dict[str, str] = field(default_factory=dict)
 
 
-class Links:
+class Parents:
     """Finds what runs were made from. `models` are those that were met on the way, by their keys."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.models: dict[str, Model] = {}
         self._known: dict[str, Mapping[str, str]] = {}
         self._fingerprints: dict[str, str] = {}  # by a model's source
-        self._runs: dict[str, tuple[Run, Facts]] = {}
+        self._runs: dict[str, tuple[Run, RunFacts]] = {}
         for run in runs:
             if run.facts is not None:
                 self._runs[run.reference.path] = run, run.facts
@@ -61,7 +61,7 @@ class Links:
         keys, notes = self._compared(of.models[1:])
         return tuple(dict.fromkeys((*keys, *self._originals(of.models[:1])))), notes
 
-    def _made(self, run: Run, of: Facts) -> Found:
+    def _made(self, run: Run, of: RunFacts) -> Found:
         """Of a checkpoint: the checkpoint before its last step, else its plan, else the plan's calibration."""
         for count in reversed(range(len(of.steps))):
             before = self._newest(run, (other for other in self._like(of) if other[1].steps == of.steps[:count]))
@@ -79,7 +79,7 @@ class Links:
         keys, notes = self._calibration(of)
         return keys, (*lost, "its plan is gone", *notes)
 
-    def _calibration(self, of: Facts) -> Found:
+    def _calibration(self, of: RunFacts) -> Found:
         """The calibration that a plan was made on, else the model."""
         cut, model = of.cut, of.models[0]
         if cut is None or not (cut.calibration or cut.calibrated):
@@ -128,17 +128,17 @@ class Links:
             self.models[key] = Model(name, figures)
         return key
 
-    def _stage(self, stage: str) -> Iterator[tuple[Run, Facts]]:
+    def _stage(self, stage: str) -> Iterator[tuple[Run, RunFacts]]:
         return ((run, facts) for run, facts in self._runs.values() if facts.stage == stage)
 
-    def _like(self, of: Facts) -> Iterator[tuple[Run, Facts]]:
+    def _like(self, of: RunFacts) -> Iterator[tuple[Run, RunFacts]]:
         """Checkpoints that were cut by the same plan."""
         cut = of.cut and of.cut.content
         for run, facts in self._runs.values():
             if run.reference.kind == "checkpoint" and (facts.cut and facts.cut.content) == cut:
                 yield run, facts
 
-    def _newest(self, run: Run, among: Iterable[tuple[Run, Facts]]) -> str | None:
+    def _newest(self, run: Run, among: Iterable[tuple[Run, RunFacts]]) -> str | None:
         """Of several that hold the same, the newest that is no newer than what was made from it."""
         found = [other for other, _ in among if other.key != run.key]
         found.sort(key=lambda other: other.reference.created, reverse=True)
@@ -146,14 +146,14 @@ class Links:
         return next((other.key for other in (*older, *found)), None)
 
 
-def _fits(run: Run, facts: Facts, model: Named) -> bool:
+def _fits(run: Run, facts: RunFacts, model: Named) -> bool:
     """Whether a run can be the checkpoint that a record speaks of, as far as is known of both."""
     return run.reference.kind == "checkpoint" and (
         None in (model.parameters, facts.size) or model.parameters == facts.size
     )
 
 
-def _is_calibration(run: Run, facts: Facts, cut: Cut, model: Named) -> bool:
+def _is_calibration(run: Run, facts: RunFacts, cut: Cut, model: Named) -> bool:
     """Whether a plan was made on a calibration; older plans do not say when theirs was started."""
     same = facts.started == cut.calibrated if cut.calibrated else run.reference.path == cut.calibration
     return same and facts.models[0].fingerprint == model.fingerprint

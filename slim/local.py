@@ -30,7 +30,7 @@ from slim.least_squares import Original, intact
 from slim.metrics.base import exact
 from slim.models import Loaded, resolve_dtype
 from slim.records import Keep
-from slim.recover import Bench
+from slim.recover import RecoveryContext
 from slim.repair import STREAMS
 from slim.rowwise import Work, out_of_memory
 from slim.tasks import Batch
@@ -42,7 +42,7 @@ LARGEST_GRADIENT = 1.0
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistilledLayer:
     """How a layer of the pruned model learnt: its error on the choosing rows before and after, and the step that was
     best, 0 where none was better than before."""
 
@@ -62,7 +62,7 @@ def keep_of(source: str) -> Keep:
     return plan.keep
 
 
-def learn(at: Bench, settings: TrainSettings, folder: Path, work: Work) -> list[Lesson]:
+def distill_layers(at: RecoveryContext, settings: TrainSettings, folder: Path, work: Work) -> list[DistilledLayer]:
     """Trains the student of `at` in place, and says how each layer learnt. Layers in `folder` were finished before.
 
     Raises SlimError where a loss is no number, or memory or disk is full.
@@ -75,7 +75,7 @@ def learn(at: Bench, settings: TrainSettings, folder: Path, work: Work) -> list[
         work.advance(share * cost, f"Layer {layer + 1} of {layers}{said}", known)
 
     try:
-        return distil(at.teacher, at.student, keep, rows["learn"], rows["choose"], settings, folder, advance)
+        return distill(at.teacher, at.student, keep, rows["learn"], rows["choose"], settings, folder, advance)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -85,7 +85,7 @@ def learn(at: Bench, settings: TrainSettings, folder: Path, work: Work) -> list[
         ) from error
 
 
-def distil(
+def distill(
     original: Loaded,
     pruned: Loaded,
     keep: Keep,
@@ -94,7 +94,7 @@ def distil(
     settings: TrainSettings,
     folder: Path,
     advance: Callable[..., None] = lambda layer, share, said, known=False: None,
-) -> list[Lesson]:
+) -> list[DistilledLayer]:
     """Trains `pruned` in place; `keep` says what of each of the original's layers stayed in it.
 
     Steps are of rows in `learn`, the best is chosen by those in `choose`. What comes before the first removal stays as
@@ -132,7 +132,7 @@ class _Learner:
         self.learn, self.choose = range(count), range(count, len(now.batches))
         self.autocast = precision_of(settings, now.model.device) == "bfloat16"
 
-    def taught(self, advance: Callable[..., None]) -> Lesson:
+    def taught(self, advance: Callable[..., None]) -> DistilledLayer:
         """Trains the layer; it then has the weights of the best step, or those it had."""
         settings, index = self.settings, self.now.index
         set_seed(settings.seed + index)
@@ -173,7 +173,7 @@ class _Learner:
         if adapter is not None:
             adapter.merge_and_unload()  # type: ignore[operator]
         layer.requires_grad_(False)
-        return Lesson(index, at, before, best)
+        return DistilledLayer(index, at, before, best)
 
     def _draws(self) -> Iterator[list[int]]:
         """The batches of each step, so many rows of them; each batch once before any comes again."""
@@ -216,7 +216,7 @@ def error_of(left: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
     return (distance / wanted.square().sum(-1).clamp_min(torch.finfo(wanted.dtype).tiny)).sum()
 
 
-def workload(at: Bench, settings: TrainSettings) -> Workload:
+def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
     """What a local distillation takes on its device."""
     facts, keep, dtype = at.student.facts, keep_of(at.source), resolve_dtype(settings.dtype)
     taught = sum(not intact(keep, at.teacher.facts.heads, index) for index in range(facts.layers))
@@ -229,7 +229,7 @@ def workload(at: Bench, settings: TrainSettings) -> Workload:
     return at.workload(taught * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
 
 
-def layer_cost(at: Bench, settings: TrainSettings) -> float:
+def layer_cost(at: RecoveryContext, settings: TrainSettings) -> float:
     """Forwards through the whole model that one layer's lesson takes, and going on in both models."""
     drawn, choose = at.drawn["learn"], at.drawn["choose"]
     steps = settings.steps * settings.batch_size * drawn.tokens / len(drawn.rows) * (1 + BACKWARD[settings.weights])
@@ -240,7 +240,7 @@ def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def _save(file: Path, layer: nn.Module, lesson: Lesson) -> None:
+def _save(file: Path, layer: nn.Module, lesson: DistilledLayer) -> None:
     """Keeps a finished layer: its weights where they changed, and how it learnt."""
     state = {name: weights.detach().cpu() for name, weights in layer.named_parameters() if lesson.step}
     said = {name: repr(value) for name, value in asdict(lesson).items()}
@@ -249,7 +249,7 @@ def _save(file: Path, layer: nn.Module, lesson: Lesson) -> None:
 
 
 @torch.no_grad()
-def _finished(file: Path, layer: nn.Module) -> Lesson | None:
+def _finished(file: Path, layer: nn.Module) -> DistilledLayer | None:
     """Gives a layer the weights of a finished one; None where it is not finished."""
     if not file.is_file():
         return None
@@ -257,4 +257,4 @@ def _finished(file: Path, layer: nn.Module) -> Lesson | None:
         said = stored.metadata()
         for name in stored.keys():  # noqa: SIM118  it has keys and is no mapping
             layer.get_parameter(name).copy_(stored.get_tensor(name))
-    return Lesson(int(said["layer"]), int(said["step"]), float(said["before"]), float(said["after"]))
+    return DistilledLayer(int(said["layer"]), int(said["step"]), float(said["before"]), float(said["after"]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.estimate import ends, picks
+from slim.estimate import interval, resample_counts
 from slim.records import Record
 
 Columns = Mapping[str, NDArray[np.float64]]
@@ -32,7 +32,7 @@ class Figure(Record):
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A measure by name. `figure` gives it for each of S resamples from how often each row is in them (S, R)."""
 
     name: str
@@ -44,23 +44,23 @@ class Measure:
     """After the decimal point, where it is shown."""
 
 
-def mean(name: str, title: str, unit: str = POINTS, higher_is_better: bool = True, digits: int = 1) -> Measure:
+def mean(name: str, title: str, unit: str = POINTS, higher_is_better: bool = True, digits: int = 1) -> Metric:
     """The mean of the column `name`; in points it is multiplied by 100."""
     scale = 100.0 if unit == POINTS else 1.0
-    return Measure(
+    return Metric(
         name, title, unit, higher_is_better, lambda rows, counts: scale * (counts @ rows[name]) / counts.sum(1), digits
     )
 
 
 def assess(
-    measure: Measure, mine: Columns, baseline: Columns | None = None, seed: int = 0
+    measure: Metric, mine: Columns, baseline: Columns | None = None, seed: int = 0
 ) -> tuple[Figure, Figure | None]:
     """A model's figure, and how much more than the `baseline`'s it is on the same rows.
 
     Every resample takes the same rows of both, so what makes a row hard for both cancels (a paired bootstrap).
     """
     rows = len(next(iter(mine.values())))
-    counts = np.vstack((np.ones((1, rows), dtype=np.int64), picks(rows, np.random.default_rng(seed))))
+    counts = np.vstack((np.ones((1, rows), dtype=np.int64), resample_counts(rows, np.random.default_rng(seed))))
     values = measure.figure(mine, counts)
     if baseline is None:
         return _figure(values, rows), None
@@ -70,7 +70,7 @@ def assess(
 def _figure(values: NDArray[np.float64], rows: int) -> Figure:
     if rows < 2:
         return Figure(value=float(values[0]))
-    low, high = ends(values[1:])
+    low, high = interval(values[1:])
     return Figure(value=float(values[0]), low=float(low), high=float(high))
 
 
@@ -92,9 +92,9 @@ def _macro_f1(rows: Columns, counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return 100 * f1.sum(1) / (both > 0).sum(1)
 
 
-PERPLEXITY = Measure("perplexity", "perplexity", "", False, _perplexity, digits=2)
-KL = Measure("kl", "KL to the original", "nats/token", False, _per_token("kl"), digits=4)
-MACRO_F1 = Measure("macro_f1", "macro-F1", POINTS, True, _macro_f1)
+PERPLEXITY = Metric("perplexity", "perplexity", "", False, _perplexity, digits=2)
+KL = Metric("kl", "KL to the original", "nats/token", False, _per_token("kl"), digits=4)
+MACRO_F1 = Metric("macro_f1", "macro-F1", POINTS, True, _macro_f1)
 ROUGE = tuple(mean(f"rouge{which}", f"ROUGE-{which}") for which in ("1", "2", "L"))
 EXACT = mean("exact_match", "exact match")
 TOKEN_F1 = mean("token_f1", "F1 of words")

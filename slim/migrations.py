@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from slim.errors import InputError
 from slim.paths import is_file
 from slim.project import everything, project
-from slim.records import Plan, Record, reason_of
+from slim.records import Plan, Record, why_invalid
 
 Raw = dict[str, Any]
 """A record as JSON has it."""
@@ -36,7 +36,7 @@ class Outdated(Exception):
         super().__init__(f"{lacks}: {remedy}, or open it with Slim {release}.")
 
 
-def read(kind: type[R], file: Path, name: str) -> R:
+def read_record(kind: type[R], file: Path, name: str) -> R:
     """The record of a `kind` in a file, whichever version wrote it; `name` is how messages speak of it.
 
     Raises InputError for a version that cannot be read, ValueError (pydantic's among them) for what is no such record,
@@ -49,13 +49,13 @@ def read(kind: type[R], file: Path, name: str) -> R:
     return from_json(kind, file.read_bytes(), name)
 
 
-def read_run(kind: type[R], folder: Path, verb: str) -> R:
+def read_run_record(kind: type[R], folder: Path, verb: str) -> R:
     """The record of a run that is a folder and was made by `slim verb`. Raises InputError where it holds none."""
     name, record = f"{_own(kind)[0]} {str(folder)!r}", folder / "record.json"
     if not is_file(record):
         raise InputError(f"{name} was not found: run `slim {verb} --output {folder}` first.")
     with readable(name, verb):
-        return read(kind, record, name)
+        return read_record(kind, record, name)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def readable(name: str, verb: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, LookupError, ValueError, OSError) as error:
-        raise InputError(f"{name} cannot be read ({reason_of(error)}): run `slim {verb}` again.") from error
+        raise InputError(f"{name} cannot be read ({why_invalid(error)}): run `slim {verb}` again.") from error
 
 
 def from_json(kind: type[R], content: bytes, name: str) -> R:

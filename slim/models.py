@@ -82,7 +82,7 @@ def locate(source: str, progress: Progress = silent) -> str:
     return source
 
 
-def load(
+def load_model(
     source: str = bundled.NAME, *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
 ) -> Loaded:
     """The model that `source` names on `device`, ready to measure, prune or generate.
@@ -129,7 +129,7 @@ def load(
     named = paths.local(source, "model")
     name = str(named.absolute()) if named.exists() else source
     fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
-    return Loaded(model, tokenizer, facts_of(model, name, fingerprint, stored.dtype))
+    return Loaded(model, tokenizer, model_facts(model, name, fingerprint, stored.dtype))
 
 
 def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -138,7 +138,7 @@ def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def glance(source: str, config: PreTrainedConfig) -> ModelFacts:
+def facts_from_config(source: str, config: PreTrainedConfig) -> ModelFacts:
     """What a config tells of a model without its weights. The fingerprint is empty.
 
     Raises InputError for one that no model can be built from.
@@ -147,7 +147,7 @@ def glance(source: str, config: PreTrainedConfig) -> ModelFacts:
     try:
         with torch.device("meta"):
             model = class_of(config)(config)
-        return facts_of(model, source, "", config.dtype)
+        return model_facts(model, source, "", config.dtype)
     except InputError:
         raise
     except Exception as error:  # as in `load`
@@ -158,7 +158,7 @@ def placement_of(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> s
     """transformers' `device_map` for a model: one card after the other where the first cannot hold it, else none."""
     if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return None
-    size = glance("", config).parameters * dtype.itemsize
+    size = facts_from_config("", config).parameters * dtype.itemsize
     room = torch.cuda.get_device_properties(0).total_memory * ROOM_FOR_WEIGHTS
     return "sequential" if size > room else None
 
@@ -176,7 +176,7 @@ def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return type(f"Slim{stock.__name__}", (PerLayerAttentionMixin, stock), {"slim_family": family})
 
 
-def facts_of(
+def model_facts(
     model: PreTrainedModel, source: str, fingerprint: str, stored: torch.dtype | str | None = None
 ) -> ModelFacts:
     """What the later stages need to know of `model`; `stored` is its number format on disk, whatever it runs in."""

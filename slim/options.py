@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from slim.architectures import architecture_of
 from slim.cuts import shape_of
 from slim.forecast import removed_columns
-from slim.legal import PINNED, best_set, every_shape
+from slim.legal import PINNED, best_set, valid_shapes
 from slim.plan import pinned, units_per_layer
 from slim.records import Keep, ModelFacts, Pins, Unit
 from slim.sketch import MLP, LossSketch
@@ -24,7 +24,7 @@ ENUMERATED = 4096
 
 
 @dataclass(frozen=True)
-class Options:
+class LayerCandidates:
     """What may stay of each layer, one option for every shape, and the score rows of what then goes."""
 
     kept: list[list[Kept]]
@@ -56,14 +56,14 @@ class Options:
         return np.sum([effect[option] for effect, option in zip(self.effects, chosen, strict=True)], axis=0)
 
 
-def options_of(
+def layer_candidates(
     facts: ModelFacts,
     sketch: LossSketch,
     unit: Unit,
     pins: Pins,
     shape: tuple[int, int] | None = None,
-    measured: "Measured | None" = None,
-) -> Options | None:
+    measured: "MeasuredEffects | None" = None,
+) -> LayerCandidates | None:
     """The options of every layer by the rows of `sketch`; None where the pins leave a layer none.
 
     With a `shape`, (KV groups, query heads per group), a layer keeps that or goes whole. Effects that are `measured`
@@ -93,10 +93,10 @@ def options_of(
             best.setdefault(None if option is None else shape_of(option, facts.group), int(index))
         kept.append([sets.kept[places[index]] for index in best.values()])
         effects.append(effect[list(best.values())].astype(np.float64))
-    return Options(kept, effects, float((measured or sketch).tokens.sum()))
+    return LayerCandidates(kept, effects, float((measured or sketch).tokens.sum()))
 
 
-class Measured(Protocol):
+class MeasuredEffects(Protocol):
     """Effects of what each layer may keep, however they were measured."""
 
     @property
@@ -107,7 +107,7 @@ class Measured(Protocol):
     def tokens(self) -> NDArray[np.int64]: ...
 
 
-def candidates(facts: ModelFacts, sketch: LossSketch) -> list[list[Kept]]:
+def all_candidates(facts: ModelFacts, sketch: LossSketch) -> list[list[Kept]]:
     """What each layer may keep when heads, groups or blocks go: every legal set, or the best of each shape."""
     shapes = _shapes(facts, "block" if architecture_of(facts.model_type).whole_blocks else "head", None)
     every = _every(facts, shapes, ())
@@ -126,7 +126,7 @@ def _every(facts: ModelFacts, shapes: list[tuple[int, int]], gone: Kept) -> "_Se
     """Every legal set; None where there are too many."""
     if sum(comb(facts.kv_heads, n) * comb(facts.group, m) ** n for n, m in shapes) > ENUMERATED:
         return None
-    return _Sets([gone, *(heads for n, m in shapes for heads in legal_sets(facts, n, m))], facts.heads)
+    return _Sets([gone, *(heads for n, m in shapes for heads in valid_sets(facts, n, m))], facts.heads)
 
 
 class _Sets:
@@ -142,7 +142,7 @@ class _Sets:
         self.columns = columns.astype(np.float32)
 
 
-def legal_sets(facts: ModelFacts, groups: int, per_group: int) -> Iterator[tuple[int, ...]]:
+def valid_sets(facts: ModelFacts, groups: int, per_group: int) -> Iterator[tuple[int, ...]]:
     """Every set of query heads with `per_group` of them in each of `groups` KV groups."""
     within = [*combinations(range(facts.group), per_group)]
     for chosen in combinations(range(facts.kv_heads), groups):
@@ -155,7 +155,7 @@ def _shapes(facts: ModelFacts, unit: Unit, shape: tuple[int, int] | None) -> lis
     whole = (facts.kv_heads, facts.group)
     if shape or unit in ("block", "layer"):
         return [shape or whole]
-    return [(n, m) for n, m in every_shape(*whole) if unit == "head" or m == facts.group]
+    return [(n, m) for n, m in valid_shapes(*whole) if unit == "head" or m == facts.group]
 
 
 def _best_sets(

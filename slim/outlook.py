@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from slim import models, tasks
 from slim.folder import read_folder
 from slim.models import Loaded
-from slim.recover import Bench, Common, draw, original_of
+from slim.recover import RecoveryContext, RowSettings, draw, original_of
 from slim.tokenizer import facts_at_hand, load_tokenizer
 
 
@@ -22,7 +22,9 @@ class Shell:
     device: torch.device
 
 
-def outlook(source: str, task: tasks.Task, settings: Common, original: str | None = None) -> Bench | None:
+def preview(
+    source: str, task: tasks.Task, settings: RowSettings, original: str | None = None
+) -> RecoveryContext | None:
     """The bench of a step with shells for models, for what `workload` says of it; None where one is not unpacked yet.
 
     Raises InputError as `recover.bench` does.
@@ -31,7 +33,7 @@ def outlook(source: str, task: tasks.Task, settings: Common, original: str | Non
     one, other = (_shell(name, settings.device) for name in (source, teacher))
     if one is None or other is None:
         return None
-    return Bench(source, one, other, draw(task, settings, source, one, other), settings)
+    return RecoveryContext(source, one, other, draw(task, settings, source, one, other), settings)
 
 
 def _shell(source: str, device: str) -> Loaded | None:

@@ -14,7 +14,7 @@ from slim.evaluation import EvaluationSettings
 from slim.likelihood import Passes, against, ranked
 from slim.measures import KL, PERPLEXITY, RANKED, RANKED_WHOLE, Columns
 from slim.models import Loaded
-from slim.parts import Part
+from slim.parts import ScoreColumns
 from slim.progress import Progress, silent
 from slim.rowwise import Work
 from slim.scorers import Scorer, scorer_of
@@ -85,7 +85,7 @@ class Reader:
     notes: list[str] = field(default_factory=list)
     truncated: dict[str, int] = field(default_factory=dict)
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ScoreColumns]:
         """Likelihoods, and what the dataset's kind of task is scored by."""
         drawn, found = self.drawn, [self.likelihood()]
         if drawn.task.kind == CHOICES:
@@ -100,7 +100,7 @@ class Reader:
             self.notes.append(f"{left} of {len(scored.places)} rows were not scored: {why}")
         return [*found, *([kept] if kept else [])]
 
-    def likelihood(self) -> Part:
+    def likelihood(self) -> ScoreColumns:
         """Perplexity of every model, and the KL of each to the original."""
         first, original = next(iter(self.loaded.items()))
         encoded, columns = self.drawn.encoded, {}
@@ -111,18 +111,18 @@ class Reader:
                 )
         if not columns:
             columns[first], _ = against(original, original, encoded, self._passes(encoded.tokens, "Reading"))
-        return Part("", (PERPLEXITY, KL), encoded.places, columns)
+        return ScoreColumns("", (PERPLEXITY, KL), encoded.places, columns)
 
-    def ranking(self) -> Part:
+    def ranking(self) -> ScoreColumns:
         """Which choice every model finds likeliest."""
         examples, columns = self.drawn.examples, {}
         total = self.drawn.encoded.tokens * max(len(example.choices) for example in examples)
         for name, one in self.loaded.items():
             longest = min(self.settings.max_length, context_of(one))
             columns[name] = ranked(one, examples, longest, self._passes(total, f"Ranking choices as {name}"))
-        return Part("", (RANKED, RANKED_WHOLE), range(len(examples)), columns)
+        return ScoreColumns("", (RANKED, RANKED_WHOLE), range(len(examples)), columns)
 
-    def answers(self, scorer: Scorer) -> Part:
+    def answers(self, scorer: Scorer) -> ScoreColumns:
         """What every model answers to the same prompts under the same stop rules, scored."""
         examples = self.drawn.examples
         asked = prompts(examples, next(iter(self.loaded.values())).tokenizer)
@@ -146,7 +146,7 @@ class Reader:
                 "truncated": [answered.truncated for answered in given],
             }
             self.truncated[name] = sum(answered.truncated for answered in given)
-        return Part("", scorer.measures, range(len(examples)), columns, texts)
+        return ScoreColumns("", scorer.measures, range(len(examples)), columns, texts)
 
     def _passes(self, tokens: int, message: str) -> Passes:
         work = Work(self.progress, max(1, tokens))

@@ -30,7 +30,7 @@ WORD = " word"
 """What a prompt is made of where its text matters: a token or more in every vocabulary."""
 
 
-class PaceSettings(Record):
+class SpeedSettings(Record):
     """What a person chooses for the timing."""
 
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -54,7 +54,7 @@ class Timed(Record):
         return f"{self.value:,.{digits}f}  {self.times:.2f}× [{self.low:.2f}, {self.high:.2f}]"
 
 
-class Pace(Record):
+class Speed(Record):
     """A model's pace at one batch size."""
 
     rows: int = Field(ge=1)
@@ -121,19 +121,21 @@ def first_token(loaded: Loaded, text: str, rows: int, length: int) -> str:
     return str(loaded.tokenizer.decode(logits[0, -1].argmax()))
 
 
-def pace(loaded: Mapping[str, Loaded], settings: PaceSettings, progress: Progress = silent) -> dict[str, list[Pace]]:
+def measure_speed(
+    loaded: Mapping[str, Loaded], settings: SpeedSettings, progress: Progress = silent
+) -> dict[str, list[Speed]]:
     """Of each model its pace at each batch size; the first is the original that the others are held against.
 
     All are timed in one run, in turn. Raises InputError for a prompt longer than a model reads.
     """
-    check(loaded, settings)
+    check_speed_settings(loaded, settings)
     total = 3 * len(loaded) * len(settings.batch_sizes) * (settings.repeats + 1)
     done = iter(range(1, total + 1))
 
     def ran() -> None:
         progress(next(done), total, "Timing")
 
-    found: dict[str, list[Pace]] = {name: [] for name in loaded}
+    found: dict[str, list[Speed]] = {name: [] for name in loaded}
     for rows in settings.batch_sizes:
         ids = {name: tokens(one, rows, settings.tokens) for name, one in loaded.items()}
         decoding = {name: Decoding(one, ids[name], settings.steps) for name, one in loaded.items()}
@@ -147,7 +149,7 @@ def pace(loaded: Mapping[str, Loaded], settings: PaceSettings, progress: Progres
         prompt, new = rows * settings.tokens, rows * settings.steps
         for name in loaded:
             found[name].append(
-                Pace(
+                Speed(
                     rows=rows,
                     prefill=_timed(filled, name, lambda seconds, count=prompt: count / seconds),
                     decode=_timed(decoded, name, lambda seconds, count=new: count / seconds),
@@ -159,11 +161,11 @@ def pace(loaded: Mapping[str, Loaded], settings: PaceSettings, progress: Progres
 
 
 def footprints(
-    loaded: Mapping[str, Loaded], settings: PaceSettings, device: str, dtype: str, progress: Progress = silent
+    loaded: Mapping[str, Loaded], settings: SpeedSettings, device: str, dtype: str, progress: Progress = silent
 ) -> dict[str, Footprint]:
     """What each model takes; the first is the original. Loading is timed in turn, memory in a process for each."""
     sources = {name: one.facts.source for name, one in loaded.items()}
-    loading = {name: partial(models.load, source, device=device, dtype=dtype) for name, source in sources.items()}
+    loading = {name: partial(models.load_model, source, device=device, dtype=dtype) for name, source in sources.items()}
     seconds = in_turn(loading, settings.repeats)
     found = {}
     for place, (name, source) in enumerate(sources.items()):
@@ -188,14 +190,14 @@ def peak_bytes(source: str, device: str, dtype: str, rows: int, length: int, ste
     held: list[Loaded] = []
 
     def run() -> None:
-        held.append(models.load(source, device=device, dtype=dtype))
+        held.append(models.load_model(source, device=device, dtype=dtype))
         Decoding(held[0], tokens(held[0], rows, length), steps)()
 
     growth = peak_growth(run)
     return torch.cuda.max_memory_allocated(held[0].model.device) if held[0].model.device.type == "cuda" else growth
 
 
-def _peak_apart(source: str, device: str, dtype: str, settings: PaceSettings) -> int:
+def _peak_apart(source: str, device: str, dtype: str, settings: SpeedSettings) -> int:
     numbers = (max(settings.batch_sizes), settings.tokens, settings.steps)
     try:
         return int(in_fresh_process("slim.pace", (source, device, dtype, *map(str, numbers))))
@@ -216,7 +218,7 @@ def _timed(seconds: Mapping[str, list[float]], name: str, figure: Callable[[floa
     )
 
 
-def check(loaded: Mapping[str, Loaded], settings: PaceSettings) -> None:
+def check_speed_settings(loaded: Mapping[str, Loaded], settings: SpeedSettings) -> None:
     """Raises InputError for a prompt that leaves a model no room for what is decoded."""
     wanted = settings.tokens + settings.steps
     for one in loaded.values():

@@ -7,29 +7,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slim.evaluation import MeasureFacts, Score
-from slim.measures import KL, Columns, Measure, assess
+from slim.evaluation import MetricFacts, Score
+from slim.measures import KL, Columns, Metric, assess
 from slim.tasks import Example
 
 
 @dataclass(frozen=True)
-class Part:
+class ScoreColumns:
     """`columns` and `texts` are of each model by name; `places` are the rows' places among all that were drawn.
 
     `task` is a standard task, or empty for the dataset's own rows.
     """
 
     task: str
-    measures: tuple[Measure, ...]
+    measures: tuple[Metric, ...]
     places: Sequence[int]
     columns: Mapping[str, Columns]
     texts: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
-    def key(self, measure: Measure) -> str:
+    def key(self, measure: Metric) -> str:
         """The measure's name in the record."""
         return f"{self.task}/{measure.name}" if self.task else measure.name
 
-    def scored(self) -> "Part | None":
+    def scored(self) -> "ScoreColumns | None":
         """The rows that every model has a figure for; None where there are none."""
         fine = np.all([np.isfinite(column) for mine in self.columns.values() for column in mine.values()], axis=0)
         if not fine.any():
@@ -48,10 +48,10 @@ class Part:
         )
 
 
-def facts_of(parts: Sequence[Part]) -> dict[str, MeasureFacts]:
+def facts_of(parts: Sequence[ScoreColumns]) -> dict[str, MetricFacts]:
     """What the numbers of each measure are."""
     return {
-        part.key(measure): MeasureFacts(
+        part.key(measure): MetricFacts(
             task=part.task,
             title=measure.title,
             unit=measure.unit,
@@ -64,7 +64,7 @@ def facts_of(parts: Sequence[Part]) -> dict[str, MeasureFacts]:
     }
 
 
-def scores_of(parts: Sequence[Part], model: str, original: str, seed: int) -> dict[str, Score]:
+def scores_of(parts: Sequence[ScoreColumns], model: str, original: str, seed: int) -> dict[str, Score]:
     """A model's figures, and their differences to the original's. The KL is one to the original by itself."""
     found = {}
     for part in parts:
@@ -77,7 +77,7 @@ def scores_of(parts: Sequence[Part], model: str, original: str, seed: int) -> di
     return found
 
 
-def table(parts: Sequence[Part], examples: Sequence[Example]) -> pd.DataFrame:
+def table(parts: Sequence[ScoreColumns], examples: Sequence[Example]) -> pd.DataFrame:
     """A line for each model and row: what was asked, answered and expected, and what it adds to every measure."""
     frames: dict[tuple[str, str], pd.DataFrame] = {}
     for part in parts:
@@ -93,7 +93,7 @@ def table(parts: Sequence[Part], examples: Sequence[Example]) -> pd.DataFrame:
     return joined.reindex(columns=first + [name for name in joined.columns if name not in first])
 
 
-def _empty(part: Part, examples: Sequence[Example]) -> pd.DataFrame:
+def _empty(part: ScoreColumns, examples: Sequence[Example]) -> pd.DataFrame:
     if part.task:
         return pd.DataFrame(index=list(part.places))
     asked = {"prompt": [one.prompt for one in examples], "reference": [one.answer for one in examples]}

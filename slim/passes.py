@@ -17,9 +17,9 @@ from slim.metrics import CRITERIA, kl_output
 from slim.metrics.base import Level
 from slim.models import Loaded
 from slim.probe import LayerView, Probe
-from slim.records import Settings
-from slim.results import Arrays, Results
-from slim.rowwise import Work, no_numbers, rowwise, stacked
+from slim.records import CalibrationSettings
+from slim.results import Arrays, RowCache
+from slim.rowwise import Work, no_numbers, run_batches, stacked
 from slim.sketch import LossSketch, score_rows
 from slim.workload import WATCH, ablation_cost, levels_ablated, rows_ablated, sketch_cost
 
@@ -34,7 +34,7 @@ class Passes:
         self,
         loaded: Loaded,
         encoded: tasks.Encoded,
-        settings: Settings,
+        settings: CalibrationSettings,
         padding_side: str,
         cache: Cache | None,
         work: Work,
@@ -52,7 +52,7 @@ class Passes:
         **basis: Any,
     ) -> list[Arrays]:
         facts = self.loaded.facts
-        kept = Results(
+        kept = RowCache(
             self.cache,
             model=facts.fingerprint,
             config=_config_of(self.loaded),
@@ -64,7 +64,7 @@ class Passes:
         def advance(tokens: int, known: bool) -> None:
             self.work.advance(cost * tokens, message, known)
 
-        return rowwise(
+        return run_batches(
             self.encoded,
             chosen,
             compute,

@@ -10,7 +10,7 @@ BAD = (zlib.error, ValueError, TypeError, RecursionError)
 """What a value or key that is not of ours does to its reader."""
 
 
-class PlainDisk(JSONDisk):
+class JsonDisk(JSONDisk):
     """JSON alone: a value that is damaged, or that somebody put there as a pickle, is as good as none."""
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:

@@ -14,18 +14,18 @@ from slim.calibration import Calibration
 from slim.cuts import stock_shape, whole_blocks_only
 from slim.errors import InputError
 from slim.forecast import forecast, warnings
-from slim.legal import PINNED, changes, every_shape, legal_heads, uniform_heads
-from slim.migrations import read
+from slim.legal import PINNED, changes, uniform_heads, valid_heads, valid_shapes
+from slim.migrations import read_record
 from slim.paths import is_file
 from slim.project import everything, project
-from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit, reason_of
+from slim.records import ByBudget, ByThreshold, Forecast, Keep, ModelFacts, Pins, Plan, Unit, why_invalid
 from slim.scores import composite, default_weights
 
 PLAN_FILE = "slim_plan.json"
 """The plan that a checkpoint was cut by, within its folder."""
 
 
-def make_plan(
+def plan_by_threshold(
     calibration: Calibration,
     threshold: float = 0.8,
     unit: Unit = "head",
@@ -62,10 +62,10 @@ def make_plan(
         weights=weights,
         scores=tuple(tuple(map(float, row)) for row in scores.reshape(facts.layers, -1)),
     )
-    return finished(calibration, keep, unit, reason, pins, uniform, wanted)
+    return build_plan(calibration, keep, unit, reason, pins, uniform, wanted)
 
 
-def finished(
+def build_plan(
     calibration: Calibration,
     keep: Keep,
     unit: Unit,
@@ -141,7 +141,7 @@ def shapes_for(facts: ModelFacts, unit: Unit) -> list[tuple[int, int]]:
         raise InputError("uniform: layers with and without attention are not alike: choose unit head, group or layer.")
     found = [
         (groups, per_group)
-        for groups, per_group in every_shape(facts.kv_heads, facts.group)
+        for groups, per_group in valid_shapes(facts.kv_heads, facts.group)
         if stock_shape(facts, groups * per_group) and (unit == "head" or per_group == facts.group)
     ]
     return found if unit != "layer" else [(facts.kv_heads, facts.group)]
@@ -167,7 +167,7 @@ def _kept(gains: NDArray[np.float64], unit: Unit, facts: ModelFacts, uniform: bo
         shapes = shapes_for(facts, unit)
         return uniform_heads(np.repeat(gains, facts.heads // gains.shape[1], 1), facts.kv_heads, iter(shapes))
     if unit == "head":
-        return tuple(legal_heads(row, facts.kv_heads) for row in gains)
+        return tuple(valid_heads(row, facts.kv_heads) for row in gains)
     if unit == "group":
         return tuple(tuple(head for head in whole if row[head // facts.group] > 0) for row in gains)
     gone = () if unit == "block" else None
@@ -175,7 +175,7 @@ def _kept(gains: NDArray[np.float64], unit: Unit, facts: ModelFacts, uniform: bo
 
 
 @dataclass(frozen=True)
-class Difference:
+class PlanDifference:
     """How `other` differs from `one`: (layer, head) that only one of them removes, and the layers that do."""
 
     one: Plan
@@ -191,7 +191,7 @@ class Difference:
         return self.one.removed_heads - len(self.only_one)
 
 
-def difference(one: Plan, other: Plan) -> Difference:
+def plan_difference(one: Plan, other: Plan) -> PlanDifference:
     """Two plans of the same model compared. Raises InputError when they are of two models."""
     if one.model.fingerprint != other.model.fingerprint:
         raise InputError(
@@ -204,7 +204,7 @@ def difference(one: Plan, other: Plan) -> Difference:
         for plan in (one, other)
     ]
     layers = [set(plan.removed_layers) for plan in (one, other)]
-    return Difference(
+    return PlanDifference(
         one,
         other,
         tuple(sorted(removed[0] - removed[1])),
@@ -214,7 +214,7 @@ def difference(one: Plan, other: Plan) -> Difference:
     )
 
 
-def save(plan: Plan, output: Path) -> Path:
+def save_plan(plan: Plan, output: Path) -> Path:
     """Writes the plan to a new or existing .json file."""
     if output.is_dir():
         raise InputError(f"output {str(output)!r} is a folder: name a .json file for the plan.")
@@ -223,15 +223,15 @@ def save(plan: Plan, output: Path) -> Path:
     return output
 
 
-def load(path: Path) -> Plan:
+def load_plan(path: Path) -> Plan:
     """A saved plan. Raises InputError when `path` does not hold a legal one."""
     if not is_file(path):
         raise InputError(f"plan {str(path)!r} was not found: run `slim plan DIR --output {path}` first.")
     try:
-        plan = read(Plan, path, f"plan {str(path)!r}")
+        plan = read_record(Plan, path, f"plan {str(path)!r}")
     except (ValueError, OSError) as error:
         raise InputError(
-            f"plan {str(path)!r} is not valid: {reason_of(error)}. Make it again with `slim plan`."
+            f"plan {str(path)!r} is not valid: {why_invalid(error)}. Make it again with `slim plan`."
         ) from error
     for name, size, keep in (("before", plan.before, everything(plan.model)), ("after", plan.after, plan.keep)):
         try:

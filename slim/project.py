@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slim.architectures import architecture_of
-from slim.cuts import check_shapes, cut_of, shape_of, whole_blocks_only
+from slim.cuts import check_tensor_shapes, shape_of, slice_of, whole_blocks_only
 from slim.records import Keep, ModelFacts, Size
 
 CONTEXT = 512
@@ -99,7 +99,7 @@ def prices(facts: ModelFacts) -> Prices:
     Attention works on half of CONTEXT tokens on average; sliding windows are not taken off. Decoding reads the layers,
     the output head and the cache. Raises InputError for facts that are not of one model.
     """
-    check_shapes(facts)
+    check_tensor_shapes(facts)
     inside = {name for names in _layer_names(facts) for name in names}
     outside = [shape for name, shape in facts.shapes.items() if name not in inside]
     head = max((prod(shape) for shape in outside if len(shape) == 2), default=0)
@@ -157,7 +157,7 @@ def _weights(facts: ModelFacts, *, matrices: bool, fixed: int) -> Price:
 
 def _left(facts: ModelFacts, name: str, heads: tuple[int, ...]) -> int:
     """Parameters that stay of one tensor where its layer keeps `heads`."""
-    cut = cut_of(name, architecture_of(facts.model_type), facts, (heads,) * facts.layers)
+    cut = slice_of(name, architecture_of(facts.model_type), facts, (heads,) * facts.layers)
     if cut == "none":
         return 0
     count = prod(facts.shapes[name])

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from slim import checkpoint, models, workspace
 from slim.architectures import Architecture
-from slim.cuts import Cut, cut_of, renumbered
+from slim.cuts import Slice, renumbered, slice_of
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.progress import Progress, silent
@@ -32,7 +32,7 @@ def prune(
     )
     workspace.check_output(output, plan.after.bytes)
     progress(0, 3, "Loading the original")
-    loaded = models.load(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
+    loaded = models.load_model(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
     check_same(plan, loaded)
     progress(1, 3, "Removing weights")
     state = pruned_state(loaded.model, loaded.architecture, loaded.facts, plan.keep)
@@ -66,8 +66,8 @@ def pruned_state(
     """The parameters that remain, under the names they have in the pruned model."""
     state = {}
     for name, parameter in model.named_parameters():
-        cut, new = cut_of(name, architecture, facts, keep), renumbered(name, architecture, keep)
-        if isinstance(cut, Cut):
+        cut, new = slice_of(name, architecture, facts, keep), renumbered(name, architecture, keep)
+        if isinstance(cut, Slice):
             state[new] = parameter.detach().index_select(cut.dim, torch.tensor(cut.entries)).contiguous()
         elif cut == "all":
             state[new] = parameter.detach()

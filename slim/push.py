@@ -6,7 +6,7 @@ from pathlib import Path
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError, SlimError, without_secrets
 from slim.hub import first_line
-from slim.plan import load
+from slim.plan import load_plan
 from slim.progress import Progress, silent
 
 
@@ -25,7 +25,7 @@ class Upload:
         return sum(size for _, size in self.files)
 
 
-def planned(folder: Path, repository: str, private: bool = False) -> Upload:
+def plan_upload(folder: Path, repository: str, private: bool = False) -> Upload:
     """What a push of the checkpoint in `folder` would send to `repository` (owner/name). Nothing is sent.
 
     Hidden files stay here.
@@ -61,7 +61,7 @@ def content(folder: Path, name: str) -> bytes | Path:
     """What is sent of a file: itself, but of the plan a copy in which folders of this machine are names alone."""
     if name != PLAN_FILE:
         return folder / name
-    plan = load(folder / name)
+    plan = load_plan(folder / name)
     source = Path(plan.model.source).name if Path(plan.model.source).is_absolute() else plan.model.source
     changed = {"calibration": Path(plan.calibration).name, "model": plan.model.model_copy(update={"source": source})}
     return plan.model_copy(update=changed).model_dump_json(indent=1).encode()

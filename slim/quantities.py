@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from slim.evaluation import EvaluationFacts
 from slim.measures import Figure
-from slim.pace import Footprint, Pace, Timed
+from slim.pace import Footprint, Speed, Timed
 
 Group = Literal["quality", "speed", "size"]
 Standing = Literal["better", "worse", "same", "apart", "open", "unknown"]
@@ -20,7 +20,7 @@ PERCENT = "%"
 
 
 @dataclass(frozen=True)
-class Quantity:
+class ComparedMetric:
     """One thing that was found of the models of an evaluation, in their order; None where one has none.
 
     `changes` are what each has more than the original, in `change_unit`. Of speed they have the lowest and highest
@@ -83,12 +83,12 @@ class Quantity:
         return "better" if (change.low > 0) == self.higher_is_better else "worse"
 
 
-def quantities(facts: EvaluationFacts) -> list[Quantity]:
+def compare_models(facts: EvaluationFacts) -> list[ComparedMetric]:
     """Everything the evaluation found: quality, then speed at each batch size, then size."""
     return [*_quality(facts), *_speed(facts), *_size(facts)]
 
 
-def efficient(x: Quantity, y: Quantity) -> NDArray[np.bool_]:
+def efficient(x: ComparedMetric, y: ComparedMetric) -> NDArray[np.bool_]:
     """The models that no other is at least as good as in both quantities and better than in one (the Pareto front).
 
     Models that are alike in both stand or fall together; one that lacks a figure is never efficient.  # (M,)
@@ -107,7 +107,7 @@ def pareto(x: NDArray[np.float64], y: NDArray[np.float64], *, more_x: bool, more
     return np.logical_and(known, np.logical_not(beaten))
 
 
-def _quality(facts: EvaluationFacts) -> list[Quantity]:
+def _quality(facts: EvaluationFacts) -> list[ComparedMetric]:
     found = []
     for name, about in facts.measures.items():
         scores = [one.scores.get(name) for one in facts.models]
@@ -117,7 +117,7 @@ def _quality(facts: EvaluationFacts) -> list[Quantity]:
             changes = [None, *figures[1:]]
             figures[0] = Figure(value=0.0, low=0.0, high=0.0)
         found.append(
-            Quantity(
+            ComparedMetric(
                 name=name,
                 title=f"{about.task}: {about.title}" if about.task else about.title,
                 unit=about.unit,
@@ -132,12 +132,12 @@ def _quality(facts: EvaluationFacts) -> list[Quantity]:
     return found
 
 
-def _speed(facts: EvaluationFacts) -> list[Quantity]:
+def _speed(facts: EvaluationFacts) -> list[ComparedMetric]:
     found = []
     for rows in dict.fromkeys(pace.rows for pace in facts.original.pace):
         paces = [next((pace for pace in one.pace if pace.rows == rows), None) for one in facts.models]
         at = f", {rows} row{'s' if rows > 1 else ''}"
-        ways: tuple[tuple[str, str, str, bool, int, Callable[[Pace], Timed]], ...] = (
+        ways: tuple[tuple[str, str, str, bool, int, Callable[[Speed], Timed]], ...] = (
             ("prefill", "prefill", "tokens/s", True, 0, lambda pace: pace.prefill),
             ("decode", "decoding", "tokens/s", True, 1, lambda pace: pace.decode),
             ("first_token", "first token", "s", False, 3, lambda pace: pace.first_token),
@@ -150,7 +150,7 @@ def _speed(facts: EvaluationFacts) -> list[Quantity]:
     return found
 
 
-def _size(facts: EvaluationFacts) -> list[Quantity]:
+def _size(facts: EvaluationFacts) -> list[ComparedMetric]:
     parameters = [one.parameters / 1e6 for one in facts.models]
     found = [_counted("parameters", "parameters", "M", 1, parameters)]
     if facts.original.footprint is None:
@@ -168,10 +168,10 @@ def _size(facts: EvaluationFacts) -> list[Quantity]:
     ]
 
 
-def _counted(name: str, title: str, unit: str, digits: int, values: Sequence[float | None]) -> Quantity:
+def _counted(name: str, title: str, unit: str, digits: int, values: Sequence[float | None]) -> ComparedMetric:
     original = values[0]
     changes = [None if not original or value is None else 100 * (value / original - 1) for value in values[1:]]
-    return Quantity(
+    return ComparedMetric(
         name=name,
         title=title,
         unit=unit,
@@ -186,8 +186,8 @@ def _counted(name: str, title: str, unit: str, digits: int, values: Sequence[flo
 
 def _timed(
     name: str, title: str, unit: str, group: Group, higher: bool, digits: int, timings: Sequence[Timed | None]
-) -> Quantity:
-    return Quantity(
+) -> ComparedMetric:
+    return ComparedMetric(
         name=name,
         title=title,
         unit=unit,
@@ -207,6 +207,6 @@ def _change(timed: Timed, higher: bool) -> Figure:
     return Figure(value=value, low=low, high=high)
 
 
-def one_of(found: Sequence[Quantity], name: str) -> Quantity:
+def named_metric(found: Sequence[ComparedMetric], name: str) -> ComparedMetric:
     """The quantity of this name."""
     return next(quantity for quantity in found if quantity.name == name)

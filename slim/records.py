@@ -28,7 +28,7 @@ class Record(BaseModel):
             raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
 
 
-def reason_of(error: Exception) -> str:
+def why_invalid(error: Exception) -> str:
     """Why a file is no record: the first field that cannot be, or what a library says in its first line."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
@@ -85,7 +85,7 @@ class DatasetFacts(Record):
     left_out: int = Field(default=0, ge=0, description="rows that predict nothing")
 
 
-class Settings(Record):
+class CalibrationSettings(Record):
     """What a person chooses for a calibration."""
 
     samples: int = Field(default=32, ge=1)
@@ -99,7 +99,7 @@ class Settings(Record):
     dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
 
 
-class MetricFacts(Record):
+class CriterionFacts(Record):
     """What a metric's numbers are: they travel with them."""
 
     unit: str
@@ -117,8 +117,8 @@ class CalibrationFacts(Record):
     kind: Literal["calibration"] = "calibration"
     model: ModelFacts
     dataset: DatasetFacts
-    settings: Settings
-    metrics: dict[str, MetricFacts]
+    settings: CalibrationSettings
+    metrics: dict[str, CriterionFacts]
     versions: dict[str, str]
     device: str
     started: str

@@ -18,7 +18,7 @@ from slim.likelihood import Passes
 from slim.models import Loaded
 from slim.progress import Progress, silent
 from slim.records import ModelFacts
-from slim.recovery import ROLES, Method, Point, Quality, Recovered, Recovery, quality, recovery_of, role_of
+from slim.recovery import ROLES, CurvePoint, Method, Quality, Recovery, RecoveryStep, load_recovery, quality, role_of
 from slim.rowwise import Work, subset
 from slim.teacher import check_vocabulary
 from slim.workload import Workload, memory_there, seconds_of
@@ -26,7 +26,7 @@ from slim.workload import Workload, memory_there, seconds_of
 UNCHANGED = "on the rows that decide the model was no better after it, so its weights are as they were"
 
 
-class Common(Protocol):
+class RowSettings(Protocol):
     """The settings that every step of recovery has."""
 
     @property
@@ -44,7 +44,7 @@ class Common(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnRows:
     """The drawn rows by their roles, each as tokens."""
 
     task: tasks.Task
@@ -57,21 +57,21 @@ class Drawn:
 
 
 @dataclass
-class Bench:
+class RecoveryContext:
     """A checkpoint and its original with the rows for one step, and when it began."""
 
     source: str
     student: Loaded
     teacher: Loaded
-    drawn: Drawn
-    settings: Common
+    drawn: DrawnRows
+    settings: RowSettings
     began: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def earlier(self) -> Recovery:
         """What was done before."""
-        return recovery_of(Path(models.locate(self.source)))
+        return load_recovery(Path(models.locate(self.source)))
 
     def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
         """How a model does beside the original on the rows that decide and on those that are reported."""
@@ -109,12 +109,12 @@ class Bench:
         applied: bool,
         settings: dict[str, Any],
         notes: Sequence[str] = (),
-        curve: Sequence[Point] = (),
-    ) -> Recovered:
+        curve: Sequence[CurvePoint] = (),
+    ) -> RecoveryStep:
         """The record of the step."""
         if not applied:
             notes = (*notes, UNCHANGED)
-        return Recovered(
+        return RecoveryStep(
             method=method,
             dataset=dataset_facts(self.drawn.task, self.drawn.whole),
             samples=self.settings.samples,
@@ -133,23 +133,23 @@ class Bench:
         )
 
 
-def bench(
+def recovery_context(
     source: str,
     task: tasks.Task,
-    settings: Common,
+    settings: RowSettings,
     original: str | None = None,
     progress: Progress = silent,
-) -> Bench:
+) -> RecoveryContext:
     """Everything that a step of recovery of `source` starts from.
 
     `original` is by default what `source` was cut from, or itself where it was not cut. Raises InputError for models
     that are not there or have other tokens, and for rows that cannot be used.
     """
     where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "progress": progress}
-    student = models.load(source, **where)
-    teacher = models.load(original or original_of(source), **where)
+    student = models.load_model(source, **where)
+    teacher = models.load_model(original or original_of(source), **where)
     check_vocabulary(teacher, student)
-    return Bench(source, student, teacher, draw(task, settings, source, student, teacher, progress), settings)
+    return RecoveryContext(source, student, teacher, draw(task, settings, source, student, teacher, progress), settings)
 
 
 def original_of(source: str) -> str:
@@ -158,8 +158,8 @@ def original_of(source: str) -> str:
 
 
 def draw(
-    task: tasks.Task, settings: Common, source: str, student: Loaded, teacher: Loaded, progress: Progress = silent
-) -> Drawn:
+    task: tasks.Task, settings: RowSettings, source: str, student: Loaded, teacher: Loaded, progress: Progress = silent
+) -> DrawnRows:
     """The rows of one step, and in words what was cut or left out.
 
     Rows that the calibration drew may be learnt from, and decide and tell nothing. Raises InputError where a role is
@@ -189,7 +189,7 @@ def draw(
         notes.append(f"{whole.truncated_rows} rows were cut at {length:,} tokens")
     if whole.left_out:
         notes.append(f"{whole.left_out} rows were left out: nothing of their answer is within {length:,} tokens")
-    return Drawn(task, parts, whole, tuple(notes))
+    return DrawnRows(task, parts, whole, tuple(notes))
 
 
 @torch.no_grad()

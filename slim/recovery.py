@@ -9,10 +9,10 @@ from pydantic import Field
 
 from slim import likelihood, tasks
 from slim.errors import InputError
-from slim.migrations import read
+from slim.migrations import read_record
 from slim.models import Loaded
 from slim.paths import is_file
-from slim.records import DatasetFacts, Record, reason_of
+from slim.records import DatasetFacts, Record, why_invalid
 
 RECOVERY_FILE = "slim_recovery.json"
 Method = Literal["repair", "local", "lora", "kd"]
@@ -38,7 +38,7 @@ class Quality(Record):
         return f"KL {self.kl:.3f} nats/token, perplexity {self.ratio:.3f}× the original's"
 
 
-class Point(Record):
+class CurvePoint(Record):
     """One point of a training curve."""
 
     step: int = Field(ge=0)
@@ -47,7 +47,7 @@ class Point(Record):
     kl: float = Field(ge=0, description="KL(original ‖ model) on the validation rows, nats per predicted token")
 
 
-class Recovered(Record):
+class RecoveryStep(Record):
     """One step of recovery: what was done, on which rows, and how the model did before and after."""
 
     method: Method
@@ -63,7 +63,7 @@ class Recovered(Record):
     device: str
     started: str
     seconds: float = Field(ge=0)
-    curve: tuple[Point, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -72,22 +72,22 @@ class Recovery(Record):
 
     schema_version: Literal[1] = 1
     kind: Literal["recovery"] = "recovery"
-    steps: tuple[Recovered, ...] = ()
+    steps: tuple[RecoveryStep, ...] = ()
 
-    def then(self, step: Recovered) -> "Recovery":
+    def then(self, step: RecoveryStep) -> "Recovery":
         return self.model_copy(update={"steps": (*self.steps, step)})
 
 
-def recovery_of(folder: Path) -> Recovery:
+def load_recovery(folder: Path) -> Recovery:
     """The recovery of a checkpoint, without steps where there was none. Raises InputError for a damaged record."""
     file = folder / RECOVERY_FILE
     if not is_file(file):
         return Recovery()
     try:
-        return read(Recovery, file, f"checkpoint {str(folder)!r}: its {RECOVERY_FILE}")
+        return read_record(Recovery, file, f"checkpoint {str(folder)!r}: its {RECOVERY_FILE}")
     except (ValueError, OSError) as error:
         raise InputError(
-            f"checkpoint {str(folder)!r}: its {RECOVERY_FILE} is damaged ({reason_of(error)}): copy it again."
+            f"checkpoint {str(folder)!r}: its {RECOVERY_FILE} is damaged ({why_invalid(error)}): copy it again."
         ) from error
 
 

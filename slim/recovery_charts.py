@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from slim.chart_style import ACCENT, ALARM, GRID, QUIET, framed
-from slim.recovery import Method, Point, Quality, Recovered
+from slim.recovery import CurvePoint, Method, Quality, RecoveryStep
 
 NAMES: dict[Method, str] = {
     "repair": "Repair",
@@ -19,7 +19,7 @@ LINE = 34
 """Pixels of a step."""
 
 
-def curve(points: Sequence[Point], steps: int | None = None) -> go.Figure:
+def curve(points: Sequence[CurvePoint], steps: int | None = None) -> go.Figure:
     """Loss and KL to the original over the steps of a training, the best step ringed; `steps` is where it will end."""
     figure = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=PANELS)
     at = [point.step for point in points]
@@ -72,7 +72,7 @@ def _line(figure: go.Figure, column: int, x: Sequence[int], y: Sequence[float], 
     figure.add_trace(trace, row=1, col=column)
 
 
-def changes(steps: Sequence[Recovered]) -> go.Figure:
+def changes(steps: Sequence[RecoveryStep]) -> go.Figure:
     """A line for each step, from the model before it to the model after: KL to the original, and perplexity beside it.
 
     The left edge of both panels is the original.

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from slim import checkpoint, held_out, results, tasks, workspace
 from slim.errors import InputError
-from slim.least_squares import Fitted, repair_weights
+from slim.least_squares import FittedMatrix, repair_weights
 from slim.models import resolve_dtype
 from slim.progress import Progress, silent
 from slim.prune import prune
 from slim.records import Keep, Plan, Record
-from slim.recover import Bench, bench, round_to_stored
+from slim.recover import RecoveryContext, recovery_context, round_to_stored
 from slim.rowwise import Work
 from slim.workload import Workload
 
@@ -61,11 +61,11 @@ def repair(
     output = output or workspace.fresh_path("checkpoint", f"{Path(source).name}-repaired")
     workspace.check_output(output, plan.after.bytes)
     task = tasks.load_task(dataset, **data) if dataset else held_out.calibration_task(plan)
-    at = bench(source, task, settings, original, progress)
+    at = recovery_context(source, task, settings, original, progress)
     planned = workload(at, settings)
     tell(planned)
     work = Work(progress, planned.forwards)
-    with results.kept() as cache:
+    with results.open_cache() as cache:
         before = at.figures(at.student, settings.batch_size, cache, work)
         fitted = fit(at, plan.keep, settings, work)
         round_to_stored(at.student.model, at.student.facts)
@@ -99,7 +99,7 @@ def prune_and_repair(
         return repair(str(cut), settings=settings, output=output, progress=progress, **data)
 
 
-def fit(at: Bench, keep: Keep, settings: RepairSettings, work: Work) -> list[Fitted]:
+def fit(at: RecoveryContext, keep: Keep, settings: RepairSettings, work: Work) -> list[FittedMatrix]:
     """Corrects the student of `at` in place."""
     rows = {role: list(tasks.batches(at.drawn[role], settings.batch_size)) for role in ("learn", "choose")}
     tokens = at.drawn["learn"].tokens + at.drawn["choose"].tokens
@@ -111,7 +111,7 @@ def fit(at: Bench, keep: Keep, settings: RepairSettings, work: Work) -> list[Fit
     return repair_weights(at.teacher, at.student, keep, rows["learn"], rows["choose"], advance)
 
 
-def workload(at: Bench, settings: RepairSettings) -> Workload:
+def workload(at: RecoveryContext, settings: RepairSettings) -> Workload:
     """What a repair takes on its device."""
     facts, dtype = at.student.facts, resolve_dtype(settings.dtype)
     tokens = at.drawn["learn"].tokens + at.drawn["choose"].tokens
@@ -123,6 +123,6 @@ def workload(at: Bench, settings: RepairSettings) -> Workload:
     return at.workload(PASSES * tokens, memory, sizes[0] * facts.itemsize)
 
 
-def _said(fitted: list[Fitted]) -> str:
+def _said(fitted: list[FittedMatrix]) -> str:
     corrected = [one for one in fitted if one.strength is not None]
     return f"{len(corrected)} of {len(fitted)} output projections were corrected"

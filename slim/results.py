@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from slim import workspace
-from slim.plain_disk import PlainDisk
+from slim.plain_disk import JsonDisk
 
 Arrays = dict[str, NDArray]
 LIMIT = 2**31
 """Bytes; what was used longest ago goes first."""
 
 
-class Results:
+class RowCache:
     """One kind of result: `basis` is everything but the row that its figures depend on."""
 
     def __init__(self, cache: Cache | None, **basis: Any) -> None:
@@ -55,11 +55,11 @@ class Results:
 
 
 @contextmanager
-def kept() -> Iterator[Cache]:
+def open_cache() -> Iterator[Cache]:
     """The workspace's cache. It holds JSON, never a pickle."""
     cache = Cache(
         str(workspace.subfolder("results")),
-        disk=PlainDisk,
+        disk=JsonDisk,
         disk_compress_level=1,
         size_limit=LIMIT,
         eviction_policy="least-recently-used",

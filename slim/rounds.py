@@ -20,21 +20,21 @@ from slim.budget import LOSS, Planner
 from slim.calibrate import versions
 from slim.calibration import Calibration
 from slim.check import calibrated_rows
-from slim.cuts import Cut, cut_of, renumbered
+from slim.cuts import Slice, renumbered, slice_of
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.passes import Passes
-from slim.plan import finished, units_per_layer
+from slim.plan import build_plan, units_per_layer
 from slim.progress import Progress, silent
 from slim.prune import check_same, prune, pruned_state
 from slim.records import ByBudget, Keep, ModelFacts, Pins, Plan, Unit
-from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
+from slim.recovery import RECOVERY_FILE, Recovery, load_recovery
 from slim.repair import RepairSettings, prune_and_repair, repair
 from slim.rowwise import Work
 from slim.workload import sketch_cost
 
 
-def execute(
+def execute_plan(
     plan: Plan,
     *,
     repaired: bool = True,
@@ -78,8 +78,8 @@ def prune_in_rounds(
     if rounds < 2:
         raise InputError(f"rounds={rounds}: that is no more than one removal: take 2 or more, or leave it out.")
     limits = _limits(plan)
-    measured = calibration.load(paths.local(plan.calibration, "calibration"))
-    original = models.load(plan.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
+    measured = calibration.load_calibration(paths.local(plan.calibration, "calibration"))
+    original = models.load_model(plan.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
     check_same(plan, original)
     output = output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")
     workspace.check_output(output, plan.after.bytes)
@@ -94,12 +94,12 @@ def prune_in_rounds(
             shutil.rmtree(cut, ignore_errors=True)
             state = pruned_state(now.model, original.architecture, original.facts, made.keep)
             checkpoint.write(cut, original, state, made)
-            earlier = recovery_of(last) if last else Recovery()
+            earlier = load_recovery(last) if last else Recovery()
             (cut / RECOVERY_FILE).write_text(earlier.model_dump_json(), encoding="utf-8")
             repair(str(cut), settings=settings, output=done, progress=said, **data)
             shutil.rmtree(cut)
         told(number, done)
-    checkpoint.rewrite(str(folder / str(rounds)), output, {}, recovery_of(folder / str(rounds)))
+    checkpoint.rewrite(str(folder / str(rounds)), output, {}, load_recovery(folder / str(rounds)))
     shutil.rmtree(folder)
     return output
 
@@ -109,7 +109,7 @@ def expanded(original: Loaded, folder: Path) -> Loaded:
     plan = checkpoint.recipe(folder)
     model = original.model
     where: dict[str, Any] = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-    pruned, dense = models.load(str(folder), **where), models.load(original.facts.source, **where)
+    pruned, dense = models.load_model(str(folder), **where), models.load_model(original.facts.source, **where)
     state = dict(pruned.model.named_parameters())
     for name, parameter in dense.model.named_parameters():
         _fill(parameter, name, state, original.architecture, original.facts, plan.keep)
@@ -120,12 +120,12 @@ def expanded(original: Loaded, folder: Path) -> Loaded:
 def _fill(
     parameter: Tensor, name: str, state: Mapping[str, Tensor], architecture: Architecture, facts: ModelFacts, keep: Keep
 ) -> None:
-    cut = cut_of(name, architecture, facts, keep)
+    cut = slice_of(name, architecture, facts, keep)
     if cut == "none":
         parameter.zero_()
         return
     found = state[renumbered(name, architecture, keep)].to(parameter)
-    if isinstance(cut, Cut):
+    if isinstance(cut, Slice):
         parameter.zero_().index_copy_(cut.dim, torch.tensor(cut.entries, device=parameter.device), found)
     else:
         parameter.copy_(found)
@@ -143,12 +143,12 @@ def _planned(
         settings = measured.facts.settings
         work = Work(progress, sketch_cost(settings.draws) * encoded.tokens)
         sketched = replace(measured, sketch=Passes(now, encoded, settings, "right", None, work).sketched(), check=None)
-        left = absorbed.measure(now, encoded, sketched, progress) if plan.repaired else None
+        left = absorbed.measure_after_repair(now, encoded, sketched, progress) if plan.repaired else None
     elif plan.repaired:
-        left = absorbed.absorbed(measured, progress)
+        left = absorbed.after_repair_sketch(measured, progress)
     planner = Planner(sketched, plan.unit, plan.uniform, pins, left)
     keep, reason = planner.solve(limits), ByBudget(limits=limits)
-    made = finished(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))
+    made = build_plan(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))
     return made, now
 
 

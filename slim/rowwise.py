@@ -11,7 +11,7 @@ from torch import Tensor
 from slim import tasks
 from slim.errors import SlimError
 from slim.progress import Progress
-from slim.results import Arrays, Results
+from slim.results import Arrays, RowCache
 
 
 @dataclass
@@ -43,11 +43,11 @@ class Work:
             self.notes.append(text)
 
 
-def rowwise(
+def run_batches(
     encoded: tasks.Encoded,
     chosen: Sequence[int],
     compute: Callable[[tasks.Batch], list[Arrays]],
-    kept: Results,
+    kept: RowCache,
     batch_size: int,
     padding_side: str,
     advance: Callable[[int, bool], None],

@@ -9,9 +9,9 @@ from slim import calibration, evaluation, judge, plan
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
 from slim.lineage import Node
-from slim.plan import Difference
+from slim.plan import PlanDifference
 from slim.records import Plan
-from slim.recovery import recovery_of
+from slim.recovery import load_recovery
 
 BULK = ("schema_version", "kind", "keep", "changes", "comparisons", "summary", "reason.scores", "judge.rubric")
 """What of a record is too much for a line, or said elsewhere in it."""
@@ -44,7 +44,7 @@ class Comparison:
     one: Node
     other: Node
     lines: tuple[Line, ...]
-    plans: Difference | None = None
+    plans: PlanDifference | None = None
     """Of two plans or checkpoints of one model: which heads only one of them lacks."""
 
 
@@ -69,16 +69,16 @@ def _record(node: Node) -> dict[str, Any]:
     path = node.path or Path()
     match node.kind:
         case "calibration":
-            return calibration.load_facts(path).model_dump()
+            return calibration.load_calibration_facts(path).model_dump()
         case "plan":
-            return plan.load(path).model_dump()
+            return plan.load_plan(path).model_dump()
         case "checkpoint":
             cut = _plan_of(node)
-            return (cut.model_dump() if cut else {}) | {"recovery": recovery_of(path).model_dump()["steps"]}
+            return (cut.model_dump() if cut else {}) | {"recovery": load_recovery(path).model_dump()["steps"]}
         case "evaluation":
-            return evaluation.load_facts(path).model_dump()
+            return evaluation.load_evaluation_facts(path).model_dump()
         case "judgement":
-            return judge.load(path).model_dump()
+            return judge.load_judgment(path).model_dump()
     raise InputError(f"{node.name!r} is a model that runs were made of, not a run: name a run.")
 
 
@@ -86,14 +86,14 @@ def _plan_of(node: Node) -> Plan | None:
     """The plan that a run is, or was cut by."""
     path = node.path or Path()
     file = path if node.kind == "plan" else path / PLAN_FILE
-    return plan.load(file) if node.kind in ("plan", "checkpoint") and file.is_file() else None
+    return plan.load_plan(file) if node.kind in ("plan", "checkpoint") and file.is_file() else None
 
 
-def _plans(one: Node, other: Node) -> Difference | None:
+def _plans(one: Node, other: Node) -> PlanDifference | None:
     plans = [_plan_of(node) for node in (one, other)]
     if plans[0] is None or plans[1] is None or plans[0].model.fingerprint != plans[1].model.fingerprint:
         return None
-    return plan.difference(plans[0], plans[1])
+    return plan.plan_difference(plans[0], plans[1])
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -12,9 +12,9 @@ from slim.calibration import CHECK_FILE
 from slim.checkpoint import PLAN_FILE
 from slim.errors import InputError
 from slim.evaluation import in_words
-from slim.judge.verdicts import Judgement
+from slim.judge.verdicts import Judgment
 from slim.records import ByBudget, ModelFacts, Plan
-from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
+from slim.recovery import RECOVERY_FILE, Recovery, load_recovery
 from slim.workspace import Kind
 
 Stage = Literal["model", "calibration", "plan", "checkpoint", "recovered", "evaluation", "judgement"]
@@ -46,7 +46,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What a run says of itself."""
 
     stage: Stage
@@ -67,7 +67,7 @@ class Facts:
     """Whether pruning may have done all of its recovery on the way."""
 
 
-def facts(kind: Kind, path: Path) -> Facts:
+def run_facts(kind: Kind, path: Path) -> RunFacts:
     """What the run at `path` says of itself, kept while its records are unchanged. Raises InputError for a damaged one.
 
     Records alone are read, neither weights nor tables.
@@ -89,22 +89,22 @@ RECORDS: dict[Kind, tuple[str, ...]] = {
 
 
 @lru_cache(maxsize=2048)
-def _facts(kind: Kind, path: Path, stamps: tuple[tuple[int, int], ...]) -> Facts:
+def _facts(kind: Kind, path: Path, stamps: tuple[tuple[int, int], ...]) -> RunFacts:
     return READERS[kind](path)
 
 
-def _calibration(path: Path) -> Facts:
-    found = calibration.load_facts(path)
+def _calibration(path: Path) -> RunFacts:
+    found = calibration.load_calibration_facts(path)
     data = found.dataset
     figures = {"data": data.source, "rows": f"{data.rows:,} of {data.split}", "tokens": f"{data.tokens:,}"}
     if (path / CHECK_FILE).is_file():
         figures["checked"] = "yes"
-    return Facts("calibration", figures, (_named(found.model),), _known(found.model), (data.source,), found.started)
+    return RunFacts("calibration", figures, (_named(found.model),), _known(found.model), (data.source,), found.started)
 
 
-def _plan(path: Path) -> Facts:
-    found = plan.load(path)
-    return Facts("plan", _of_plan(found), (_named(found.model),), _known(found.model), cut=_cut(found))
+def _plan(path: Path) -> RunFacts:
+    found = plan.load_plan(path)
+    return RunFacts("plan", _of_plan(found), (_named(found.model),), _known(found.model), cut=_cut(found))
 
 
 def _of_plan(found: Plan) -> dict[str, str]:
@@ -127,9 +127,9 @@ def _cut(found: Plan) -> Cut:
     return Cut(_hash(found.model_dump_json()), request, found.calibration, found.calibrated)
 
 
-def _checkpoint(path: Path) -> Facts:
-    recovery, file = recovery_of(path), path / PLAN_FILE
-    made = plan.load(file) if file.is_file() else None
+def _checkpoint(path: Path) -> RunFacts:
+    recovery, file = load_recovery(path), path / PLAN_FILE
+    made = plan.load_plan(file) if file.is_file() else None
     steps = tuple(_hash(step.model_dump_json()) for step in recovery.steps)
     figures = (_of_plan(made) if made else {}) | _of_recovery(recovery)
     data = tuple(step.dataset.source for step in recovery.steps)
@@ -138,8 +138,8 @@ def _checkpoint(path: Path) -> Facts:
     if made is None:
         originals = {str(step.settings.get("original", "")) for step in recovery.steps[:1]}
         models = tuple(Named(original, "") for original in originals if original)
-        return Facts(stage, figures, models, data=data, steps=steps)
-    return Facts(
+        return RunFacts(stage, figures, models, data=data, steps=steps)
+    return RunFacts(
         stage,
         figures,
         (_named(made.model),),
@@ -163,8 +163,8 @@ def _of_recovery(recovery: Recovery) -> dict[str, str]:
     }
 
 
-def _evaluation(path: Path) -> Facts:
-    found = evaluation.load_facts(path)
+def _evaluation(path: Path) -> RunFacts:
+    found = evaluation.load_evaluation_facts(path)
     figures: dict[str, str] = {}
     name = next((name for name in (*FIRST, *found.measures) if name in found.measures), None)
     for one in found.models[1:]:
@@ -179,21 +179,21 @@ def _evaluation(path: Path) -> Facts:
         figures["rows"] = f"{found.dataset.rows:,} of {found.dataset.source}"
     models = tuple(Named(one.model.source, one.model.fingerprint, one.parameters) for one in found.models)
     data = (found.dataset.source,) if found.dataset else ()
-    return Facts("evaluation", figures, models, _known(found.original.model), data)
+    return RunFacts("evaluation", figures, models, _known(found.original.model), data)
 
 
-def _judgement(path: Path) -> Facts:
-    found: Judgement = judge.load(path)
+def _judgement(path: Path) -> RunFacts:
+    found: Judgment = judge.load_judgment(path)
     counted = found.figures
     figures = {"wins · losses · ties": f"{counted.win:,} · {counted.loss:,} · {counted.tie:,}"}
     if counted.win_rate is not None:
         figures["win rate"] = f"{counted.win_rate.value:.1%}"
     figures |= {"judged": f"{counted.coverage:.0%} of {found.num_samples:,}", "judge": found.judge.name}
     both = zip((found.original_model, found.pruned_model), found.fingerprints, strict=True)
-    return Facts("judgement", figures, tuple(Named(*one) for one in both), data=(found.dataset,))
+    return RunFacts("judgement", figures, tuple(Named(*one) for one in both), data=(found.dataset,))
 
 
-READERS: dict[Kind, Callable[[Path], Facts]] = {
+READERS: dict[Kind, Callable[[Path], RunFacts]] = {
     "calibration": _calibration,
     "plan": _plan,
     "checkpoint": _checkpoint,

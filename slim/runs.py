@@ -16,7 +16,7 @@ LISTED = 5
 """Names in one sentence; more are counted."""
 
 
-def find(lineage: Lineage, text: str) -> Node:
+def find_run(lineage: Lineage, text: str) -> Node:
     """The run that `text` names: its path, its name, its key, or what only one name begins with.
 
     Raises InputError where there is none, or there are several.

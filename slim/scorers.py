@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slim.measures import ACCURACY, EXACT, MACRO_F1, ROUGE, TOKEN_F1, Columns, Measure
+from slim.measures import ACCURACY, EXACT, MACRO_F1, ROUGE, TOKEN_F1, Columns, Metric
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -27,7 +27,7 @@ Score = Callable[[str, str], Mapping[str, float]]
 class Scorer:
     """The measures of a kind of task, and what one answer adds to each."""
 
-    measures: tuple[Measure, ...]
+    measures: tuple[Metric, ...]
     score: Score
     max_new_tokens: int
     """Tokens that an answer of this kind may take, unless a person says otherwise."""
@@ -78,13 +78,13 @@ def result_of(text: str) -> Decimal | str | None:
             return Decimal(numbers[0 if marked else -1].replace(",", "")).normalize()
         except InvalidOperation:
             return None
-    return normalised(part) or None if marked or boxed else None
+    return normalized(part) or None if marked or boxed else None
 
 
 def label_in(answer: str, labels: Sequence[str]) -> str | None:
     """The label that an answer names: as a whole, or as the first one that stands in it as words of its own."""
-    plain = {normalised(label): label for label in labels}
-    said = normalised(answer)
+    plain = {normalized(label): label for label in labels}
+    said = normalized(answer)
     if said in plain:
         return plain[said]
     # the longer of two labels that start at one place
@@ -96,21 +96,21 @@ def label_in(answer: str, labels: Sequence[str]) -> str | None:
     return min(places)[2] if places else None
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Lower case, without punctuation, articles and double spaces, as SQuAD compares answers (Rajpurkar 2016)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def word_f1(answer: str, reference: str) -> float:
     """F1 of the words that both have, normalised, 0..1."""
-    said, wanted = normalised(answer).split(), normalised(reference).split()
+    said, wanted = normalized(answer).split(), normalized(reference).split()
     shared = sum((Counter(said) & Counter(wanted)).values())
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
 
 
 def _questions(answer: str, reference: str) -> dict[str, float]:
     return {
-        "exact_match": float(normalised(answer) == normalised(reference)),
+        "exact_match": float(normalized(answer) == normalized(reference)),
         "token_f1": word_f1(answer, reference),
     }
 

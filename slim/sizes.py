@@ -1,7 +1,7 @@
 """Bytes as a person reads them."""
 
 
-def as_size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """`0 bytes`, `12.3 kB`, `538.1 MB`, `1.2 GB`: in powers of a thousand, as disks are sold."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from slim import paths
 from slim.errors import InputError
-from slim.records import reason_of
-from slim.text import sound
+from slim.records import why_invalid
+from slim.text import without_surrogates
 
 SPLITS = ("train", "validation", "test")
 DATA = Path(__file__).parent / "data"
@@ -212,7 +212,7 @@ def _parsed(text: str) -> Any:
 
 def _whole(value: Any) -> Any:
     if isinstance(value, str):
-        return sound(value)
+        return without_surrogates(value)
     if isinstance(value, list):
         return [_whole(one) for one in value]
     if isinstance(value, dict):
@@ -231,7 +231,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     except OSError:
         raise
     except Exception as error:  # each part of a damaged file fails in its own way
-        raise _Damaged(reason_of(error)) from error
+        raise _Damaged(why_invalid(error)) from error
 
 
 def arrow_rows(dataset: Any, count: int) -> Iterator[Row]:

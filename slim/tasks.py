@@ -7,7 +7,7 @@ from itertools import islice
 
 from slim.encode import Batch, Encoded, Positions, batches, encode, messages_of, text_of
 from slim.errors import InputError
-from slim.layouts import Layout, fit
+from slim.layouts import ColumnMapping, fit_mapping
 from slim.progress import Progress, silent
 from slim.sources import BUNDLED, DATA, GENERAL, SPLITS, Row, Source, open_source
 from slim.templates import TEMPLATES, Example, Template
@@ -19,9 +19,9 @@ __all__ = [
     "SPLITS",
     "TEMPLATES",
     "Batch",
+    "ColumnMapping",
     "Encoded",
     "Example",
-    "Layout",
     "Positions",
     "Task",
     "Template",
@@ -65,7 +65,7 @@ class Task:
     kind: str
     examples: tuple[Example, ...]
     revision: str | None = None
-    layout: Layout | None = None
+    layout: ColumnMapping | None = None
     left_out: int = 0
     estimated_rows: int | None = None
     stream: Callable[[], Iterator[tuple[Example, float]]] | None = field(default=None, compare=False)
@@ -93,7 +93,7 @@ def load_task(
     Raises InputError for a source that is not there or damaged, columns that no template fits, or no rows at all.
     """
     opened = open_source(source, config, split, revision)
-    layout = fit(_columns(opened), template, columns, prompt, source)
+    layout = fit_mapping(_columns(opened), template, columns, prompt, source)
     if prompt is None:
         layout = replace(layout, prompt=wording(source, layout.template))
     kept, share = _keep(opened, layout)
@@ -160,7 +160,7 @@ def _columns(source: Source) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _keep(source: Source, layout: Layout) -> tuple[list[Row], float | None]:
+def _keep(source: Source, layout: ColumnMapping) -> tuple[list[Row], float | None]:
     """The rows that fit in memory, only what is read of them; where they are not all, their share of the source."""
     kept: list[Row] = []
     size = 0
@@ -173,7 +173,7 @@ def _keep(source: Source, layout: Layout) -> tuple[list[Row], float | None]:
     return kept, None
 
 
-def _stream(source: Source, layout: Layout, labels: str) -> Iterator[tuple[Example, float]]:
+def _stream(source: Source, layout: ColumnMapping, labels: str) -> Iterator[tuple[Example, float]]:
     for row in source.rows():
         example = layout.example(row.values, row.number, labels)
         if example is not None:

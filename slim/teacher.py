@@ -12,8 +12,8 @@ from slim import tasks
 from slim.errors import InputError
 from slim.metrics.base import exact
 from slim.models import Loaded
-from slim.results import Arrays, Results
-from slim.rowwise import no_numbers, rowwise
+from slim.results import Arrays, RowCache
+from slim.rowwise import no_numbers, run_batches
 
 VERSION = 1
 """Goes up when the code gives other figures than before: kept results of older code are not used then."""
@@ -22,7 +22,7 @@ TOP = 64
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SoftTargets:
     """The original's distribution at n positions: its k likeliest tokens, and all others as one."""
 
     ids: Tensor  # (n, k)
@@ -42,21 +42,21 @@ class Lesson:
         return (self.logs.exp() * (self.logs - mine)).sum(-1) + self.rest.exp() * (self.rest - others)
 
 
-def lesson_of(arrays: Sequence[Arrays], device: torch.device) -> Lesson:
+def stacked_targets(arrays: Sequence[Arrays], device: torch.device) -> SoftTargets:
     """The positions of rows one after another."""
     ids, logs, rest = (
         torch.cat([torch.from_numpy(row[name]) for row in arrays]).to(device) for name in ("ids", "logs", "rest")
     )
-    return Lesson(ids.long(), logs, rest)
+    return SoftTargets(ids.long(), logs, rest)
 
 
-def lesson(logits: Tensor, temperature: float = 1.0, top: int = TOP) -> Lesson:
+def soft_targets(logits: Tensor, temperature: float = 1.0, top: int = TOP) -> SoftTargets:
     """What logits (n, V) say at `temperature`."""
     scaled = exact(logits) / temperature
     normaliser = scaled.logsumexp(-1)
     values, ids = scaled.topk(min(top, scaled.shape[1] - 1))
     rest = scaled.scatter(1, ids, -torch.inf).logsumexp(-1) - normaliser
-    return Lesson(ids, values - normaliser[:, None], rest)
+    return SoftTargets(ids, values - normaliser[:, None], rest)
 
 
 def counted_logits(model: Any, batch: tasks.Batch) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def counted_logits(model: Any, batch: tasks.Batch) -> tuple[Tensor, Tensor]:
     return logits, batch.ids[:, 1:][predicted].to(logits.device)
 
 
-def taught(
+def targets_of_rows(
     original: Loaded,
     encoded: tasks.Encoded,
     temperature: float = 1.0,
@@ -96,14 +96,14 @@ def taught(
     def compute(batch: tasks.Batch) -> list[Arrays]:
         logits, _ = counted_logits(original.model, batch)
         counts = batch.predicted.sum(1).tolist()
-        found = lesson(logits, temperature, TOP)
+        found = soft_targets(logits, temperature, TOP)
         fine = torch.stack([part.isfinite().all() for part in found.logs.split(counts)])
         if not fine.all():
             raise no_numbers("its predictions", batch, fine.cpu())
         parts = zip(*(part.cpu().split(counts) for part in (found.ids.int(), found.logs, found.rest)), strict=True)
         return [{"ids": i.numpy(), "logs": p.float().numpy(), "rest": r.float().numpy()} for i, p, r in parts]
 
-    kept = Results(
+    kept = RowCache(
         cache if original.facts.fingerprint else None,
         teacher=VERSION,
         model=[original.facts.fingerprint, original.model.config.to_json_string(use_diff=False)],
@@ -112,7 +112,7 @@ def taught(
         temperature=temperature,
         top=TOP,
     )
-    return rowwise(encoded, range(len(encoded.rows)), compute, kept, batch_size, "right", advance, note)
+    return run_batches(encoded, range(len(encoded.rows)), compute, kept, batch_size, "right", advance, note)
 
 
 def check_vocabulary(original: Loaded, model: Loaded) -> None:

@@ -2,6 +2,6 @@
 nor tokenized."""
 
 
-def sound(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """The text with a question mark for every half of a surrogate pair."""
     return text.encode(errors="replace").decode()

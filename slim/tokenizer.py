@@ -9,8 +9,8 @@ from slim.errors import InputError
 from slim.folder import read_folder
 from slim.gguf_header import check_gguf
 from slim.hub import reach
-from slim.models import glance, locate, tried
-from slim.records import ModelFacts, reason_of
+from slim.models import facts_from_config, locate, tried
+from slim.records import ModelFacts, why_invalid
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -23,7 +23,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     except InputError:
         raise
     except Exception as error:  # its parts are read by several libraries, each with errors of its own
-        raise InputError(f"model {source!r} has no tokenizer that can be read: {reason_of(error)}") from error
+        raise InputError(f"model {source!r} has no tokenizer that can be read: {why_invalid(error)}") from error
 
 
 def _read(source: str) -> PreTrainedTokenizerBase:
@@ -44,7 +44,7 @@ def facts_at_hand(source: str) -> ModelFacts | None:
     """
     if not at_hand(source) or _not_unpacked(source) is not None:
         return None
-    return glance(source, read_folder(source, Path(locate(source))).config)
+    return facts_from_config(source, read_folder(source, Path(locate(source))).config)
 
 
 def at_hand(source: str) -> bool:

@@ -17,10 +17,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traini
 from slim import tasks
 from slim.errors import SlimError
 from slim.metrics.base import exact
-from slim.recovery import Point
+from slim.recovery import CurvePoint
 from slim.results import Arrays
 from slim.rowwise import out_of_memory, subset
-from slim.teacher import counted_logits, lesson_of
+from slim.teacher import counted_logits, stacked_targets
 
 COMPLETE = "slim.json"
 """Written last into a saved state: one without it was cut off."""
@@ -28,7 +28,7 @@ COMPLETE = "slim.json"
 
 Advance = Callable[[Literal["training", "validation"], int, str], None]
 """Hears of each step how many tokens it went over, and in words how it went."""
-Watch = Callable[[Sequence[Point]], None]
+Watch = Callable[[Sequence[CurvePoint]], None]
 """Hears the curve so far whenever a point is added to it."""
 
 
@@ -59,7 +59,7 @@ class Loss:
         if self.task_weight < 1:
             if soft is None:
                 raise ValueError("a loss with the original's part needs what the original says")
-            nats = lesson_of(soft, logits.device).divergence(logits, self.temperature)
+            nats = stacked_targets(soft, logits.device).divergence(logits, self.temperature)
             total = total + (1 - self.task_weight) * self.temperature**2 * nats.sum()
         return total
 
@@ -163,7 +163,7 @@ class RecoveryTrainer(Trainer):
             loss += float(self.loss(logits, tokens, soft))
             if rows.plain is not None:
                 plain = [rows.plain[place] for place in places]
-                kl += float(lesson_of(plain, logits.device).divergence(logits).sum())
+                kl += float(stacked_targets(plain, logits.device).divergence(logits).sum())
             predicted += len(tokens)
             done += sum(len(rows.encoded.rows[place]) for place in places)
         metrics = {"eval_loss": loss / predicted, "eval_kl": max(0.0, kl / predicted)}
@@ -191,7 +191,7 @@ class RecoveryTrainer(Trainer):
                 f"{str(folder.parent)!r} ({error}): free some space on that disk and run the same again, {goes_on}."
             ) from error
 
-    def resumed(self, state: Path | None) -> list[Point]:
+    def resumed(self, state: Path | None) -> list[CurvePoint]:
         """Trains to the end, from a saved `state` where there is one, and gives the curve. The model then has the
         weights of the best validation loss."""
         if state is not None:
@@ -232,11 +232,11 @@ def arguments(folder: Path, *, steps: int, every: int, device: torch.device, **v
     return made
 
 
-def curve_of(history: Sequence[dict[str, float]]) -> list[Point]:
+def curve_of(history: Sequence[dict[str, float]]) -> list[CurvePoint]:
     """The points of a Trainer's log, one for each evaluation."""
     losses = {int(entry["step"]): entry["loss"] for entry in history if "loss" in entry}
     points = {
-        int(entry["step"]): Point(
+        int(entry["step"]): CurvePoint(
             step=int(entry["step"]),
             training=losses.get(int(entry["step"])),
             validation=entry["eval_loss"],

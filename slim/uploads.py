@@ -13,7 +13,7 @@ LONGEST_NAME = 120
 """Bytes of a name that are kept; file systems take 255 with all that is put to it."""
 
 
-def keep(name: str, content: bytes | memoryview) -> Path:
+def keep_upload(name: str, content: bytes | memoryview) -> Path:
     """Where an uploaded file is kept: under its own name, and told apart from others of that name by its content.
 
     Raises InputError for a file that is not of rows, which a page offers only, but anybody may send.
@@ -28,7 +28,7 @@ def keep(name: str, content: bytes | memoryview) -> Path:
     return path
 
 
-def kept() -> list[Path]:
+def kept_uploads() -> list[Path]:
     """The uploaded files, newest first."""
     files = [path for path in workspace.subfolder("uploads").iterdir() if not path.name.startswith(".")]
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -65,7 +65,7 @@ def original_gguf(source: str) -> Path | None:
         if path.suffix == ".gguf":
             return path if path.is_file() else None
         if (path / PLAN_FILE).is_file():
-            source = plans.load(path / PLAN_FILE).model.source
+            source = plans.load_plan(path / PLAN_FILE).model.source
     return None
 
 

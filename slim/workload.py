@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from slim.metrics.base import Level
-from slim.records import ModelFacts, Settings
+from slim.records import CalibrationSettings, ModelFacts
 
 BLOCK_ROWS = 4
 """Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
@@ -65,12 +65,12 @@ def ablation_cost(layers: int, variants: int) -> float:
     return 1 + variants * sum(0.25 + 0.75 * (layers - layer) / layers for layer in range(layers))
 
 
-def levels_ablated(settings: Settings) -> tuple[Level, ...]:
+def levels_ablated(settings: CalibrationSettings) -> tuple[Level, ...]:
     """What is really left out, one by one."""
     return {"exact": ("head", "group", "block"), "fisher": ("block",), "none": ()}[settings.kl]
 
 
-def rows_ablated(lengths: Sequence[int], settings: Settings) -> list[int]:
+def rows_ablated(lengths: Sequence[int], settings: CalibrationSettings) -> list[int]:
     """The rows on which: every other one, or a few of these spread over the lengths where only blocks are left out.
 
     They are chosen before batching, so that its size changes nothing.
@@ -83,7 +83,7 @@ def rows_ablated(lengths: Sequence[int], settings: Settings) -> list[int]:
     return [by_length[place] for place in places] if settings.kl != "none" else []
 
 
-def forwards(facts: ModelFacts, lengths: Sequence[int], settings: Settings) -> float:
+def forwards(facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSettings) -> float:
     """How often a token goes through the model, counting what takes longer than a forward as that many."""
     count = sum(lengths)
     found = WATCH * count
@@ -96,7 +96,7 @@ def forwards(facts: ModelFacts, lengths: Sequence[int], settings: Settings) -> f
 
 
 def workload(
-    facts: ModelFacts, lengths: Sequence[int], settings: Settings, device: torch.device, dtype: torch.dtype
+    facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSettings, device: torch.device, dtype: torch.dtype
 ) -> Workload:
     """What calibrating a model of these `facts` on rows of these `lengths` in tokens takes on `device`."""
     count = sum(lengths)

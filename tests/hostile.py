@@ -10,7 +10,7 @@ from slim.check import check
 from slim.evaluate import checked_settings, evaluate
 from slim.finetune import finetune
 from slim.prune import prune
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.repair import RepairSettings, repair
 from slim.train_settings import TrainSettings
 from tests.judge_server import Scripted, by_length, serving, verdict
@@ -57,11 +57,11 @@ def pipeline(folder: Path, speed: bool = False) -> Made:
     ]
     rows.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
     runs = folder / "runs"
-    settings = Settings(samples=8, max_length=360, device="cpu")
+    settings = CalibrationSettings(samples=8, max_length=360, device="cpu")
     measured = calibrate(str(folder / "model"), str(rows), settings=settings, output=runs / "measured <i>")
     measured = check(measured, rows=3, heads=6)
-    made = plan.make_plan(measured, 0.75)
-    plan.save(made, runs / "cut.json")
+    made = plan.plan_by_threshold(measured, 0.75)
+    plan.save_plan(made, runs / "cut.json")
     prune(made, runs / "cut")
     few = RepairSettings(samples=120, max_length=360, device="cpu")
     repair(str(runs / "cut"), settings=few, output=runs / "repaired")

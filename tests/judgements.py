@@ -6,7 +6,7 @@ from typing import Any
 from slim.answers import AnswerSettings
 from slim.judge.figures import figures, overall, remarks
 from slim.judge.rounds import combined
-from slim.judge.verdicts import Comparison, Generated, JudgeFacts, Judgement, Opinion, Summary, Winner
+from slim.judge.verdicts import Comparison, Generated, JudgeFacts, Judgment, Opinion, Summary, Winner
 
 NONE = Generated(truncated=0, empty=0, not_asked=0, mean_tokens=1)
 LETTERS: dict[str, Winner] = {"o": "original_model", "p": "pruned_model", "t": "tie"}
@@ -25,7 +25,7 @@ def compared(said: str, original: str, pruned: str, **more: Any) -> Comparison:
     return Comparison(**given, judgment=verdict or "error", failure=failure, flip=flip, orders=orders)
 
 
-def judgement(pairs: Sequence[Comparison], min_coverage: float = 0.8, **more: Any) -> Judgement:
+def judgement(pairs: Sequence[Comparison], min_coverage: float = 0.8, **more: Any) -> Judgment:
     """A judgement of these pairs by an endpoint."""
     numbered = [one.model_copy(update={"sample_id": place}) for place, one in enumerate(pairs)]
     found = figures(numbered, both_orders=True)
@@ -50,4 +50,4 @@ def judgement(pairs: Sequence[Comparison], min_coverage: float = 0.8, **more: An
         "seconds": 1.0,
         "notes": tuple(remarks(found)),
     }
-    return Judgement(**given | more)
+    return Judgment(**given | more)

@@ -9,7 +9,7 @@ from tokenizers.models import BPE, WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from slim.architectures import architecture_of
-from slim.models import Loaded, facts_of, load
+from slim.models import Loaded, load_model, model_facts
 from slim.project import everything, project
 from slim.records import ByThreshold, Keep, ModelFacts, Plan, Unit
 
@@ -88,7 +88,7 @@ def make_pico(
     seed: int = 0,
     **extra: Any,
 ) -> Loaded:
-    """A model of `model_type` built from its config, every weight random, as `slim.models.load` would give it."""
+    """A model of `model_type` built from its config, every weight random, as `slim.models.load_model` would give it."""
     settings = {
         "vocab_size": BYTES,
         "hidden_size": 24,
@@ -114,15 +114,15 @@ def make_pico(
     model.tie_weights()
     model.to(dtype).eval().requires_grad_(False)
     return Loaded(
-        model, pico_tokenizer(config.vocab_size), facts_of(model, f"pico-{model_type}", f"{model_type}-{seed}")
+        model, pico_tokenizer(config.vocab_size), model_facts(model, f"pico-{model_type}", f"{model_type}-{seed}")
     )
 
 
 def save_pico(loaded: Loaded, folder: Path) -> Loaded:
-    """The same model after a trip through a folder and the real `slim.models.load`."""
+    """The same model after a trip through a folder and the real `slim.models.load_model`."""
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
-    return load(str(folder), device="cpu", dtype=loaded.facts.dtype)
+    return load_model(str(folder), device="cpu", dtype=loaded.facts.dtype)
 
 
 def plan_of(facts: ModelFacts, keep: Keep, unit: Unit = "head") -> Plan:

@@ -6,7 +6,7 @@ from pathlib import Path
 from slim import calibrate, judge, plan, prune, repair
 from slim.answers import AnswerSettings
 from slim.evaluate import checked_settings, evaluate
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.repair import RepairSettings
 from tests.pico import make_pico, save_pico
 
@@ -44,10 +44,10 @@ def make_pipeline(home: Path, model: Path) -> Pipeline:
         home / "judgements" / "verdict.json",
     )
     measured = calibrate.calibrate(
-        str(model), DATA, settings=Settings(samples=6, max_length=48), output=made.calibration
+        str(model), DATA, settings=CalibrationSettings(samples=6, max_length=48), output=made.calibration
     )
-    plan.save(plan.make_plan(measured, 0.7, "head"), made.plan)
-    prune.prune(plan.load(made.plan), made.checkpoint)
+    plan.save_plan(plan.plan_by_threshold(measured, 0.7, "head"), made.plan)
+    prune.prune(plan.load_plan(made.plan), made.checkpoint)
     few = RepairSettings.checked(samples=60, max_length=48, batch_size=4)
     repair.repair(str(made.checkpoint), settings=few, output=made.recovered)
     quick = checked_settings(samples=4, max_length=48, max_new_tokens=2, device="cpu")

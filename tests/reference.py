@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from slim.calibrate import measure
 from slim.calibration import Calibration
 from slim.models import Loaded
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.tasks import Encoded, Example, Task
 
 TASK = Task("rows made here", None, "train", "text", (Example("", "unused"),))
@@ -22,7 +22,7 @@ TASK = Task("rows made here", None, "train", "text", (Example("", "unused"),))
 
 def measured(loaded: Loaded, rows: Sequence[Tensor], padding_side: str = "right", **settings: Any) -> Calibration:
     """`slim.calibrate.measure` on ready rows."""
-    chosen = Settings.model_validate({"batch_size": 2, "draws": 1} | settings)
+    chosen = CalibrationSettings.model_validate({"batch_size": 2, "draws": 1} | settings)
     return measure(loaded, Encoded(tuple(rows), 0), TASK, chosen, padding_side=padding_side)
 
 

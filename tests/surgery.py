@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from slim.records import Keep, Unit
 from tests import reference
@@ -27,7 +27,7 @@ class Pruned:
         self.original, self.folder = original, folder
         self.plan = plan_of(original.facts, keep, unit)
         prune(self.plan, folder)
-        self.loaded = load(str(folder), device="cpu", dtype="float64")
+        self.loaded = load_model(str(folder), device="cpu", dtype="float64")
 
     @property
     def stay(self) -> list[tuple[int, ...]]:

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from slim import absorbed, tasks
-from slim.absorbed import AbsorbedSketch
+from slim.absorbed import AfterRepairSketch
 from slim.architectures import architecture_of
-from slim.budget import plan_for_budget
+from slim.budget import plan_by_budget
 from slim.calibrate import calibrate
 from slim.calibration import Calibration
 from slim.check import calibrated_rows
 from slim.errors import InputError
 from slim.forecast import columns_of
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.options import ENUMERATED
-from slim.records import Keep, Pins, Settings, Unit
+from slim.records import CalibrationSettings, Keep, Pins, Unit
 from slim.rowwise import subset
 from slim.sketch import score_rows
 from tests.pico import FAMILIES, make_pico, random_rows, save_pico
@@ -28,11 +28,11 @@ from tests.surgery import WHOLE
 ROWS = random_rows((30, 37, 25, 33, 41, 28, 35, 30))
 
 
-def sketch_of(loaded: Loaded) -> AbsorbedSketch:
-    return absorbed.measure(loaded, tasks.Encoded(ROWS, 0), measured(loaded, ROWS, draws=1))
+def sketch_of(loaded: Loaded) -> AfterRepairSketch:
+    return absorbed.measure_after_repair(loaded, tasks.Encoded(ROWS, 0), measured(loaded, ROWS, draws=1))
 
 
-def cost(sketch: AbsorbedSketch, layer: int, heads: tuple[int, ...]) -> float:
+def cost(sketch: AfterRepairSketch, layer: int, heads: tuple[int, ...]) -> float:
     return float(np.square(sketch.effects[layer][sketch.kept[layer].index(heads)]).sum())
 
 
@@ -81,7 +81,7 @@ def test_a_block_that_puts_out_nothing_costs_nothing() -> None:
 def test_batches_make_no_difference() -> None:
     loaded = make_pico("llama")
     one, other = (
-        absorbed.measure(
+        absorbed.measure_after_repair(
             loaded,
             tasks.Encoded(ROWS, 0),
             _with_batch(measured(loaded, ROWS, draws=1), size),
@@ -104,28 +104,28 @@ def _with_batch(calibration: Calibration, size: int) -> Calibration:
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     folder = tmp_path_factory.mktemp("calibrated")
     save_pico(make_pico("llama"), folder / "model")
-    settings = Settings(samples=16, max_length=48, dtype="float64")
+    settings = CalibrationSettings(samples=16, max_length=48, dtype="float64")
     return calibrate(str(folder / "model"), "bundled:triage", settings=settings, output=folder / "calibration")
 
 
 def test_it_is_kept_beside_the_calibration(calibration: Calibration) -> None:
-    found = absorbed.absorbed(calibration)
+    found = absorbed.after_repair_sketch(calibration)
     assert calibration.path is not None
-    again = absorbed.absorbed(calibration)
+    again = absorbed.after_repair_sketch(calibration)
     assert again.kept == found.kept
     assert all(np.array_equal(*pair) for pair in zip(again.effects, found.effects, strict=True))
-    loaded = load(calibration.facts.model.source, dtype="float64")
+    loaded = load_model(calibration.facts.model.source, dtype="float64")
     rows = calibrated_rows(calibration, loaded)
     assert sorted(found.tokens) == sorted(len(row) - 1 for row in rows.rows[1::2])
 
 
 @pytest.mark.parametrize("unit", ["head", "group", "block"])
 def test_plans_for_what_is_left_after_repair(calibration: Calibration, unit: Unit) -> None:
-    found = absorbed.absorbed(calibration)
+    found = absorbed.after_repair_sketch(calibration)
     limits = {"heads": 0.7}
     pins = Pins(protect=(0,))
-    plan = plan_for_budget(calibration, limits, unit, pins=pins, absorbed=found)
-    blind = plan_for_budget(calibration, limits, unit, pins=pins)
+    plan = plan_by_budget(calibration, limits, unit, pins=pins, absorbed=found)
+    blind = plan_by_budget(calibration, limits, unit, pins=pins)
     assert plan.removed_heads >= 0.3 * 24
     assert plan.keep[0] == WHOLE
     assert plan.repaired == found.forecast(plan.keep, 0)
@@ -143,16 +143,16 @@ def test_many_heads_have_few_candidates(pico: Callable[..., Loaded]) -> None:
 
 
 def test_what_cannot_be_is_said(calibration: Calibration, tmp_path: Path) -> None:
-    found = absorbed.absorbed(calibration)
+    found = absorbed.after_repair_sketch(calibration)
     with pytest.raises(InputError, match="unit layer"):
-        plan_for_budget(calibration, {"params": 0.9}, "layer", absorbed=found)
+        plan_by_budget(calibration, {"params": 0.9}, "layer", absorbed=found)
     for name in AFTER_NORM:
         with pytest.raises(InputError, match=f"{name}.*a norm follows"):
             sketch_of(make_pico(name))
     loaded = make_pico("llama")
     with pytest.raises(InputError, match="samples: 3 rows are too few"):
-        absorbed.measure(loaded, tasks.Encoded(ROWS[:3], 0), measured(loaded, ROWS[:3], draws=1))
-    absorbed.save(found, tmp_path)
+        absorbed.measure_after_repair(loaded, tasks.Encoded(ROWS[:3], 0), measured(loaded, ROWS[:3], draws=1))
+    absorbed.save_after_repair(found, tmp_path)
     (tmp_path / absorbed.FILE).write_bytes((tmp_path / absorbed.FILE).read_bytes()[:-20])
     with pytest.raises(InputError, match=r"absorbed\.safetensors is damaged"):
-        absorbed.load(tmp_path)
+        absorbed.load_after_repair(tmp_path)

@@ -13,7 +13,7 @@ from slim import results
 from slim.answers import AnswerSettings, ModelAnswer, answer, context_of, prompts, stops_of
 from slim.encode import text_of
 from slim.errors import SlimError
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from slim.templates import Example
 from tests.pico import FAMILIES, plan_of, random_rows, save_pico
@@ -66,7 +66,7 @@ def test_a_pruned_model_answers_too(pico: Callable[..., Loaded], tmp_path: Path)
     """With an attention block gone, a layer gone, and heads gone elsewhere."""
     original = save_pico(pico("llama"), tmp_path / "original")
     folder = prune(plan_of(original.facts, ((), None, (3, 4, 5), (0, 1, 2, 3, 4, 5)), "layer"), tmp_path / "pruned")
-    loaded = load(str(folder), device="cpu", dtype="float64")
+    loaded = load_model(str(folder), device="cpu", dtype="float64")
     found, _ = answer(loaded, ROWS, settings(), stops=())
     assert [one.text for one in found] == [text(loaded, greedy(loaded, row, 12)) for row in ROWS]
 
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_where_it_was(pico: Callable[..., Loaded], monkeyp
         if done > 10:
             raise KeyboardInterrupt
 
-    with results.kept() as cache:
+    with results.open_cache() as cache:
         with pytest.raises(KeyboardInterrupt):
             answer(loaded, ROWS, settings(), (), cache, stop)
         assert sizes == [4]
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_where_it_was(pico: Callable[..., Loaded], monkeyp
 def test_trouble_is_met_only_where_something_is_missing(pico: Callable[..., Loaded]) -> None:
     """What is known comes all the same."""
     loaded, trouble = pico("llama"), SlimError("no")
-    with results.kept() as cache:
+    with results.open_cache() as cache:
         found, _ = answer(loaded, ROWS[:3], settings(), (), cache)
         assert answer(loaded, ROWS[:3], settings(), (), cache, trouble=trouble)[0] == found
         with pytest.raises(SlimError, match=r"^no$"):

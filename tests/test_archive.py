@@ -20,7 +20,7 @@ from slim.checkpoint import recipe
 from slim.errors import InputError
 from slim.judge import votes
 from slim.manifest import MANIFEST, Manifest
-from slim.recovery import recovery_of
+from slim.recovery import load_recovery
 from tests.pipeline import Pipeline, make_pipeline
 
 OLD = Path(__file__).parent / "data" / "0.1.0"
@@ -45,7 +45,7 @@ def exported(made: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("exported") / "all.slim.zip"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(made.calibration.parent.parent))
-        found = lineage.read()
+        found = lineage.read_lineage()
         chosen = {
             node.key: node
             for stage in ("evaluation", "judgement")
@@ -53,7 +53,7 @@ def exported(made: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         runs.tag(next(node for node in chosen.values() if node.stage == "plan"), "kept")
         runs.rename(found, next(node for node in chosen.values() if node.stage == "recovered"), "Better & <b>best</b>")
-        found = lineage.read()
+        found = lineage.read_lineage()
         export_runs(found, [found.nodes[key] for key in chosen], file)
     return file
 
@@ -105,7 +105,7 @@ def refused(file: Path | io.BytesIO, match: str) -> str:
     assert str(caught.value).startswith("archive ")
     left = [path for path in workspace.home().rglob("*") if not path.is_dir()]
     assert not left, left
-    assert not lineage.read().runs
+    assert not lineage.read_lineage().runs
     assert not [path for path in workspace.home().glob("*/*") if path.name.startswith(".")]
     return str(caught.value)
 
@@ -113,7 +113,7 @@ def refused(file: Path | io.BytesIO, match: str) -> str:
 def test_a_round_trip(exported: Path, made: Pipeline, own_workspace: Path) -> None:
     """Every run loads in a workspace elsewhere, names the others by their folders there, and the lineage is whole."""
     taken = import_runs(exported)
-    found = lineage.read()
+    found = lineage.read_lineage()
     by_stage = {node.stage: node for node in found.nodes.values()}
     assert [found.nodes[entry.key].stage for entry in taken][-1] == "judgement"
     assert len(found.runs) == len(taken) == 6
@@ -133,24 +133,26 @@ def test_a_round_trip(exported: Path, made: Pipeline, own_workspace: Path) -> No
     places = {stage: node.path for stage, node in by_stage.items() if node.path}
     assert all(path.is_relative_to(own_workspace) for path in places.values())
 
-    there = calibration.load(places["calibration"])
-    assert there.facts == calibration.load(made.calibration).facts
-    cut = plan.load(places["plan"])
+    there = calibration.load_calibration(places["calibration"])
+    assert there.facts == calibration.load_calibration(made.calibration).facts
+    cut = plan.load_plan(places["plan"])
     assert cut.calibration == str(places["calibration"])
-    assert cut.keep == plan.load(made.plan).keep
+    assert cut.keep == plan.load_plan(made.plan).keep
     assert recipe(places["checkpoint"]) == recipe(places["recovered"]) == cut
-    assert len(recovery_of(places["recovered"]).steps) == 1
-    measured = evaluation.load(places["evaluation"])
+    assert len(load_recovery(places["recovered"]).steps) == 1
+    measured = evaluation.load_evaluation(places["evaluation"])
     assert [one.model.source for one in measured.facts.models[1:]] == [
         str(places["checkpoint"]),
         str(places["recovered"]),
     ]
-    verdict = judge.load(places["judgement"])
+    verdict = judge.load_judgment(places["judgement"])
     assert verdict.pruned_model == str(places["recovered"])
-    assert votes.load(places["judgement"]) == votes.Votes()
+    assert votes.load_votes(places["judgement"]) == votes.Votes()
     ids = torch.arange(3, 13)[None]
     with torch.no_grad():
-        mine, theirs = (models.load(str(path)).model(ids).logits for path in (places["recovered"], made.recovered))
+        mine, theirs = (
+            models.load_model(str(path)).model(ids).logits for path in (places["recovered"], made.recovered)
+        )
     assert torch.equal(mine, theirs)
     task = held_out.open_task("bundled:triage", split="train")
     assert held_out.calibrated_on(str(places["recovered"]), task)  # the rows are known by the calibration's place here
@@ -162,7 +164,7 @@ def test_a_second_import_stands_beside_the_first(exported: Path, own_workspace: 
     assert not {entry.path for entry in first} & {entry.path for entry in second}
     assert Path(second[-1].path).name == "verdict-2.json"
     assert second[-1].name is None
-    found = lineage.read()
+    found = lineage.read_lineage()
     for taken in (first, second):
         keys = {entry.key for entry in taken}
         for entry in taken:
@@ -172,14 +174,14 @@ def test_a_second_import_stands_beside_the_first(exported: Path, own_workspace: 
 def test_one_run_alone(exported: Path, made: Pipeline, own_workspace: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A plan without its calibration comes in, and says what it lacks; the calibration alone may follow."""
     monkeypatch.setenv("SLIM_HOME", str(made.calibration.parent.parent))
-    found = lineage.read()
+    found = lineage.read_lineage()
     for name in ("eight", "task"):
-        export_runs(found, [runs.find(found, name)], tmp_path / f"{name}.zip")
+        export_runs(found, [runs.find_run(found, name)], tmp_path / f"{name}.zip")
     monkeypatch.setenv("SLIM_HOME", str(own_workspace))
     (entry,) = import_runs(tmp_path / "eight.zip")
-    assert lineage.read().nodes[entry.key].notes
+    assert lineage.read_lineage().nodes[entry.key].notes
     import_runs(tmp_path / "task.zip")
-    found = lineage.read()
+    found = lineage.read_lineage()
     assert [node.stage for node in found.parents(entry.key)] == ["calibration"]
     assert not found.nodes[entry.key].notes
 
@@ -205,9 +207,9 @@ def test_what_is_not_a_runs_own_is_not_exported(made: Pipeline, tmp_path: Path, 
     monkeypatch.setenv("SLIM_HOME", str(made.calibration.parent.parent))
     (made.checkpoint / "secret.pem").write_text("key")
     try:
-        found = lineage.read()
+        found = lineage.read_lineage()
         with pytest.raises(InputError, match=r"holds 'secret.pem', which is none of a checkpoint's files"):
-            export_runs(found, [runs.find(found, str(made.checkpoint))], tmp_path / "x.zip")
+            export_runs(found, [runs.find_run(found, str(made.checkpoint))], tmp_path / "x.zip")
     finally:
         (made.checkpoint / "secret.pem").unlink()
     assert not list(tmp_path.glob("*.zip"))
@@ -377,10 +379,10 @@ def test_a_record_of_an_older_version_comes_in(members: Members, tmp_path: Path,
     manifest["runs"][number - 1]["files"][0] |= held
     members |= {f"{number}/plan.json": content, MANIFEST: json.dumps(manifest).encode()}
     taken = import_runs(written(members, tmp_path / "old.zip"))
-    arrived = plan.load(Path(taken[number - 1].path))
+    arrived = plan.load_plan(Path(taken[number - 1].path))
     assert arrived.schema_version == 2
     assert arrived.calibration == taken[0].path
-    assert arrived.keep == plan.load(OLD / "plan-heads.json").keep
+    assert arrived.keep == plan.load_plan(OLD / "plan-heads.json").keep
 
 
 MANIFESTS: dict[str, tuple[Any, str]] = {
@@ -520,4 +522,4 @@ def test_a_name_from_elsewhere_is_made_safe(members: Members, tmp_path: Path, ow
         assert path.name.isascii()
         assert not path.name.startswith(".")
         assert path.exists()
-    assert len(lineage.read().runs) == 6
+    assert len(lineage.read_lineage().runs) == 6

@@ -15,9 +15,9 @@ from slim import board
 from slim import calibration as files
 from slim.board import outcome, payload
 from slim.calibration import Calibration
-from slim.choice import Choice, first_choice, from_query, metrics_of, to_query
+from slim.choice import BoardState, first_state, from_query, metrics_of, to_query
 from slim.models import Loaded
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.project import everything, project
 from slim.records import Pins, Unit
 from slim.scores import parts
@@ -113,14 +113,14 @@ def test_what_cannot_be_removed_says_why(bare: Calibration, pico: Callable[..., 
     whole = measured(pico("olmo2"), random_rows((9, 12)))
     header, _ = unpacked(payload(whole)[1])
     assert "whole blocks" in header["units"]["head"]["why_not"]
-    assert first_choice(whole).unit == "block"
+    assert first_state(whole).unit == "block"
     assert "uniform" in header["units"]["block"]["why_not_uniform"]
 
 
 def test_the_outcome_is_the_plans_own(calibration: Calibration) -> None:
     """What the board shows after release is Python's plan, word for word."""
-    made = first_choice(calibration).plan(calibration)
-    assert made == make_plan(calibration, 0.8, weights=first_choice(calibration).weights)
+    made = first_state(calibration).plan(calibration)
+    assert made == plan_by_threshold(calibration, 0.8, weights=first_state(calibration).weights)
     shown = json.loads(json.dumps(outcome(made)))
     assert shown["keep"] == [None if kept is None else [*kept] for kept in made.keep]
     assert shown["after"] == made.after.model_dump()
@@ -133,12 +133,12 @@ def test_the_outcome_is_the_plans_own(calibration: Calibration) -> None:
 
 def test_weights_that_are_all_0_fall_back_to_the_first(calibration: Calibration) -> None:
     """As on the Explore page."""
-    first = first_choice(calibration)
+    first = first_state(calibration)
     nothing = first.model_copy(update={"weights": dict.fromkeys(first.weights, 0.0)})
     assert nothing.plan(calibration).keep == first.plan(calibration).keep
 
 
-def some_choice(calibration: Calibration, rng: np.random.Generator) -> Choice:
+def some_choice(calibration: Calibration, rng: np.random.Generator) -> BoardState:
     """Anything a person could set."""
     facts = calibration.facts.model
     unit = UNITS[rng.integers(4)]
@@ -149,7 +149,7 @@ def some_choice(calibration: Calibration, rng: np.random.Generator) -> Choice:
     for name in weights:
         weights[name] = float(rng.choice([0.0, 0.05, 0.35, 1.0, rng.random()]))
     weights[next(iter(weights))] = float(rng.choice([0.1, 1.0]))
-    return Choice(
+    return BoardState(
         unit=unit,
         threshold=float(rng.choice([0.8, 0.715, 1.0, rng.random()])),
         weights=weights,
@@ -173,8 +173,8 @@ def test_a_link_gives_back_the_choice(calibration: Calibration) -> None:
 
 def test_a_link_can_be_read(calibration: Calibration) -> None:
     """What is as it was at first, and what is 0, is not in it."""
-    assert set(to_query(first_choice(calibration))) == {"unit", "threshold", "weights"}
-    choice = Choice(
+    assert set(to_query(first_state(calibration))) == {"unit", "threshold", "weights"}
+    choice = BoardState(
         unit="head",
         threshold=0.8,
         weights={"kl_output": 1.0, "entropy": 0.0, "variance": 0.25},
@@ -226,7 +226,7 @@ def test_a_bad_link_is_followed_as_far_as_it_goes(calibration: Calibration, quer
     assert len(notes) == 1
     assert words in notes[0]
     assert notes[0].endswith(".")
-    first = first_choice(calibration, choice.unit)
+    first = first_state(calibration, choice.unit)
     assert choice == first.model_copy(update={"pins": Pins(protect=() if "protect" in query else (0,))})
 
 
@@ -246,7 +246,7 @@ def test_a_unit_that_cannot_be_removed_here(bare: Calibration) -> None:
 
 @pytest.fixture
 def saved(calibration: Calibration, own_workspace: Path) -> Calibration:
-    return files.save(calibration, own_workspace / "calibrations" / "small")
+    return files.save_calibration(calibration, own_workspace / "calibrations" / "small")
 
 
 def opened(**link: str) -> AppTest:

@@ -22,9 +22,9 @@ from slim import calibration as files
 from slim import plan
 from slim.board import outcome, payload
 from slim.calibration import Calibration
-from slim.choice import Choice, first_choice
+from slim.choice import BoardState, first_state
 from slim.errors import InputError
-from slim.faithfulness import Correction, Faithfulness
+from slim.faithfulness import Correction, CriterionCheck
 from slim.models import Loaded
 from slim.records import ByThreshold, Pins, Unit
 from slim.scores import composite
@@ -36,7 +36,7 @@ from tests.visitor import Visitor
 pytestmark = pytest.mark.browser
 CORE = (Path(__file__).parent.parent / "pages" / "assets" / "board" / "core.js").read_text(encoding="utf-8")
 LARGE = Shape(32, 32, 8), Shape(80, 64, 8)
-CHECKED = Faithfulness(
+CHECKED = CriterionCheck(
     rows=1,
     tokens=1,
     unseen=True,
@@ -68,15 +68,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for shape in LARGE:
             save_made_up(shape, folder / "calibrations" / name_of(shape))
         model = make_pico("llama")
-        files.save(measured(model, random_rows((9, 12)), kl="none"), folder / "calibrations" / "bare")
+        files.save_calibration(measured(model, random_rows((9, 12)), kl="none"), folder / "calibrations" / "bare")
         small = measured(model, random_rows((40, 33, 64, 20, 12, 50)), draws=2)
-        files.save_check(files.save(small, folder / "calibrations" / "small"), CHECKED)
+        files.save_check(files.save_calibration(small, folder / "calibrations" / "small"), CHECKED)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def small(workspace: Path) -> Calibration:
-    return files.load(workspace / "calibrations" / "small")
+    return files.load_calibration(workspace / "calibrations" / "small")
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def at_cell(page: Page, layer: int, head: int, layers: int = 4, heads: int = 6) 
     return box["x"] + (head + 0.5) / heads * box["width"], box["y"] + (layer + 0.5) / layers * box["height"]
 
 
-def check_figures(shown: dict[str, float], choice: Choice, calibration: Calibration) -> None:
+def check_figures(shown: dict[str, float], choice: BoardState, calibration: Calibration) -> None:
     """They are those of Python's plan."""
     made = choice.plan(calibration)
     after, forecast = made.after.model_dump(), made.forecast
@@ -152,7 +152,7 @@ def blank(browser: Browser, app: str) -> Iterator[Page]:
     found.close()
 
 
-def said_by_python(choice: Choice, calibration: Calibration) -> dict[str, Any] | str:
+def said_by_python(choice: BoardState, calibration: Calibration) -> dict[str, Any] | str:
     """What the board should show, or why it is refused."""
     try:
         return outcome(choice.plan(calibration))
@@ -163,7 +163,7 @@ def said_by_python(choice: Choice, calibration: Calibration) -> dict[str, Any] |
 @pytest.mark.parametrize("correction", [None, CHECKED])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 6), (4, 1), (24, 2), (24, 24)])
 def test_the_browser_computes_what_python_does(
-    pico: Callable[..., Loaded], blank: Page, heads: int, kv_heads: int, correction: Faithfulness | None
+    pico: Callable[..., Loaded], blank: Page, heads: int, kv_heads: int, correction: CriterionCheck | None
 ) -> None:
     """The same heads exactly, ties included, the same sizes exactly, and the same forecast, whatever is set."""
     base = measured(pico("llama", heads=heads, kv_heads=kv_heads), random_rows((40, 25, 33, 50, 20)), draws=2)
@@ -208,7 +208,7 @@ MOUNT = """async ([script, html, sent, data]) => {
 def test_python_is_right(blank: Page, small: Calibration) -> None:
     """Its figures replace the board's own once they are of the same choice; an answer that is late changes nothing."""
     name, sent = payload(small)
-    first = first_choice(small)
+    first = first_state(small)
     shown = outcome(first.plan(small))
     data = {"payload": name, "edit": 3, "version": 0, "choice": first.model_dump(mode="json"), "plan": shown}
     other = shown | {"after": shown["after"] | {"parameters": 12345}}
@@ -224,7 +224,7 @@ def test_python_is_right(blank: Page, small: Calibration) -> None:
     expect(parameters).to_have_attribute("data-value", mine)
     ((key, told),) = blank.evaluate("window.told")
     assert (key, told["payload"], told["edit"]) == ("state", name, 4)
-    assert Choice.model_validate(told["choice"]) == moved
+    assert BoardState.model_validate(told["choice"]) == moved
     blank.evaluate("data => window.receive(data)", data | {"plan": other})
     expect(parameters).to_have_attribute("data-value", mine)
     blank.evaluate("data => window.receive(data)", data | {"edit": 4, "choice": told["choice"], "plan": other})
@@ -236,7 +236,7 @@ def test_python_is_right(blank: Page, small: Calibration) -> None:
 
 def test_figures_follow_while_the_line_is_dragged(page: Page, small: Calibration, workspace: Path) -> None:
     """Mouse down, many moves, mouse up: at each move the figures are those of Python's plan at that threshold."""
-    first = first_choice(small)
+    first = first_state(small)
     check_figures(figures(page), first, small)
     plot = on_board(page, ".plot").bounding_box()
     assert plot
@@ -266,7 +266,7 @@ def test_figures_follow_while_the_line_is_dragged(page: Page, small: Calibration
     page.get_by_role("button", name="Save the plan").click()
     expect(page.get_by_text("Saved:")).to_be_visible(timeout=15_000)
     (file,) = (workspace / "plans").glob("*.json")
-    made = plan.load(file)
+    made = plan.load_plan(file)
     file.unlink()
     assert isinstance(made.reason, ByThreshold)
     assert made.reason.threshold == line(page)
@@ -279,7 +279,7 @@ def test_a_click_drops_keeps_and_lets_go(page: Page, small: Calibration) -> None
     expect_link(page, "drop", "2:3")
     expect(on_board(page, ".tip")).to_contain_text("Layer 2, head 3: goes")
     settled(page)
-    dropped = first_choice(small).model_copy(update={"pins": Pins(drop=((2, 3),))})
+    dropped = first_state(small).model_copy(update={"pins": Pins(drop=((2, 3),))})
     check_figures(figures(page), dropped, small)
     page.mouse.click(*at_cell(page, 2, 3))
     expect_link(page, "keep", "2:3")
@@ -361,7 +361,7 @@ def test_a_layer_has_a_line_of_its_own(page: Page, small: Calibration) -> None:
     own = line(page)
     expect_link(page, "layers", f"3:{own:g}")
     assert link(page)["threshold"] == "0.8"
-    check_figures(figures(page), first_choice(small).model_copy(update={"per_layer": {3: own}}), small)
+    check_figures(figures(page), first_state(small).model_copy(update={"per_layer": {3: own}}), small)
     page.get_by_role("button", name="Protect", exact=True).click()
     expect_link(page, "protect", "3")
     page.get_by_role("button", name="Protect layer 3").click()
@@ -386,7 +386,7 @@ def test_weights_rank_again_at_once(page: Page, small: Calibration) -> None:
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     next_frame(page)
-    mixed = first_choice(small)
+    mixed = first_state(small)
     mixed = mixed.model_copy(update={"weights": mixed.weights | {"entropy": 1.0}})
     check_figures(figures(page), mixed, small)
     assert figures(page) != before
@@ -409,13 +409,13 @@ def test_units_and_one_shape(page: Page, small: Calibration) -> None:
     page.get_by_text("One shape in all layers").click()
     expect_link(page, "uniform", "1")
     settled(page)
-    check_figures(figures(page), first_choice(small).model_copy(update={"uniform": True}), small)
+    check_figures(figures(page), first_state(small).model_copy(update={"uniform": True}), small)
     titles: dict[str, Unit] = {"KV groups": "group", "Layers": "layer", "Attention blocks": "block"}
     for title, unit in titles.items():
         page.get_by_role("radio", name=title).click()
         expect_link(page, "unit", unit)
         settled(page)
-        choice = first_choice(small, unit).model_copy(update={"uniform": unit != "block"})
+        choice = first_state(small, unit).model_copy(update={"uniform": unit != "block"})
         check_figures(figures(page), choice, small)
         assert page.get_by_role("grid").get_attribute("aria-colcount") == ("2" if unit == "group" else "1")
     expect(page.get_by_role("switch", name="One shape in all layers")).to_be_disabled()
@@ -477,7 +477,7 @@ def test_another_calibration_on_the_same_page(page: Page, small: Calibration) ->
         expect(on_board(page, "[data-figure=loss]")).to_contain_text(loss)
         expect_link(page, "drop", "1:1" if name == "small" else None)
     settled(page)
-    pinned = first_choice(small).model_copy(update={"pins": Pins(drop=((1, 1),))})
+    pinned = first_state(small).model_copy(update={"pins": Pins(drop=((1, 1),))})
     check_figures(figures(page), pinned, small)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slim.budget import Infeasible, Planner, checked_limits, curve, plan_for_budget
+from slim.budget import Infeasible, Planner, check_limits, curve, plan_by_budget
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.forecast import columns_of, forecast
@@ -104,7 +104,7 @@ def test_it_is_the_best_of_all_legal_plans(calibration: Calibration, unit: Unit,
 )
 def test_every_limit_is_kept(calibration: Calibration, limits: dict[str, float]) -> None:
     """Sizes are shares of the original, speeds the original over the plan; the recipe says so."""
-    made = plan_for_budget(calibration, limits)
+    made = plan_by_budget(calibration, limits)
     before, after = made.before, made.after
     reached = {
         "heads": 1 - made.removed_heads / (made.model.layers * made.model.heads),
@@ -135,20 +135,20 @@ def test_interactions_are_minded_where_unseen_rows_agree(calibration: Calibratio
     planner = Planner(made_up, "block")
     sum_best = planner.additive({"kv": 0.5})
     assert [layer for layer, heads in enumerate(sum_best) if not heads] == [0, 1]
-    minded = plan_for_budget(made_up, {"kv": 0.5}, "block")
+    minded = plan_by_budget(made_up, {"kv": 0.5}, "block")
     assert minded.removed_blocks == (2, 3)
     other = scores.copy()
     unseen = sketch.sequence % 2 == 1
     other[unseen, 3, -2] *= -1  # on the rows that do not choose they add up instead
     doubtful = replace(calibration, sketch=LossSketch(other, sketch.sequence, sketch.tokens))
-    assert plan_for_budget(doubtful, {"kv": 0.5}, "block").removed_blocks == (0, 1)
+    assert plan_by_budget(doubtful, {"kv": 0.5}, "block").removed_blocks == (0, 1)
 
 
 def test_a_loss_alone_gives_the_smallest_model_within_it(calibration: Calibration) -> None:
     """Its forecast is within the limit, and more loss never gives a larger model."""
     sizes = []
     for loss in (0.05, 0.2, 0.8, 3.0):
-        made = plan_for_budget(calibration, {"loss": loss})
+        made = plan_by_budget(calibration, {"loss": loss})
         assert made.forecast is not None
         assert made.forecast.nats_per_token <= loss
         sizes.append(made.after.bytes)
@@ -159,7 +159,7 @@ def test_a_loss_alone_gives_the_smallest_model_within_it(calibration: Calibratio
 @pytest.mark.parametrize("unit", ["head", "group", "layer"])
 def test_uniform_plans_have_one_shape(calibration: Calibration, unit: Unit) -> None:
     """Whole layers may go beside it."""
-    made = plan_for_budget(calibration, {"params": 0.85}, unit, uniform=True)
+    made = plan_by_budget(calibration, {"params": 0.85}, unit, uniform=True)
     shapes = {len(heads) for heads in made.keep if heads is not None}
     assert len(shapes) == 1
     assert not made.removed_blocks
@@ -168,14 +168,14 @@ def test_uniform_plans_have_one_shape(calibration: Calibration, unit: Unit) -> N
 
 def test_pins_and_protected_layers_hold(calibration: Calibration) -> None:
     """Whatever the loss would like."""
-    free = plan_for_budget(calibration, {"params": 0.85})
+    free = plan_by_budget(calibration, {"params": 0.85})
     gone = [(layer, head) for layer, heads in enumerate(free.keep) for head in WHOLE if head not in (heads or ())]
     kept = [(layer, head) for layer, heads in enumerate(free.keep) for head in heads or ()]
     pins = Pins(keep=(gone[0],), drop=(kept[0],))
-    made = plan_for_budget(calibration, {"params": 0.85}, pins=pins)
+    made = plan_by_budget(calibration, {"params": 0.85}, pins=pins)
     assert gone[0][1] in (made.keep[gone[0][0]] or ())
     assert kept[0][1] not in (made.keep[kept[0][0]] or ())
-    protected = plan_for_budget(calibration, {"params": 0.9}, pins=Pins(protect=(0, 3)))
+    protected = plan_by_budget(calibration, {"params": 0.9}, pins=Pins(protect=(0, 3)))
     assert protected.keep[0] == protected.keep[3] == WHOLE
 
 
@@ -195,7 +195,7 @@ def test_pins_and_protected_layers_hold(calibration: Calibration) -> None:
 def test_limits_without_sense(limits: dict[str, float], words: str) -> None:
     """The message names the limit and its value."""
     with pytest.raises(InputError, match=words):
-        checked_limits(limits)
+        check_limits(limits)
 
 
 def test_what_cannot_be_met_says_what_can(calibration: Calibration) -> None:
@@ -203,21 +203,21 @@ def test_what_cannot_be_met_says_what_can(calibration: Calibration) -> None:
     with pytest.raises(
         InputError, match=r"params=0\.1 cannot be met by removing heads: the least is (0\.\d+)"
     ) as caught:
-        plan_for_budget(calibration, {"params": 0.1})
+        plan_by_budget(calibration, {"params": 0.1})
     least = float(str(caught.value).split("the least is ")[1].rstrip("."))
-    plan_for_budget(calibration, {"params": least + 0.001})
+    plan_by_budget(calibration, {"params": least + 0.001})
     with pytest.raises(InputError, match="params"):
-        plan_for_budget(calibration, {"params": least - 0.001})
+        plan_by_budget(calibration, {"params": least - 0.001})
     with pytest.raises(InputError, match=r"decode=40 cannot be met .*the most is"):
-        plan_for_budget(calibration, {"decode": 40})
+        plan_by_budget(calibration, {"decode": 40})
     with pytest.raises(InputError, match=r"loss=1e-09 cannot be met together with params=0\.8.*nats/token"):
-        plan_for_budget(calibration, {"params": 0.8, "loss": 1e-9})
+        plan_by_budget(calibration, {"params": 0.8, "loss": 1e-9})
 
 
 def test_ruin_is_warned_about(calibration: Calibration) -> None:
     """A budget that can be met only by breaking the model says so before anything is cut."""
     planner = Planner(calibration, "head")
-    made = plan_for_budget(calibration, {"params": planner.least("parameters") + 1e-6})
+    made = plan_by_budget(calibration, {"params": planner.least("parameters") + 1e-6})
     assert made.forecast is not None
     assert bool(made.notes) == (made.forecast.nats_per_token >= 0.7)
     assert made.notes
@@ -227,14 +227,14 @@ def test_ruin_is_warned_about(calibration: Calibration) -> None:
 def test_units_that_cannot_be_planned(calibration: Calibration, pico: Callable[..., Loaded]) -> None:
     """Without a sketch, blocks in one shape, single heads under norms that span them, and pins against each other."""
     with pytest.raises(InputError, match="no loss sketch"):
-        plan_for_budget(replace(calibration, sketch=None), {"params": 0.9})
+        plan_by_budget(replace(calibration, sketch=None), {"params": 0.9})
     with pytest.raises(InputError, match="uniform"):
-        plan_for_budget(calibration, {"params": 0.9}, "block", uniform=True)
+        plan_by_budget(calibration, {"params": 0.9}, "block", uniform=True)
     olmo = measured(pico("olmo2"), random_rows((6, 7)))
     with pytest.raises(InputError, match="norms span all heads"):
-        plan_for_budget(olmo, {"params": 0.95})
+        plan_by_budget(olmo, {"params": 0.95})
     with pytest.raises(InputError, match="pins"):
-        plan_for_budget(calibration, {"params": 0.9}, pins=Pins(keep=((0, 0), (0, 1), (0, 3)), drop=((0, 4), (0, 5))))
+        plan_by_budget(calibration, {"params": 0.9}, pins=Pins(keep=((0, 0), (0, 1), (0, 3)), drop=((0, 4), (0, 5))))
 
 
 def test_the_curve_falls_in_size_from_the_whole_model(calibration: Calibration) -> None:

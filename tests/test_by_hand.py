@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.forecast import columns_of
-from slim.legal import every_shape, legal_heads, uniform_heads
+from slim.legal import uniform_heads, valid_heads, valid_shapes
 from slim.models import Loaded
-from slim.plan import difference, make_plan
+from slim.plan import plan_by_threshold, plan_difference
 from slim.project import everything
 from slim.records import Pins, Plan, Unit
 from slim.scores import composite
@@ -34,7 +34,7 @@ def calibration(pico: Callable[..., Loaded]) -> Calibration:
 def test_groups_go_whole(calibration: Calibration) -> None:
     """A KV head with all the query heads that read it, ranked by what is measured per group."""
     scores = composite(calibration, {"kl_output": 1}, "group")
-    made = make_plan(calibration, 0.6, "group", {"kl_output": 1})
+    made = plan_by_threshold(calibration, 0.6, "group", {"kl_output": 1})
     assert scores.shape == (4, 2)
     for layer, heads in enumerate(made.keep):
         expected = [head for head in WHOLE if scores[layer, head // 3] < 0.6]
@@ -50,7 +50,7 @@ def test_layers_go_whole(calibration: Calibration) -> None:
     choosing = sketch.fold(0)
     joint = 0.5 * np.square(choosing.scores[..., -2:].astype(float).sum(-1)).sum(0) / choosing.tokens.sum()
     np.testing.assert_allclose(measured_per(calibration, "layer")["kl_output"], joint, rtol=1e-6)
-    made = make_plan(calibration, 0.9, "layer")
+    made = plan_by_threshold(calibration, 0.9, "layer")
     assert made.removed_layers == (int(joint.argmin()),)
     assert made.removed_heads == 6
     unseen = sketch.fold(1)
@@ -62,7 +62,7 @@ def test_layers_go_whole(calibration: Calibration) -> None:
 def test_layers_need_a_sketch(calibration: Calibration) -> None:
     """Nothing else says what a layer costs."""
     with pytest.raises(InputError, match="unit=layer"):
-        make_plan(replace(calibration, sketch=None), 0.9, "layer")
+        plan_by_threshold(replace(calibration, sketch=None), 0.9, "layer")
 
 
 def test_columns_of_a_plan() -> None:
@@ -73,8 +73,8 @@ def test_columns_of_a_plan() -> None:
 
 def test_single_layers_have_thresholds_of_their_own(calibration: Calibration) -> None:
     """Above every score nothing goes there, and the other layers follow the common one."""
-    common = make_plan(calibration, 0.5)
-    made = make_plan(calibration, 0.5, per_layer={2: 1.5, 0: 0.2})
+    common = plan_by_threshold(calibration, 0.5)
+    made = plan_by_threshold(calibration, 0.5, per_layer={2: 1.5, 0: 0.2})
     assert made.keep[2] == WHOLE
     assert made.keep[1] == common.keep[1]
     assert made.keep[3] == common.keep[3]
@@ -84,17 +84,17 @@ def test_single_layers_have_thresholds_of_their_own(calibration: Calibration) ->
 @pytest.mark.parametrize("unit", ["head", "group", "block", "layer"])
 def test_pins_win(calibration: Calibration, unit: Unit) -> None:
     """What is pinned stays or goes at any threshold, and a protected layer stays whole."""
-    lax = make_plan(calibration, 2.0, unit, pins=Pins(drop=((1, 0),)))
+    lax = plan_by_threshold(calibration, 2.0, unit, pins=Pins(drop=((1, 0),)))
     assert [layer for layer, heads in enumerate(lax.keep) if heads != WHOLE] == [1]
     assert 0 not in (lax.keep[1] or ())
-    strict = make_plan(calibration, 0.2, unit, pins=Pins(keep=((3, 0),), protect=(0,)))
+    strict = plan_by_threshold(calibration, 0.2, unit, pins=Pins(keep=((3, 0),), protect=(0,)))
     assert strict.keep[0] == WHOLE
     assert 0 in (strict.keep[3] or ())
 
 
 def test_what_was_pinned_and_what_became_of_it_is_told(calibration: Calibration) -> None:
     """A pin that no legal shape can honour beside another shows among the changes."""
-    made = make_plan(calibration, 2.0, pins=Pins(drop=((1, 0), (1, 1), (1, 2), (1, 3))))
+    made = plan_by_threshold(calibration, 2.0, pins=Pins(drop=((1, 0), (1, 1), (1, 2), (1, 3))))
     kept = set(made.keep[1] or ())
     for change in made.changes:
         assert change.layer == 1
@@ -121,7 +121,7 @@ def test_what_was_pinned_and_what_became_of_it_is_told(calibration: Calibration)
 def test_pins_outside_of_the_model(calibration: Calibration, pins: Pins, words: str) -> None:
     """The message names the pin."""
     with pytest.raises(InputError, match=words):
-        make_plan(calibration, 0.5, pins=pins)
+        plan_by_threshold(calibration, 0.5, pins=pins)
 
 
 def test_a_pin_goes_one_way() -> None:
@@ -134,7 +134,7 @@ def test_a_pin_goes_one_way() -> None:
 def test_layer_thresholds_that_cannot_be(calibration: Calibration, per_layer: dict[int, float]) -> None:
     """The message names the layer."""
     with pytest.raises(InputError, match=f"threshold of layer {next(iter(per_layer))}"):
-        make_plan(calibration, 0.5, per_layer=per_layer)
+        plan_by_threshold(calibration, 0.5, per_layer=per_layer)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (6, 3), (4, 4)])
@@ -144,7 +144,7 @@ def test_the_uniform_shape_is_the_best_of_all(heads: int, kv_heads: int) -> None
     for _ in range(30):
         gains = rng.integers(-8, 9, (2, heads)) / 8
         best = -np.inf
-        for groups, per_group in every_shape(kv_heads, group):
+        for groups, per_group in valid_shapes(kv_heads, group):
             sets = [
                 chosen
                 for chosen in itertools.combinations(range(heads), groups * per_group)
@@ -152,7 +152,7 @@ def test_the_uniform_shape_is_the_best_of_all(heads: int, kv_heads: int) -> None
                 == [0] * (kv_heads - groups) + [per_group] * groups
             ]
             best = max(best, sum(max(row[list(chosen)].sum() for chosen in sets) for row in gains))
-        found = uniform_heads(gains, kv_heads, every_shape(kv_heads, group))
+        found = uniform_heads(gains, kv_heads, valid_shapes(kv_heads, group))
         assert sum(row[list(kept or ())].sum() for row, kept in zip(gains, found, strict=True)) == pytest.approx(best)
         assert len({len(kept or ()) for kept in found}) == 1
 
@@ -161,17 +161,17 @@ def test_a_uniform_threshold_plan(calibration: Calibration) -> None:
     """One shape, and never better for its threshold than the free plan."""
     scores = composite(calibration, {"kl_output": 1}, "head")
     for threshold in (0.3, 0.5, 0.7):
-        made = make_plan(calibration, threshold, weights={"kl_output": 1}, uniform=True)
+        made = plan_by_threshold(calibration, threshold, weights={"kl_output": 1}, uniform=True)
         assert len({len(heads or ()) for heads in made.keep}) == 1
         gains = threshold - scores
-        free = [legal_heads(row, 2) for row in gains]
+        free = [valid_heads(row, 2) for row in gains]
         reached, possible = (
             sum(row[list(heads or ())].sum() for row, heads in zip(gains, keep, strict=True))
             for keep in (made.keep, free)
         )
         assert reached <= possible + 1e-12
     with pytest.raises(InputError, match="uniform"):
-        make_plan(calibration, 0.5, "block", uniform=True)
+        plan_by_threshold(calibration, 0.5, "block", uniform=True)
 
 
 def test_heads_of_a_family_that_keeps_blocks_whole(pico: Callable[..., Loaded]) -> None:
@@ -179,8 +179,8 @@ def test_heads_of_a_family_that_keeps_blocks_whole(pico: Callable[..., Loaded]) 
     olmo = measured(pico("olmo2"), random_rows((6, 7)))
     for unit in ("head", "group"):
         with pytest.raises(InputError, match="norms span all heads"):
-            make_plan(olmo, 0.5, unit)
-    assert make_plan(olmo, 0.9, "block").removed_blocks
+            plan_by_threshold(olmo, 0.5, unit)
+    assert plan_by_threshold(olmo, 0.9, "block").removed_blocks
 
 
 def test_two_plans_compared(calibration: Calibration, pico: Callable[..., Loaded]) -> None:
@@ -188,18 +188,18 @@ def test_two_plans_compared(calibration: Calibration, pico: Callable[..., Loaded
     facts = calibration.facts.model
     one = plan_of(facts, ((0, 1, 3, 4), (), WHOLE, WHOLE))
     other = plan_of(facts, ((0, 3), WHOLE, None, WHOLE))
-    found = difference(one, other)
+    found = plan_difference(one, other)
     assert found.only_one == tuple((1, head) for head in WHOLE)
     assert found.only_other == ((0, 1), (0, 4), *((2, head) for head in WHOLE))
     assert (found.layers_only_one, found.layers_only_other) == ((), (2,))
     assert found.shared == 2
     with pytest.raises(InputError, match="two models"):
-        difference(one, plan_of(pico("mistral").facts, everything(facts)))
+        plan_difference(one, plan_of(pico("mistral").facts, everything(facts)))
 
 
 def test_the_reason_is_kept(calibration: Calibration) -> None:
     """Threshold, weights, scores and pins come back from JSON."""
-    made = make_plan(calibration, 0.6, per_layer={1: 0.9}, pins=Pins(keep=((0, 0),), protect=(3,)))
+    made = plan_by_threshold(calibration, 0.6, per_layer={1: 0.9}, pins=Pins(keep=((0, 0),), protect=(3,)))
     again: Any = Plan.model_validate_json(made.model_dump_json())
     assert again == made
     scores = composite(calibration, again.reason.weights, "head")

@@ -15,9 +15,9 @@ from slim.calibration import Calibration
 from slim.errors import InputError, SlimError
 from slim.metrics.base import Level
 from slim.models import Loaded
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.probe import LayerView
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.rowwise import out_of_memory
 from slim.workload import Workload
 from tests import reference
@@ -86,8 +86,8 @@ def test_what_does_not_fit_is_halved(pico: Pico, error: BaseException, kl: str, 
 def test_a_row_that_does_not_fit_alone_is_named(pico: Pico) -> None:
     """One sentence with its length and what to do; what was finished before it stays known."""
     loaded = pico("llama")
-    settings, encoded = Settings(batch_size=4), calibrate.tasks.Encoded(ROWS, 0)
-    with results.kept() as cache:
+    settings, encoded = CalibrationSettings(batch_size=4), calibrate.tasks.Encoded(ROWS, 0)
+    with results.open_cache() as cache:
         with (
             small_memory(loaded, lambda rows, tokens: rows * tokens <= 12, NO_ROOM["gpu"]),
             pytest.raises(SlimError, match=r"single row of 20 tokens: choose a smaller max_length") as caught,
@@ -199,8 +199,8 @@ def test_one_row_is_a_calibration(pico: Pico, tmp_path: Path) -> None:
             assert np.isfinite(estimate.value).all(), (name, level)
             assert np.isnan(estimate.low).all(), (name, level)
             assert np.isnan(estimate.high).all(), (name, level)
-    again = calibration.load(calibration.save(found, tmp_path / "one").path or tmp_path)
-    made = make_plan(again, 0.7)
+    again = calibration.load_calibration(calibration.save_calibration(found, tmp_path / "one").path or tmp_path)
+    made = plan_by_threshold(again, 0.7)
     assert made.forecast is not None
     assert (made.forecast.low, made.forecast.high, made.forecast.sequences) == (None, None, 1)
     assert "no interval" in str(made.forecast)
@@ -236,7 +236,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path) -> None:
     """From a folder and a file to a saved record, and the estimate is told before the work."""
-    loaded = calibrate.models.load(model, device="cpu")
+    loaded = calibrate.models.load_model(model, device="cpu")
     assert loaded.tokenizer.pad_token is None
     assert not loaded.tokenizer.chat_template
     file = tmp_path / "rows.jsonl"
@@ -252,7 +252,7 @@ def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path)
     found = calibrate.calibrate(
         model,
         str(file),
-        settings=Settings(device="cpu", positions="answer"),
+        settings=CalibrationSettings(device="cpu", positions="answer"),
         output=tmp_path / "out",
         progress=progress,
         tell=told.append,
@@ -263,14 +263,14 @@ def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path)
     assert found.facts.metrics["kl_output"].rows == 1
     assert found.sketch is not None
     assert sorted(found.sketch.tokens.tolist()) == [len("She."), len("This and that.")]
-    assert calibration.load(tmp_path / "out").facts == found.facts
+    assert calibration.load_calibration(tmp_path / "out").facts == found.facts
 
 
 def test_rows_that_predict_nothing_are_refused(model: str, tmp_path: Path) -> None:
     """A file of single letters."""
     (tmp_path / "rows.txt").write_text("a\n")
     with pytest.raises(InputError, match="shorter than two tokens"):
-        calibrate.calibrate(model, str(tmp_path / "rows.txt"), settings=Settings(device="cpu"))
+        calibrate.calibrate(model, str(tmp_path / "rows.txt"), settings=CalibrationSettings(device="cpu"))
 
 
 @pytest.mark.parametrize(("name", "value"), [("draws", 0), ("kl", "guess"), ("positions", "some"), ("seed", -1)])

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from slim import workspace
-from slim.calibration import Calibration, load, save, save_check
+from slim.calibration import Calibration, load_calibration, save_calibration, save_check
 from slim.check import measure_check
 from slim.errors import InputError
 from slim.models import Loaded
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.tasks import Encoded
 from tests.pico import random_rows
 from tests.reference import measured
@@ -36,14 +36,14 @@ def calibration(pico: Callable[..., Loaded]) -> Calibration:
 def saved(calibration: Calibration, tmp_path: Path) -> Path:
     """The calibration as a run folder."""
     assert calibration.check is not None
-    path = save_check(save(calibration, tmp_path / "calibration"), calibration.check).path
+    path = save_check(save_calibration(calibration, tmp_path / "calibration"), calibration.check).path
     assert path is not None
     return path
 
 
 def test_a_calibration_survives_its_folder(calibration: Calibration, saved: Path) -> None:
     """Facts, check, every array bit for bit with its interval, and the plan made from them."""
-    again = load(saved)
+    again = load_calibration(saved)
     assert again.facts == calibration.facts
     assert again.check == calibration.check
     assert again.path == saved
@@ -60,7 +60,7 @@ def test_a_calibration_survives_its_folder(calibration: Calibration, saved: Path
         found, expected = (getattr(sketch, part) for sketch in (again.sketch, calibration.sketch))
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
-    assert make_plan(again, 0.6) == replace_calibration(make_plan(calibration, 0.6), saved)
+    assert plan_by_threshold(again, 0.6) == replace_calibration(plan_by_threshold(calibration, 0.6), saved)
     assert sorted(file.name for file in saved.iterdir()) == ["faithfulness.json", "record.json", "tensors.safetensors"]
     assert workspace.runs("calibration") == [saved]
 
@@ -83,7 +83,7 @@ def test_figures_and_levels_are_those_of_the_estimates(calibration: Calibration)
 def test_without_a_sketch_or_a_check_it_survives_too(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """`--kl none`; and what was never saved has no place for a check."""
     plain = measured(pico("llama"), random_rows((5, 6)), kl="none")
-    again = load(save(plain, tmp_path / "plain").path or tmp_path)
+    again = load_calibration(save_calibration(plain, tmp_path / "plain").path or tmp_path)
     assert again.sketch is None
     assert again.check is None
     assert again.facts == plain.facts
@@ -160,7 +160,7 @@ def test_damaged_calibrations_are_refused(saved: Path, damage: Callable[[Path], 
     """The message is one sentence that names the folder and what to run."""
     damage(saved)
     with pytest.raises(InputError, match=r"calibration .*slim calibrate") as caught:
-        load(saved)
+        load_calibration(saved)
     assert str(saved) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -169,5 +169,5 @@ def test_calibrations_of_an_older_version_are_named_as_such(saved: Path) -> None
     """Version 1 held other arrays: what it lacks is named, what to run, and which Slim reads it."""
     record("record.json", schema_version=1)(saved)
     with pytest.raises(InputError, match=r"schema version 1.*slim calibrate.*Slim 0\.1\.0") as caught:
-        load(saved)
+        load_calibration(saved)
     assert "\n" not in str(caught.value)

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from slim import charts, check_charts
-from slim.detail import Measure
-from slim.difference import Difference
+from slim.detail import HeadScore
+from slim.difference import TaskDifference
 from slim.estimate import Estimate
-from slim.faithfulness import Correction, Faithfulness, Removal, Verdict
+from slim.faithfulness import Correction, CriterionCheck, Removal, Verdict
 
 LAYERS, HEADS = 4, 3
 VALUES = np.geomspace(1e-4, 1, LAYERS * HEADS).reshape(LAYERS, HEADS)
 
 
-def measure(name: str = "variance", values: Any = VALUES, sure: bool = True) -> Measure:
+def measure(name: str = "variance", values: Any = VALUES, sure: bool = True) -> HeadScore:
     """A figure; `variance` and `kl_output` span decades, `entropy` does not."""
     values = np.array(values, dtype=float)
     estimate = Estimate(values, values * 0.9, values * 1.1) if sure else Estimate.unsure(values)
-    return Measure(name, f"The {name}", "units", estimate, False)
+    return HeadScore(name, f"The {name}", "units", estimate, False)
 
 
 def traces(figure: Any) -> Any:
@@ -165,7 +165,7 @@ def test_a_difference_is_shown_around_nothing() -> None:
     """The scale is even on both sides; a dot stands on what is sure; the text gives factor, interval and costs."""
     value = np.linspace(-1, 2, LAYERS * HEADS).reshape(LAYERS, HEADS)
     value[0, 1] = np.nan
-    found = Difference(Estimate(value, value - 0.5, value + 0.5), VALUES, VALUES * np.exp(value))
+    found = TaskDifference(Estimate(value, value - 0.5, value + 0.5), VALUES, VALUES * np.exp(value))
     figure: Any = charts.difference_map(found, chosen=(2, 0))
     cells = figure.data[0]
     assert cells.zmin == -cells.zmax
@@ -197,7 +197,7 @@ def test_attention_is_drawn_query_by_query() -> None:
     assert (figure.layout.shapes[0].y0, figure.layout.shapes[0].y1) == (3, 3)
 
 
-def checked(correction: Correction | None = None) -> Faithfulness:
+def checked(correction: Correction | None = None) -> CriterionCheck:
     """A check of three criteria on five heads; the second one removes the same heads as the first."""
 
     def removals(factor: float) -> tuple[Removal, ...]:
@@ -215,7 +215,7 @@ def checked(correction: Correction | None = None) -> Faithfulness:
         Verdict(criterion="entropy", correlation=-0.6, low=-0.8, high=-0.2, removals=removals(1000)),
         Verdict(criterion="magnitude", correlation=None, low=None, high=None, removals=removals(7)),
     )
-    return Faithfulness(
+    return CriterionCheck(
         rows=2,
         tokens=100,
         unseen=True,

@@ -16,11 +16,11 @@ from slim import calibrate, calibration, check, models, tasks
 from slim.calibration import Calibration
 from slim.check import criteria, measure_check, rows_to_check, some_heads
 from slim.errors import InputError, SlimError
-from slim.faithfulness import SHARES, Correction, Faithfulness, first_heads, fit_correction, rank_correlation
+from slim.faithfulness import SHARES, Correction, CriterionCheck, first_heads, fit_correction, rank_correlation
 from slim.forecast import forecast, removed_columns
 from slim.models import Loaded
-from slim.plan import make_plan
-from slim.records import Settings
+from slim.plan import plan_by_threshold
+from slim.records import CalibrationSettings
 from slim.scores import composite, prunability
 from slim.tasks import Encoded
 from tests import reference
@@ -45,7 +45,7 @@ def measured_once(loaded: Loaded) -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def found(loaded: Loaded, measured_once: Calibration) -> Faithfulness:
+def found(loaded: Loaded, measured_once: Calibration) -> CriterionCheck:
     """The check of it on rows of its own, every head alone."""
     return measure_check(measured_once, loaded, Encoded(UNSEEN, 0), heads=1000)
 
@@ -65,7 +65,7 @@ def joint(loaded: Loaded, removed: NDArray[np.bool_]) -> tuple[float, float]:
     return nats / tokens, float(np.exp(surprise / tokens))
 
 
-def test_single_heads_cost_what_the_reference_says(loaded: Loaded, found: Faithfulness) -> None:
+def test_single_heads_cost_what_the_reference_says(loaded: Loaded, found: CriterionCheck) -> None:
     """Every head alone, in order, and the whole model's perplexity."""
     assert found.heads == tuple(itertools.product(range(4), range(6)))
     assert (found.rows, found.tokens, found.unseen) == (3, sum(map(len, UNSEEN)) - 3, True)
@@ -77,7 +77,7 @@ def test_single_heads_cost_what_the_reference_says(loaded: Loaded, found: Faithf
 
 
 def test_joint_removals_cost_what_the_reference_says(
-    loaded: Loaded, measured_once: Calibration, found: Faithfulness
+    loaded: Loaded, measured_once: Calibration, found: CriterionCheck
 ) -> None:
     """Each criterion's first heads together: KL, perplexity, and the forecast of the fold that did not choose."""
     orders = criteria(measured_once, found.weights)
@@ -99,7 +99,7 @@ def test_joint_removals_cost_what_the_reference_says(
             assert removal.forecast == pytest.approx(float(costs))
 
 
-def test_verdicts_are_rank_correlations_with_the_damage(measured_once: Calibration, found: Faithfulness) -> None:
+def test_verdicts_are_rank_correlations_with_the_damage(measured_once: Calibration, found: CriterionCheck) -> None:
     """Of "goes late" with the cost: what costs most must go last; each interval holds its figure."""
     damage = np.array(found.damage)
     for name, order in criteria(measured_once, found.weights).items():
@@ -117,7 +117,7 @@ def test_verdicts_are_rank_correlations_with_the_damage(measured_once: Calibrati
 
 
 def test_ruin_does_not_correct_the_forecast(
-    loaded: Loaded, measured_once: Calibration, found: Faithfulness, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, measured_once: Calibration, found: CriterionCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is forecast to cost more than a bound is left out of the fit."""
     forecasts = sorted({r.forecast for verdict in found.verdicts for r in verdict.removals if r.forecast is not None})
@@ -128,7 +128,7 @@ def test_ruin_does_not_correct_the_forecast(
     assert other.correction.removals == 8 < len(forecasts)
 
 
-def test_the_correction_is_fitted_on_what_was_measured(found: Faithfulness) -> None:
+def test_the_correction_is_fitted_on_what_was_measured(found: CriterionCheck) -> None:
     """Each distinct set once, ruin left out."""
     removals = {(r.forecast, r.kl) for verdict in found.verdicts for r in verdict.removals}
     useful = np.array([(f, k) for f, k in removals if f is not None and f < check.FITTED_BELOW])
@@ -143,7 +143,7 @@ def test_the_correction_is_fitted_on_what_was_measured(found: Faithfulness) -> N
 
 
 def test_a_check_depends_on_neither_batches_nor_memory(
-    loaded: Loaded, measured_once: Calibration, found: Faithfulness, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, measured_once: Calibration, found: CriterionCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows one at a time, variants one at a time."""
     monkeypatch.setattr("slim.metrics.kl_output.TOKENS_AT_ONCE", 1)
@@ -210,7 +210,7 @@ def test_without_a_sketch_there_is_nothing_to_forecast(loaded: Loaded) -> None:
     assert other.weights == {"variance": 1.0}
     assert other.correction is None
     assert all(removal.forecast is None for verdict in other.verdicts for removal in verdict.removals)
-    assert Faithfulness.model_validate_json(other.model_dump_json()) == other
+    assert CriterionCheck.model_validate_json(other.model_dump_json()) == other
 
 
 def test_the_composite_takes_the_weights(loaded: Loaded, measured_once: Calibration) -> None:
@@ -349,11 +349,11 @@ def test_the_factor_stays_at_its_edges() -> None:
     assert law.factor(0) == 1
 
 
-def test_a_checked_calibration_forecasts_with_its_correction(measured_once: Calibration, found: Faithfulness) -> None:
+def test_a_checked_calibration_forecasts_with_its_correction(measured_once: Calibration, found: CriterionCheck) -> None:
     """The figure times the factor, and an interval that is wider, relative to it, than the sampled one alone."""
     law = Correction(intercept=0.4, slope=0.1, smallest=1e-6, largest=10, spread=0.3, removals=9)
     checked = replace(measured_once, check=found.model_copy(update={"correction": law}))
-    plain, corrected = make_plan(measured_once, 0.7).forecast, make_plan(checked, 0.7).forecast
+    plain, corrected = plan_by_threshold(measured_once, 0.7).forecast, plan_by_threshold(checked, 0.7).forecast
     assert plain is not None
     assert corrected is not None
     assert (plain.low, plain.high) != (None, None)
@@ -367,12 +367,12 @@ def test_a_checked_calibration_forecasts_with_its_correction(measured_once: Cali
         away = np.hypot(np.log(sampled / value), 1.96 * 0.3)
         assert end == pytest.approx(corrected.nats_per_token * np.exp(sign * away))
     exact = replace(checked, check=found.model_copy(update={"correction": law.model_copy(update={"spread": 0.0})}))
-    unspread = make_plan(exact, 0.7).forecast
+    unspread = plan_by_threshold(exact, 0.7).forecast
     assert unspread is not None
     assert unspread.high == pytest.approx((plain.high or 0) * law.factor(value))
     unfitted = replace(measured_once, check=found.model_copy(update={"correction": None}))
-    assert make_plan(unfitted, 0.7).forecast == plain
-    keep = make_plan(checked, 0.7).keep
+    assert plan_by_threshold(unfitted, 0.7).forecast == plain
+    keep = plan_by_threshold(checked, 0.7).keep
     assert forecast(checked, keep) == corrected
 
 
@@ -388,7 +388,7 @@ def calibrated(model: str, rows: Path, output: Path, count: int, **settings: Any
     """A calibration on a file of `count` different rows."""
     rows.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n * n}."}}\n' for n in range(count)))
     return calibrate.calibrate(
-        model, str(rows), settings=Settings.model_validate({"device": "cpu", **settings}), output=output
+        model, str(rows), settings=CalibrationSettings.model_validate({"device": "cpu", **settings}), output=output
     )
 
 
@@ -400,7 +400,7 @@ def texts(encoded: Encoded, loaded: Loaded) -> list[str]:
 def test_it_is_checked_on_rows_it_did_not_see(model: str, tmp_path: Path) -> None:
     """Of the same file, encoded by the same settings."""
     made = calibrated(model, tmp_path / "rows.jsonl", tmp_path / "out", 12, samples=5, positions="answer")
-    loaded = models.load(model, device="cpu")
+    loaded = models.load_model(model, device="cpu")
     task = tasks.load_task(str(tmp_path / "rows.jsonl"))
     seen = texts(tasks.encode(tasks.choose(task, 5, 0), loaded.tokenizer, 320), loaded)
     encoded, unseen = rows_to_check(made, loaded, 3)
@@ -419,7 +419,7 @@ def test_where_no_others_are_left_it_says_so(
 ) -> None:
     """It is checked on rows that it saw but did not choose by; on the only one where there is one."""
     made = calibrated(model, tmp_path / "rows.jsonl", tmp_path / "out", count, samples=samples)
-    encoded, unseen = rows_to_check(made, models.load(model, device="cpu"), 6)
+    encoded, unseen = rows_to_check(made, models.load_model(model, device="cpu"), 6)
     assert not unseen
     assert len(encoded.rows) == expected
     checked = check.check(made, heads=3)
@@ -433,12 +433,12 @@ def test_a_check_is_kept_beside_the_record(model: str, tmp_path: Path) -> None:
     assert made.check is None
     checked = check.check(made, rows=2, heads=4)
     assert checked.check is not None
-    again = calibration.load(tmp_path / "out")
+    again = calibration.load_calibration(tmp_path / "out")
     assert again.check == checked.check
     assert len(checked.check.heads) == 4
-    assert make_plan(again, 0.7).forecast == make_plan(checked, 0.7).forecast
+    assert plan_by_threshold(again, 0.7).forecast == plan_by_threshold(checked, 0.7).forecast
     assert check.check(again, rows=1, heads=3).check != checked.check
-    later = calibration.load(tmp_path / "out").check
+    later = calibration.load_calibration(tmp_path / "out").check
     assert later is not None
     assert later.rows == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from slim.records import Forecast, Keep
 from slim.report.card import model_card
@@ -60,7 +60,7 @@ def test_large_weights_are_split(case: Pruned, tmp_path: Path) -> None:
     assert all(file_bytes(file) <= 60_000 for file in files)
     assert sum(map(file_bytes, files)) == case.plan.after.bytes == index["metadata"]["total_size"]
     assert set(index["weight_map"].values()) == {file.name for file in files}
-    ours = load(str(folder), device="cpu", dtype="float64")
+    ours = load_model(str(folder), device="cpu", dtype="float64")
     assert torch.equal(logits(ours), logits(case.loaded))
     plain = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float64).eval()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_the_number_format_is_kept(pico: Callable[..., Loaded], tmp_path: Path, 
         raw = json.loads(file.read_text())
         assert raw.pop("dtype") == str(dtype).removeprefix("torch.")
         file.write_text(json.dumps(raw))
-    facts = load(str(tmp_path / "original"), device="cpu").facts
+    facts = load_model(str(tmp_path / "original"), device="cpu").facts
     assert (facts.dtype, facts.itemsize) == (str(dtype).removeprefix("torch."), dtype.itemsize)
     made = plan_of(facts, KEEP)
     file = prune(made, tmp_path / "pruned") / "model.safetensors"
@@ -166,5 +166,5 @@ def test_an_adapter_goes_on_top_of_layers_that_differ(case: Pruned, tmp_path: Pa
     case.original.tokenizer.save_pretrained(tmp_path / "merged")
     remote = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", trust_remote_code=True, dtype=torch.float64)
     torch.testing.assert_close(answers(remote), after, rtol=0, atol=1e-9)
-    ours = load(str(tmp_path / "merged"), device="cpu", dtype="float64")
+    ours = load_model(str(tmp_path / "merged"), device="cpu", dtype="float64")
     torch.testing.assert_close(logits(ours), after, rtol=0, atol=1e-9)

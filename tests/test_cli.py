@@ -15,10 +15,10 @@ from slim import __version__
 from slim import calibration as calibrations
 from slim.cli import shared
 from slim.errors import InputError
-from slim.faithfulness import SHARES, Faithfulness
-from slim.models import Loaded, load
-from slim.plan import load as load_plan
-from slim.recovery import recovery_of
+from slim.faithfulness import SHARES, CriterionCheck
+from slim.models import Loaded, load_model
+from slim.plan import load_plan
+from slim.recovery import load_recovery
 from tests.commands import Result, Run
 from tests.pico import make_pico, save_pico
 
@@ -73,7 +73,7 @@ def test_the_pipeline_prints_for_people(calibration: Path, run: Run, tmp_path: P
     assert pruned.code == 0, pruned.err
     assert f"{made.after.parameters:,} parameters" in pruned.out
     assert f"Checkpoint: {output}" in pruned.out
-    loaded: Loaded = load(str(output), device="cpu")
+    loaded: Loaded = load_model(str(output), device="cpu")
     assert sum(parameter.numel() for parameter in loaded.model.parameters()) == made.after.parameters
 
 
@@ -86,7 +86,7 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
     assert "kl_output" not in calibrated["metrics"]
     path = Path(calibrated["path"])
     assert path.is_relative_to(own_workspace)
-    assert calibrations.load(path).facts.settings.kl == "none"
+    assert calibrations.load_calibration(path).facts.settings.kl == "none"
     weights = "variance=1,entropy_norm=0.5"
     planned = json.loads(run("plan", path, "--threshold", "0.8", "--weights", weights, "--json").out)
     assert planned["reason"]["weights"] == {"variance": 1.0, "entropy_norm": 0.5}
@@ -107,7 +107,7 @@ def test_pruned_and_repaired_at_once_later_and_in_rounds(calibration: Path, run:
     (step,) = at_once["recovery"]
     assert step["after"]["kl"] < step["before"]["kl"]
     cut = run("prune", plan_file, "--no-repair", "--output", tmp_path / "two")
-    assert (cut.code, recovery_of(tmp_path / "two").steps) == (0, ())
+    assert (cut.code, load_recovery(tmp_path / "two").steps) == (0, ())
     later = run("repair", tmp_path / "two", *rows, "--output", tmp_path / "three")
     assert later.code == 0, later.err
     assert "GB of memory" in later.err
@@ -147,9 +147,9 @@ def test_every_option_of_calibrate_reaches_the_record(model: Path, run: Run, ask
     assert 2 * len("It is 1.") <= answers <= 2 * len("It is 11.")
     assert told["reused"] == 0
     assert told["path"] == str(tmp_path / "out")
-    check = Faithfulness.model_validate(told["check"])
+    check = CriterionCheck.model_validate(told["check"])
     assert check.unseen
-    assert calibrations.load(tmp_path / "out").check == check
+    assert calibrations.load_calibration(tmp_path / "out").check == check
 
 
 def test_the_second_run_says_that_it_knew(model: Path, run: Run, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_second_run_says_that_it_knew(model: Path, run: Run, tmp_path: Path)
     assert first.code == second.code == 0, second.err
     assert "known from earlier runs" not in first.out
     assert "100% of it known from earlier runs" in second.out
-    one, other = (calibrations.load(tmp_path / name) for name in ("first", "second"))
+    one, other = (calibrations.load_calibration(tmp_path / name) for name in ("first", "second"))
     assert (one.facts.reused, other.facts.reused) == (0, 1)
     for name, scores in one.metrics.items():
         for level, values in scores.items():
@@ -174,7 +174,7 @@ def test_a_check_prints_for_people_and_for_programs(run: Run, calibration: Path,
     shutil.copytree(calibration, folder)
     shown = run("check", folder, "--rows", "2", "--heads", "5")
     assert shown.code == 0, shown.err
-    found = calibrations.load(folder).check
+    found = calibrations.load_calibration(folder).check
     assert found is not None
     assert (found.rows, len(found.heads), found.unseen) == (2, 5, True)
     assert f"all heads: {found.perplexity:.1f}" in shown.out
@@ -185,10 +185,10 @@ def test_a_check_prints_for_people_and_for_programs(run: Run, calibration: Path,
         assert all(f"{removal.perplexity:,.1f}" in line for removal in verdict.removals)
     told = run("check", folder, "--weights", "variance=1,magnitude=0.5", "--rows", "2", "--heads", "5", "--json")
     assert told.code == 0, told.err
-    again = Faithfulness.model_validate_json(told.out)
+    again = CriterionCheck.model_validate_json(told.out)
     assert again.weights == {"variance": 1.0, "magnitude": 0.5}
     assert again.damage == pytest.approx(found.damage)
-    assert calibrations.load(folder).check == again
+    assert calibrations.load_calibration(folder).check == again
     planned = json.loads(run("plan", folder, "--output", tmp_path / "plan.json", "--json").out)
     assert again.correction is not None
     assert planned["forecast"]["factor"] == pytest.approx(

@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from slim import prune
 from slim.judge import votes
-from slim.judge.verdicts import Judgement
+from slim.judge.verdicts import Judgment
 from slim.judge.votes import key_of, pruned_is_a
 from tests.judge_server import JudgeServer, Scripted, serving, shown, verdict
 from tests.pico import make_pico, plan_of, save_pico
@@ -87,9 +87,9 @@ def pairs(page: Page) -> Locator:
     return page.locator(".slim-pair:has(.sides)")
 
 
-def judged(workspace: Path) -> tuple[Path, Judgement]:
+def judged(workspace: Path) -> tuple[Path, Judgment]:
     (path,) = [file for file in (workspace / "judgements").glob("*.json") if ".votes" not in file.name]
-    return path, Judgement.model_validate_json(path.read_bytes())
+    return path, Judgment.model_validate_json(path.read_bytes())
 
 
 def open_verdicts(visitor: Visitor) -> None:

@@ -14,10 +14,10 @@ from streamlit.testing.v1 import AppTest
 from pages.verdicts_view import as_csv
 from slim import jobs, prune, workspace
 from slim.answers import AnswerSettings
-from slim.judge import load, votes
+from slim.judge import load_judgment, votes
 from slim.judge.cost import estimate
 from slim.judge.endpoint import Endpoint
-from slim.judge.verdicts import Comparison, Judgement
+from slim.judge.verdicts import Comparison, Judgment
 from slim.tasks import choose, load_task
 from tests.judgements import compared, judgement
 from tests.pico import make_pico, plan_of, save_pico
@@ -102,12 +102,12 @@ def some(pairs: int) -> list[Comparison]:
     ]
 
 
-def kept(pairs: int = 23, **more: Any) -> tuple[Path, Judgement]:
+def kept(pairs: int = 23, **more: Any) -> tuple[Path, Judgment]:
     """A judgement in the workspace."""
     return keep(judgement(some(pairs), **more))
 
 
-def keep(made: Judgement) -> tuple[Path, Judgement]:
+def keep(made: Judgment) -> tuple[Path, Judgment]:
     path = workspace.fresh_path("judgement", "judged")
     workspace.write_file(path, made.model_dump_json(indent=2))
     workspace.remember(path, "judgement")
@@ -297,10 +297,10 @@ def test_a_blind_vote_tells_nothing_before(here: Path) -> None:
     assert "Verdicts" in pair
     assert f"A was the **{'pruned model' if is_a else 'original'}**" in words(page)
     assert f"your vote: {'pruned' if is_a else 'original'} better" in pair
-    assert votes.choices(made, votes.load(path)) == {place: "pruned_model" if is_a else "original_model"}
+    assert votes.choices(made, votes.load_votes(path)) == {place: "pruned_model" if is_a else "original_model"}
     press(page, "Next pair")
     assert row_of(shown(page)[0]) == votes.queue(made)[1] + 1
-    assert load(path) == made
+    assert load_judgment(path) == made
 
 
 def test_a_vote_is_changed(here: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_vote_is_changed(here: Path) -> None:
     press(page, "Skip")
     page.button(key="again-tie").click().run()
     assert not page.exception
-    (vote,) = votes.load(path).votes.values()
+    (vote,) = votes.load_votes(path).votes.values()
     assert (vote.choice, vote.blind) == ("tie", False)
     chosen(page, "compare-look", "Agreement")
     assert made.comparisons[votes.queue(made)[0]].judgment != "error"
@@ -349,6 +349,6 @@ def test_the_table_as_a_file(here: Path) -> None:
     """What the CSV button gives, read back."""
     path, made = kept(7)
     votes.cast(path, made.comparisons[3], "tie", True)
-    rows = list(csv.DictReader(io.StringIO(as_csv(made, votes.load(path)))))
+    rows = list(csv.DictReader(io.StringIO(as_csv(made, votes.load_votes(path)))))
     assert [row["judgment"] for row in rows] == [one.judgment for one in made.comparisons]
     assert [row["vote"] for row in rows] == ["", "", "", "tie", "", "", ""]

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from slim import cli, jobs, plan, tasks, workspace
 from slim.errors import Cancelled, InputError, SlimError
 from slim.jobs import worker
-from slim.jobs.attached import attached
+from slim.jobs.attached import foreground
 from slim.jobs.store import Job, JobStore
-from slim.legal import legal_heads
-from slim.models import Loaded, load
+from slim.legal import valid_heads
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from tests.pico import make_pico, pico_tokenizer, plan_of, random_rows, save_pico
 from tests.reference import block_kl, measured
@@ -48,7 +48,7 @@ def test_a_uniform_plan_whose_heads_do_not_divide_the_width_loads(
     """Five heads and a hidden size of 24: llama's config refuses that as a stock checkpoint."""
     original = save_pico(pico(family, kv_heads=6), tmp_path / "original")
     made = plan_of(original.facts, ((0, 1, 2, 3, 4),) * 4)
-    smaller = load(str(prune(made, tmp_path / "pruned")), device="cpu", dtype="float64")
+    smaller = load_model(str(prune(made, tmp_path / "pruned")), device="cpu", dtype="float64")
     assert sum(parameter.numel() for parameter in smaller.model.parameters()) == made.after.parameters
 
 
@@ -58,7 +58,7 @@ def test_truncated_weights_are_refused(pico: Callable[..., Loaded], tmp_path: Pa
     file = tmp_path / "original" / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match="original"):
-        load(str(tmp_path / "original"), device="cpu")
+        load_model(str(tmp_path / "original"), device="cpu")
 
 
 def test_a_full_disk_as_safetensors_tells_it(
@@ -103,7 +103,7 @@ def test_a_legal_threshold_is_followed_exactly() -> None:
         scores, threshold = rng.integers(0, 9, 6) / 8, rng.integers(0, 10) / 8
         free = tuple(np.flatnonzero(scores < threshold).tolist())
         if len({sum(head // 3 == group for head in free) for group in {head // 3 for head in free}}) <= 1:
-            assert legal_heads(threshold - scores, 2) == free
+            assert valid_heads(threshold - scores, 2) == free
 
 
 @pytest.mark.parametrize("gold", [5, -4, "b", 1.5])
@@ -172,12 +172,12 @@ def test_a_plan_whose_sizes_do_not_fit_its_heads_is_refused(
     pico: Callable[..., Loaded], tmp_path: Path, field: str
 ) -> None:
     """Editing `keep` by hand must not leave the old sizes standing."""
-    path = plan.save(plan_of(pico("llama").facts, ((0, 3), (0, 3), (0, 3), (1, 4))), tmp_path / "plan.json")
+    path = plan.save_plan(plan_of(pico("llama").facts, ((0, 3), (0, 3), (0, 3), (1, 4))), tmp_path / "plan.json")
     value = json.loads(path.read_text())
     value[field]["parameters"] += 1
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=field):
-        plan.load(path)
+        plan.load_plan(path)
 
 
 def test_a_done_job_is_written_before_the_next_one_may_start(
@@ -193,7 +193,7 @@ def test_a_done_job_is_written_before_the_next_one_may_start(
         return update(self, job_id, **changes)
 
     monkeypatch.setattr(JobStore, "update", watch)
-    with attached("push", {}, print) as progress:
+    with foreground("push", {}, print) as progress:
         progress.made("there")
     assert held == [True]
     (job,) = jobs.jobs()

@@ -53,7 +53,7 @@ def preview(app: AppTest) -> str:
 
 def upload(app: AppTest, content: str) -> AppTest:
     """A file that was uploaded, chosen as task data."""
-    path = uploads.keep("rows.csv", content.encode())
+    path = uploads.keep_upload("rows.csv", content.encode())
     return select(app.run(), "Task data", str(path))
 
 

@@ -13,7 +13,7 @@ from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.faithfulness import Correction
 from slim.models import Loaded
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from tests.pico import FAMILIES, make_pico, random_rows, save_pico
 from tests.reference import measured, see
 
@@ -116,7 +116,7 @@ def test_a_coarse_map_keeps_the_weight(length: int, most: int) -> None:
 def test_every_figure_of_a_head(checked: Calibration) -> None:
     """The composite by the given weights, each metric with its interval, the other rows' forecast, the damage."""
     weights = {"kl_output": 1.0, "entropy": 0.5}
-    found = detail.measures(checked, weights)
+    found = detail.head_scores(checked, weights)
     metrics = [name for name, levels in checked.estimates.items() if "head" in levels]
     assert list(found) == ["composite", *metrics, "sketch", "damage"]
     np.testing.assert_array_equal(found["composite"].values, scores.composite(checked, weights, "head"))
@@ -138,7 +138,7 @@ def test_every_figure_of_a_head(checked: Calibration) -> None:
 def test_without_kl_and_check_there_are_fewer(pico: Callable[..., Loaded]) -> None:
     """No forecast, no damage, no costs; the rest is there."""
     bare = measured(pico("llama"), random_rows((9, 12)), kl="none")
-    found = detail.measures(bare, scores.default_weights(bare))
+    found = detail.head_scores(bare, scores.default_weights(bare))
     assert not {"kl_output", "sketch", "damage"} & set(found)
     assert {"composite", "entropy", "variance"} <= set(found)
     assert detail.costs(bare, 0, 0) == []
@@ -146,7 +146,7 @@ def test_without_kl_and_check_there_are_fewer(pico: Callable[..., Loaded]) -> No
 
 def test_places_say_who_goes_first(checked: Calibration) -> None:
     """1 is first to go: the cheapest, the most diffuse, the highest score. Only heads that were measured count."""
-    found = detail.measures(checked, {"kl_output": 1.0})
+    found = detail.head_scores(checked, {"kl_output": 1.0})
     for name, first in (("kl_output", np.argmin), ("entropy", np.argmax), ("composite", np.argmax)):
         layer, head = np.unravel_index(first(found[name].values), (LAYERS, HEADS))
         assert found[name].place(int(layer), int(head)) == (1, LAYERS * HEADS)
@@ -214,7 +214,7 @@ def on_disk(tmp_path: Path) -> tuple[Calibration, Loaded, Path]:
     loaded = save_pico(make_pico("llama", dtype=torch.float32), tmp_path / "model")
     text = tmp_path / "prose.txt"
     text.write_text("\n".join(f"Line {n} says that {n} and {n} is {2 * n}." for n in range(30)))
-    settings = Settings(samples=5, max_length=24, seed=3)
+    settings = CalibrationSettings(samples=5, max_length=24, seed=3)
     return calibrate.calibrate(str(tmp_path / "model"), str(text), settings=settings), loaded, text
 
 

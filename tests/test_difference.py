@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slim.calibration import Calibration, save
-from slim.difference import difference, of_same_model, unlike
+from slim.calibration import Calibration, save_calibration
+from slim.difference import of_same_model, task_difference, unlike
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.sketch import LossSketch
@@ -49,7 +49,7 @@ def by_hand(calibration: Calibration, layer: int, head: int) -> float:
 
 def test_the_ratio_is_that_of_the_costs(task: Calibration, general: Calibration) -> None:
     """ln(general / task) of what each head costs over all rows; the interval holds it."""
-    found = difference(task, general)
+    found = task_difference(task, general)
     for layer in range(LAYERS):
         for head in range(HEADS):
             costs = by_hand(task, layer, head), by_hand(general, layer, head)
@@ -61,12 +61,12 @@ def test_the_ratio_is_that_of_the_costs(task: Calibration, general: Calibration)
 
 def test_the_other_way_round_is_the_opposite(task: Calibration, general: Calibration) -> None:
     """Swapping the two changes the sign."""
-    np.testing.assert_allclose(difference(task, general).ratio.value, -difference(general, task).ratio.value)
+    np.testing.assert_allclose(task_difference(task, general).ratio.value, -task_difference(general, task).ratio.value)
 
 
 def test_a_task_does_not_differ_from_itself(task: Calibration) -> None:
     """No head is marked."""
-    found = difference(task, task)
+    found = task_difference(task, task)
     np.testing.assert_array_equal(found.ratio.value, 0)
     assert not found.sure.any()
     assert found.least_needed(5) == []
@@ -79,7 +79,7 @@ def test_a_head_that_only_general_text_needs_stands_out(task: Calibration) -> No
     assert there.sketch is not None
     there.sketch.scores[:, 1, 2] *= 3
     here.sketch.scores[:, 0, 1] *= 2
-    found = difference(here, there)
+    found = task_difference(here, there)
     assert found.ratio.value[1, 2] == pytest.approx(np.log(9), abs=0.3)
     assert found.ratio.value[0, 1] == pytest.approx(-np.log(4), abs=0.3)
     assert found.sure[1, 2]
@@ -91,7 +91,7 @@ def test_a_head_that_only_general_text_needs_stands_out(task: Calibration) -> No
 def test_what_all_heads_share_can_be_taken_out(task: Calibration) -> None:
     """General text that costs four times as much with any head gone says nothing of a single one."""
     here, there = sketched(task, 1.0, 400, 1), sketched(task, 2.0, 400, 2)
-    plain, centred = difference(here, there), difference(here, there, centred=True)
+    plain, centred = task_difference(here, there), task_difference(here, there, centred=True)
     assert plain.sure.all()
     assert plain.shared == 0
     assert centred.shared == pytest.approx(np.log(4), abs=0.2)
@@ -104,7 +104,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(task: Calibration) -> 
     """Over 60 draws of 40 rows the 95% interval holds the true ratio between 85 and 99.9% of the time."""
     holds = []
     for draw in range(60):
-        found = difference(sketched(task, 1.0, 40, 2 * draw), sketched(task, 1.5, 40, 2 * draw + 1))
+        found = task_difference(sketched(task, 1.0, 40, 2 * draw), sketched(task, 1.5, 40, 2 * draw + 1))
         truth = 2 * np.log(1.5)
         holds.append((found.ratio.low <= truth) & (truth <= found.ratio.high))
     assert 0.85 < np.mean(holds) < 0.999
@@ -113,7 +113,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(task: Calibration) -> 
 def test_one_row_gives_no_interval(task: Calibration, pico: Callable[..., Loaded]) -> None:
     """The ratio is there, nothing is marked."""
     alone = measured(pico("llama", layers=LAYERS, heads=HEADS, kv_heads=1), random_rows((9,)))
-    found = difference(task, alone)
+    found = task_difference(task, alone)
     assert np.isfinite(found.ratio.value).all()
     assert np.isnan(found.ratio.low).all()
     assert not found.sure.any()
@@ -126,7 +126,7 @@ def test_a_head_that_costs_nothing_has_no_ratio(task: Calibration) -> None:
     assert here.sketch is not None
     here.sketch.scores[:, 0, 0] = 0
     for centred in (False, True):
-        found = difference(here, there, centred=centred)
+        found = task_difference(here, there, centred=centred)
         assert np.isnan(found.ratio.value[0, 0])
         assert np.isfinite(found.ratio.value).sum() == LAYERS * HEADS - 1
         assert np.isfinite(found.ratio.low).sum() == LAYERS * HEADS - 1
@@ -137,15 +137,15 @@ def test_two_models_are_not_compared(task: Calibration, pico: Callable[..., Load
     """The message says so."""
     other = measured(pico("llama", layers=LAYERS, heads=HEADS, kv_heads=1, seed=3), random_rows((9, 8)))
     with pytest.raises(InputError, match="another model"):
-        difference(task, other)
+        task_difference(task, other)
 
 
 def test_without_kl_nothing_is_compared(task: Calibration) -> None:
     """The message names the side and the remedy."""
     with pytest.raises(InputError, match=r"^general: .*calibrate with KL"):
-        difference(task, replace(task, sketch=None))
+        task_difference(task, replace(task, sketch=None))
     with pytest.raises(InputError, match=r"^task: "):
-        difference(replace(task, sketch=None), task)
+        task_difference(replace(task, sketch=None), task)
 
 
 def test_only_calibrations_of_the_same_model_are_offered(
@@ -160,7 +160,7 @@ def test_only_calibrations_of_the_same_model_are_offered(
         "other": measured(pico("llama", layers=LAYERS, heads=HEADS, kv_heads=1, seed=3), random_rows((9, 8))),
     }
     for name, calibration in made.items():
-        save(calibration, tmp_path / name)
+        save_calibration(calibration, tmp_path / name)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "record.json").write_text("{")
     folders = [tmp_path / name for name in (*made, "broken", "gone")]

@@ -15,9 +15,9 @@ from slim.errors import InputError
 from slim.evaluate import checked_settings, evaluate
 from slim.evaluation import Evaluation
 from slim.measures import Figure
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.prune import prune
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.sources import open_source
 from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
@@ -112,7 +112,7 @@ def test_the_figures_come_from_the_table(triage: Evaluation) -> None:
 def test_it_is_read_again_as_it_was(triage: Evaluation) -> None:
     """Record and table; and the CSV has every figure."""
     assert triage.path is not None
-    again = evaluation.load(triage.path)
+    again = evaluation.load_evaluation(triage.path)
     assert again.facts == triage.facts
     pd.testing.assert_frame_equal(again.table, triage.table)
     with (triage.path / "scores.csv").open(encoding="utf-8") as file:
@@ -147,9 +147,9 @@ def maths(tmp_path: Path) -> Path:
 
 def test_rows_of_the_calibration_are_left_out(folders: Folders, maths: Path, tmp_path: Path) -> None:
     """Of a file with one split: exactly the others, and none where it took all."""
-    settings = Settings(samples=7, max_length=64, kl="fisher", device="cpu")
+    settings = CalibrationSettings(samples=7, max_length=64, kl="fisher", device="cpu")
     calibrated = calibrate(folders.original, str(maths), settings=settings, output=tmp_path / "calibration")
-    folder = prune(make_plan(calibrated, 0.9, "head"), tmp_path / "pruned")
+    folder = prune(plan_by_threshold(calibrated, 0.9, "head"), tmp_path / "pruned")
     done = evaluate([str(folder)], str(maths), settings=checked_settings(**QUICK | {"samples": 50}))
     task = tasks.load_task(str(maths))
     drawn = {example.prompt for example in tasks.choose(task, 7, settings.seed)}
@@ -157,9 +157,9 @@ def test_rows_of_the_calibration_are_left_out(folders: Folders, maths: Path, tmp
     assert used == {example.prompt for example in task.examples} - drawn
     assert done.facts.held_out == "rows of split train that the calibration did not draw"
     assert list(done.facts.measures) == ["perplexity", "kl", "exact_match"]
-    everything = Settings(samples=12, max_length=64, kl="fisher", device="cpu")
+    everything = CalibrationSettings(samples=12, max_length=64, kl="fisher", device="cpu")
     greedy = calibrate(folders.original, str(maths), settings=everything, output=tmp_path / "all")
-    other = prune(make_plan(greedy, 0.9, "head"), tmp_path / "other")
+    other = prune(plan_by_threshold(greedy, 0.9, "head"), tmp_path / "other")
     with pytest.raises(InputError, match="calibration or recovery drew every row of split 'train'"):
         evaluate([str(other)], str(maths), settings=checked_settings(**QUICK))
     other_split = evaluate([str(folder)], "bundled:briefs", settings=checked_settings(**QUICK))
@@ -246,16 +246,16 @@ def test_damaged_records_are_refused(triage: Evaluation, tmp_path: Path) -> None
     """A folder without one, one that says something else, a table that is none."""
     assert triage.path is not None
     with pytest.raises(InputError, match="was not found: run `slim evaluate"):
-        evaluation.load(tmp_path / "none")
+        evaluation.load_evaluation(tmp_path / "none")
     folder = tmp_path / "damaged"
     folder.mkdir()
     (folder / "record.json").write_text((triage.path / "record.json").read_text())
     (folder / "table.parquet").write_text("nothing")
     with pytest.raises(InputError, match=r"cannot be read \("):
-        evaluation.load(folder)
+        evaluation.load_evaluation(folder)
     (folder / "record.json").write_text('{"kind": "plan"}')
     with pytest.raises(InputError, match=r"cannot be read \("):
-        evaluation.load(folder)
+        evaluation.load_evaluation(folder)
 
 
 SHORT = ("--samples", "3", "--max-length", "64", "--max-new-tokens", "3", "--device", "cpu")
@@ -266,7 +266,7 @@ def test_the_command_prints_for_people(folders: Folders, run: Run, tmp_path: Pat
     code, out, err = run("evaluate", folders.pruned, "--dataset", "bundled:triage", *SHORT, "--output", tmp_path / "e")
     assert code == 0, err
     assert "3 rows, " in err
-    facts = evaluation.load(tmp_path / "e").facts
+    facts = evaluation.load_evaluation(tmp_path / "e").facts
     difference = facts.models[1].scores["accuracy"].difference
     assert difference is not None
     assert evaluation.in_words(facts.measures["accuracy"], difference, sign=True) in out

@@ -16,8 +16,8 @@ from streamlit.testing.v1 import AppTest
 from pages.criteria import correction_in_words, in_words
 from slim import calibrate, calibration, check, detail, jobs, scores
 from slim.calibration import Calibration
-from slim.faithfulness import Correction, Faithfulness, Removal, Verdict
-from slim.records import Settings
+from slim.faithfulness import Correction, CriterionCheck, Removal, Verdict
+from slim.records import CalibrationSettings
 from tests.pico import make_pico, save_pico
 from tests.visitor import Visitor
 
@@ -44,7 +44,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         save = {name: folder / "workspace" / "calibrations" / name for name in MADE}
 
         def made(name: str, model: str, data: str, **settings: Any) -> Calibration:
-            chosen = Settings.model_validate({"samples": 6} | SHORT | settings)
+            chosen = CalibrationSettings.model_validate({"samples": 6} | SHORT | settings)
             return calibrate.calibrate(str(folder / model), data, settings=chosen, output=save[name])
 
         made("single", "gone", str(text), samples=1)
@@ -108,7 +108,7 @@ def titles(page: AppTest) -> list[str]:
 
 
 def read(here: Path, name: str) -> Calibration:
-    return calibration.load(here / "calibrations" / name)
+    return calibration.load_calibration(here / "calibrations" / name)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -121,7 +121,7 @@ def test_every_view_of_every_calibration(here: Path, view: str, name: str) -> No
     assert not page.error
     words = said(page)
     if view == "Maps":
-        count = len(detail.measures(read(here, name), scores.default_weights(read(here, name)))) - (name == "task")
+        count = len(detail.head_scores(read(here, name), scores.default_weights(read(here, name)))) - (name == "task")
         assert len(titles(page)) == count + 2
     elif view == "Faithfulness":
         assert ("orders the heads best" in words) == (name == "task")
@@ -153,7 +153,7 @@ def test_the_detail_is_that_of_the_record(here: Path) -> None:
     page, record = opened(head="2.3"), read(here, "task")
     assert heading(page) == "Layer 2, head 3"
     words = said(page)
-    for name, measure in detail.measures(record, scores.default_weights(record)).items():
+    for name, measure in detail.head_scores(record, scores.default_weights(record)).items():
         estimate, place = measure.estimate, measure.place(2, 3)
         if name == "damage" or place is None:
             continue
@@ -322,7 +322,7 @@ def test_a_check_is_seen_as_soon_as_it_is_there(here: Path) -> None:
         os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))  # the newest run stays the newest
 
 
-def record_of(**perplexity: float) -> Faithfulness:
+def record_of(**perplexity: float) -> CriterionCheck:
     """A check in which the criteria differ by their perplexity at 10%, the first correlates best."""
 
     def verdict(place: int, name: str, value: float) -> Verdict:
@@ -332,7 +332,7 @@ def record_of(**perplexity: float) -> Faithfulness:
         )
         return Verdict(criterion=name, correlation=0.9 - place, low=None, high=None, removals=removals)
 
-    return Faithfulness(
+    return CriterionCheck(
         rows=1,
         tokens=10,
         unseen=True,

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from slim.errors import InputError, SlimError
 from slim.export import export_gguf
-from slim.models import load
+from slim.models import load_model
 from slim.prune import prune
 from slim.records import Keep
 from tests.commands import Run
@@ -338,7 +338,7 @@ def test_a_tokenizer_is_written_as_llama_cpp_reads_it(tmp_path: Path, name: str)
 def test_the_tokenizer_of_a_gguf_original_is_kept(tmp_path: Path) -> None:
     """transformers forgets how the text is cut when it reads one; but one with other tokens is not taken over."""
     first = export_gguf(str(made(tmp_path, cut=CUTS["smollm"])), tmp_path / "first.gguf").path
-    original = load(str(first), device="cpu")
+    original = load_model(str(first), device="cpu")
     folder = prune(plan_of(original.facts, INNER), tmp_path / "again")
     expected = {name: value for name, value in read(first)[0].items() if name.startswith("tokenizer.")}
     assert expected["tokenizer.ggml.pre"] == "smollm"

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from slim.architectures import architecture_of, check_config
 from slim.errors import InputError
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.probe import LayerView, Probe
 from slim.sketch import score_rows
 from slim.tasks import Encoded, batches
@@ -167,4 +167,4 @@ def test_a_variant_is_refused_before_its_weights_are_read(pico: Callable[..., Lo
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"do_layer_norm_before": true', '"do_layer_norm_before": false'))
     with pytest.raises(InputError, match="do_layer_norm_before=False"):
-        load(str(tmp_path), device="cpu")
+        load_model(str(tmp_path), device="cpu")

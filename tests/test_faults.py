@@ -24,8 +24,8 @@ import pytest
 
 from slim import budget, calibrate, jobs, plan, prune, workspace
 from slim.jobs import Job
-from slim.jobs.attached import attached
-from slim.records import Settings
+from slim.jobs.attached import foreground
+from slim.records import CalibrationSettings
 from tests.hub_server import Repositories, environment
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, gone, wait_for, wait_until
@@ -116,12 +116,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("SLIM_HOME", str(tmp_path_factory.mktemp("faults") / "workspace"))
         folder = workspace.home().parent / "inputs"
         save_pico(make_pico("llama"), folder / "model")
-        settings = Settings.model_validate(SMALL | {"samples": 12})
+        settings = CalibrationSettings.model_validate(SMALL | {"samples": 12})
         measured = calibrate.calibrate(
             str(folder / "model"), "bundled:triage", settings=settings, output=folder / "calibration"
         )
-        plan.save(budget.plan_for_budget(measured, {"heads": 0.7}), folder / "budget.json")
-        prune.prune(plan.make_plan(measured, 0.8), folder / "small")
+        plan.save_plan(budget.plan_by_budget(measured, {"heads": 0.7}), folder / "budget.json")
+        prune.prune(plan.plan_by_threshold(measured, 0.8), folder / "small")
         return folder
 
 
@@ -296,7 +296,7 @@ def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[st
     assert job.state == state, f"{job.error}\n{jobs.log_of(job.id)}"
     assert reason in (job.error or ""), f"{job.error}\n{jobs.log_of(job.id)}"
     assert not re.match(r"\w*(Error|Exception): ", job.error or ""), job.error
-    with attached("push", {}, print) as progress:
+    with foreground("push", {}, print) as progress:
         progress.made("the device is free")
     assert [one.state for one in jobs.jobs() if one.id != job.id] == ["done"]
     if state == "done":
@@ -306,7 +306,7 @@ def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[st
         return
     assert case.files() - {str(case.inputs / KINDS[kind].garbled)} <= case.before
     goes_on = KINDS[kind].goes_on
-    assert ("goes on" in jobs.kept(job)) == (goes_on is not None)
+    assert ("goes on" in jobs.what_is_kept(job)) == (goes_on is not None)
     if fault == "worker killed" and goes_on is not None:
         case.go()
         repeated = wait_for(jobs.again(job.id), ended)

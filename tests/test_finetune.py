@@ -21,10 +21,10 @@ from slim.architectures import decoder_layers
 from slim.checkpoint import recipe
 from slim.errors import Cancelled, InputError, SlimError
 from slim.finetune import TrainSettings, finetune
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from slim.records import Keep
-from slim.recovery import Recovered, recovery_of, role_of
+from slim.recovery import RecoveryStep, load_recovery, role_of
 from slim.tasks import Example, encode, load_task
 from slim.training import Loss, RecoveryTrainer, Rows, arguments
 from tests.pico import FAMILIES, plan_of, save_pico
@@ -54,9 +54,9 @@ class Case:
     pruned: Path
     rows: Path
 
-    def run(self, output: Path, method: Any = "kd", **settings: Any) -> Recovered:
+    def run(self, output: Path, method: Any = "kd", **settings: Any) -> RecoveryStep:
         finetune(str(self.pruned), str(self.rows), method, TrainSettings.checked(**SETTINGS | settings), output=output)
-        return recovery_of(output).steps[-1]
+        return load_recovery(output).steps[-1]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_what_the_original_predicts_is_learnt(case: Case, tmp_path: Path) -> Non
     assert step.curve[-1].kl < step.curve[0].kl
     assert step.settings["original"] == case.original.facts.source
     assert not states()
-    loaded = load(str(tmp_path / "better"), device="cpu", dtype="float64")
+    loaded = load_model(str(tmp_path / "better"), device="cpu", dtype="float64")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "better", trust_remote_code=True, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(plain.eval()(IDS, use_cache=False).logits, logits(loaded))
@@ -131,7 +131,7 @@ def test_steps_add_up(case: Case, tmp_path: Path) -> None:
         TrainSettings.checked(**SETTINGS | {"weights": "full", "learning_rate": 0.002}),
         output=tmp_path / "two",
     )
-    first, second = recovery_of(tmp_path / "two").steps
+    first, second = load_recovery(tmp_path / "two").steps
     assert (first.method, second.method) == ("lora", "kd")
     assert second.before.kl == pytest.approx(first.after.kl, rel=1e-12)  # what was measured is what was stored
     assert second.before.perplexity == pytest.approx(first.after.perplexity, rel=1e-12)
@@ -147,18 +147,18 @@ def test_adapter_and_merged_weights_say_the_same(case: Case, tmp_path: Path) -> 
     """The adapter is loaded by peft on top of the checkpoint, which is as it was."""
     case.run(tmp_path / "merged", dtype="float32")
     step = case.run(tmp_path / "adapter", dtype="float32", merge=False)
-    (other,) = recovery_of(tmp_path / "merged").steps
+    (other,) = load_recovery(tmp_path / "merged").steps
     assert step.curve == other.curve
     assert step.after.kl == pytest.approx(other.after.kl, rel=1e-4)
     base = AutoModelForCausalLM.from_pretrained(case.pruned, trust_remote_code=True, dtype=torch.float64).eval()
     model = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    merged = load(str(tmp_path / "merged"), device="cpu", dtype="float64")
+    merged = load_model(str(tmp_path / "merged"), device="cpu", dtype="float64")
     with torch.no_grad():
         torch.testing.assert_close(model(IDS, use_cache=False).logits, logits(merged), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(logits(load(str(case.pruned), device="cpu", dtype="float64")), logits(merged))
+        assert not torch.allclose(logits(load_model(str(case.pruned), device="cpu", dtype="float64")), logits(merged))
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     with pytest.raises(InputError, match=r"without a config\.json"):
-        load(str(tmp_path / "adapter"))
+        load_model(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("method", ["lora", "kd"])
@@ -190,7 +190,7 @@ def test_an_original_learns_the_task_by_the_same_steps(case: Case, tmp_path: Pat
     """It teaches itself; perplexity decides."""
     source = case.original.facts.source
     finetune(source, str(case.rows), "kd", TrainSettings.checked(**SETTINGS), output=tmp_path / "tuned")
-    (step,) = recovery_of(tmp_path / "tuned").steps
+    (step,) = load_recovery(tmp_path / "tuned").steps
     assert (step.before.kl, step.before.ratio) == (0, 1)
     assert step.after.kl > 0
     assert step.after.ratio < 1
@@ -378,7 +378,7 @@ def test_rows_are_cut_or_left_out_and_it_says_so(case: Case, tmp_path: Path) -> 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     finetune(str(case.pruned), str(file), "kd", TrainSettings.checked(**SETTINGS), output=tmp_path / "made")
-    (step,) = recovery_of(tmp_path / "made").steps
+    (step,) = load_recovery(tmp_path / "made").steps
     assert "1 rows were cut at 64 tokens" in step.notes
     assert "1 rows were left out: nothing of their answer is within 64 tokens" in step.notes
     assert sum(step.rows.values()) == 59
@@ -389,7 +389,7 @@ def test_plain_text_counts_every_position(case: Case, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("\n\n".join(f"Line {n} of a text." for n in range(60)), encoding="utf-8")
     finetune(str(case.pruned), str(file), "lora", TrainSettings.checked(**SETTINGS), output=tmp_path / "made")
-    (step,) = recovery_of(tmp_path / "made").steps
+    (step,) = load_recovery(tmp_path / "made").steps
     assert 16 <= step.before.predicted / step.before.rows <= 17  # a token is a byte
 
 

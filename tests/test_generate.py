@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slim.generate import Answer, prompt_ids, side_by_side, stream
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from tests.pico import plan_of, save_pico
 
@@ -26,7 +26,7 @@ def pair(
         original = save_pico(pico(request.param), place / "original")
         keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
         pruned = prune(plan_of(original.facts, keep), place / "pruned")
-        both = original, load(str(pruned), device="cpu", dtype="float64")
+        both = original, load_model(str(pruned), device="cpu", dtype="float64")
         for loaded in both:
             loaded.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
         return both

@@ -11,7 +11,7 @@ import torch
 
 from slim.errors import InputError, SlimError
 from slim.evaluate import checked_settings, evaluate
-from slim.harness import Harness, version
+from slim.harness import LmEvalTasks, version
 from slim.measures import assess
 from slim.models import Loaded
 from tests.pico import make_pico, save_pico
@@ -64,7 +64,7 @@ def likelihood(loaded: Loaded, asked: str, choice: str) -> float:
 def test_a_task_of_a_local_file(pico: Callable[..., Loaded], task: Path) -> None:
     """Its accuracy is that of explicit sums, whole and per character; what is known of it travels along."""
     loaded = pico("llama", dtype=torch.float32)
-    (found,) = Harness([str(task)]).run(loaded, batch_size=3)
+    (found,) = LmEvalTasks([str(task)]).run(loaded, batch_size=3)
     assert (found.task, found.version, found.shots, found.rows) == ("mine", "2.5", 0, 8)
     assert [measure.name for measure in found.measures] == ["acc", "mcc", "acc_norm"]
     right, right_norm = [], []
@@ -81,7 +81,7 @@ def test_a_task_of_a_local_file(pico: Callable[..., Loaded], task: Path) -> None
 
 def test_another_aggregation_is_resampled_too(pico: Callable[..., Loaded], task: Path) -> None:
     """A correlation over pairs of gold and answer, with its own function on resampled rows."""
-    (found,) = Harness([str(task)]).run(pico("llama"))
+    (found,) = LmEvalTasks([str(task)]).run(pico("llama"))
     mcc = next(measure for measure in found.measures if measure.name == "mcc")
     pairs = found.columns["mcc"]["mcc"]
     assert len(pairs) == 8
@@ -99,29 +99,29 @@ def test_rows_and_shots_are_chosen(pico: Callable[..., Loaded], task: Path) -> N
     loaded = pico("llama")
     text = task.read_text() + "fewshot_split: test\n"
     task.write_text(text)
-    (found,) = Harness([str(task)], rows=5, shots=2).run(loaded)
+    (found,) = LmEvalTasks([str(task)], rows=5, shots=2).run(loaded)
     assert (found.rows, found.shots) == (5, 2)
 
 
 def test_what_cannot_be_run_is_named(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name nobody knows, with those near it; a file that is no task; rows that are not there; no harness at all."""
     with pytest.raises(InputError, match=r"task 'arc_eas' is none that the harness knows.*near are .*arc_easy"):
-        Harness(["arc_eas"])
+        LmEvalTasks(["arc_eas"])
     with pytest.raises(InputError, match="no YAML file of a task"):
-        Harness([str(tmp_path / "none.yaml")])
+        LmEvalTasks([str(tmp_path / "none.yaml")])
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
-        Harness([str(task)]).run(make_pico("llama"))
+        LmEvalTasks([str(task)]).run(make_pico("llama"))
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(InputError, match=r"not installed: run pip install 'slim\[lm-eval\]'"):
-        Harness(["arc_easy"])
+        LmEvalTasks(["arc_easy"])
 
 
 def test_a_task_that_fails_is_named(pico: Callable[..., Loaded], task: Path) -> None:
     """Whatever its template does wrong."""
     task.write_text(task.read_text().replace("{{query}}", "{{query.nothing.more}}"))
     with pytest.raises(SlimError, match="mine"):
-        Harness([str(task)]).run(pico("llama"))
+        LmEvalTasks([str(task)]).run(pico("llama"))
 
 
 def test_standard_tasks_stand_in_the_record(task: Path, tmp_path: Path) -> None:

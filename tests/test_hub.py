@@ -15,7 +15,7 @@ import pytest
 from slim import tasks, tokenizer
 from slim.errors import InputError
 from slim.models import Loaded
-from slim.plan import save
+from slim.plan import save_plan
 from tests.pico import plan_of, save_pico
 
 COMMIT = "a" * 40
@@ -172,7 +172,7 @@ def test_a_model_of_the_hub(
     monkeypatch.setitem(REPOSITORIES, "nobody/model", files | others)
     monkeypatch.setattr(Hub, "fetched", [])
     facts = made.facts.model_copy(update={"source": "nobody/model", "fingerprint": COMMIT})
-    plan = save(plan_of(facts, ((), *((0, 1, 2, 3, 4, 5),) * 3)), tmp_path / "plan.json")
+    plan = save_plan(plan_of(facts, ((), *((0, 1, 2, 3, 4, 5),) * 3)), tmp_path / "plan.json")
 
     command = [sys.executable, "-c", ASK_MODEL, "nobody/model", str(plan)]
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slim import bundled, models
-from slim.bypass import bypass
+from slim.bypass import masked
 from slim.calibrate import calibrate
 from slim.calibration import Calibration
 from slim.check import check
 from slim.cuts import is_stock
 from slim.metrics.kl_output import Ablation, ablate
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.project import everything
 from slim.prune import prune
-from slim.records import Plan, Settings
+from slim.records import CalibrationSettings, Plan
 from slim.tasks import Encoded, batches, choose, encode, load_task
 from tests import TEST_CACHE, reference
 from tests.pico import plan_of
@@ -70,14 +70,14 @@ save_file(logits, taken)
 @pytest.fixture(scope="module")
 def calibration(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """Of the bundled model on two of the briefs."""
-    settings = Settings(samples=2, draws=1, max_length=96, device="cpu")
+    settings = CalibrationSettings(samples=2, draws=1, max_length=96, device="cpu")
     return calibrate(settings=settings, output=tmp_path_factory.mktemp("real") / "calibration")
 
 
 @pytest.fixture(scope="module")
 def plan(calibration: Calibration) -> Plan:
     """What the default threshold removes, and the first attention block with it."""
-    made = make_plan(calibration, 0.8)
+    made = plan_by_threshold(calibration, 0.8)
     return plan_of(made.model, ((), *made.keep[1:]))
 
 
@@ -89,7 +89,7 @@ def pruned(plan: Plan, shared_workspace: Path, tmp_path_factory: pytest.TempPath
 
 def real_ids(length: int = 96) -> Tensor:
     """Tokens of a brief that was not calibrated on.  # (1, T)"""
-    tokenizer = models.load(device="cpu").tokenizer
+    tokenizer = models.load_model(device="cpu").tokenizer
     return encode(choose(load_task("bundled:briefs", split="test"), 1, 0), tokenizer, length).rows[0][None]
 
 
@@ -99,7 +99,7 @@ def test_the_bundled_model_is_unpacked_once(shared_workspace: Path) -> None:
     assert folder.is_relative_to(shared_workspace)
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= before.keys()
-    loaded = models.load(device="cpu")
+    loaded = models.load_model(device="cpu")
     assert {file.name: file.stat().st_mtime_ns for file in bundled.bundled_model().iterdir()} == before
     facts = loaded.facts
     assert (facts.model_type, facts.layers, facts.heads, facts.kv_heads) == ("llama", 30, 9, 3)
@@ -110,7 +110,7 @@ def test_the_bundled_model_is_unpacked_once(shared_workspace: Path) -> None:
 
 def test_the_bundled_model_knows_its_language(shared_workspace: Path) -> None:
     """Its weights are the real ones: it goes on as a language model would."""
-    loaded = models.load(device="cpu")
+    loaded = models.load_model(device="cpu")
     ids = loaded.tokenizer(PROMPT, return_tensors="pt")
     said = loaded.model.generate(**ids, do_sample=False, max_new_tokens=3)  # type: ignore[operator]
     assert "Paris" in str(loaded.tokenizer.decode(said[0]))
@@ -140,7 +140,7 @@ def test_the_calibration_is_of_the_real_model(calibration: Calibration) -> None:
 
 def test_exact_ablation_is_the_naive_loop(shared_workspace: Path) -> None:
     """Heads, a group and a block of the real model on real text in float32, within 1e-4 nats per token."""
-    loaded, rows = models.load(device="cpu"), (real_ids(48)[0], real_ids(64)[0])
+    loaded, rows = models.load_model(device="cpu"), (real_ids(48)[0], real_ids(64)[0])
     units = {0: [(4,), (-2,)], 13: [(0,), (3, 4, 5)], 29: [(8,)]}
     chosen = [[Ablation("head", columns) for columns in units.get(layer, [])] for layer in range(30)]
     (batch,) = batches(Encoded(rows, 0), 2)
@@ -182,7 +182,7 @@ def test_a_check_tells_good_criteria_from_bad_ones(calibration: Calibration, sha
     assert kept.removals[1].heads == 27
     assert kept.removals[1].perplexity < 2 * found.perplexity < ruined.removals[1].perplexity
     assert found.correction is not None
-    corrected = make_plan(replace(calibration, check=found), 0.8).forecast
+    corrected = plan_by_threshold(replace(calibration, check=found), 0.8).forecast
     assert corrected is not None
     assert corrected.factor != 1
 
@@ -198,7 +198,7 @@ def test_the_planned_checkpoint_has_the_planned_size(plan: Plan, pruned: Path) -
 def test_a_fresh_process_gives_the_same_logits(pruned: Path, tmp_path: Path) -> None:
     """Bit for bit."""
     ids = real_ids()
-    here = models.load(str(pruned), device="cpu")
+    here = models.load_model(str(pruned), device="cpu")
     with torch.no_grad():
         expected = here.model(ids, use_cache=False).logits
     from safetensors.torch import save_file
@@ -215,11 +215,11 @@ def test_a_fresh_process_gives_the_same_logits(pruned: Path, tmp_path: Path) -> 
 def test_pruned_is_gated_on_real_text(plan: Plan, pruned: Path) -> None:
     """The original with its heads gated and its first block passed by, in float64."""
     ids = real_ids()
-    smaller = models.load(str(pruned), device="cpu", dtype="float64")
-    original = models.load(device="cpu", dtype="float64")
+    smaller = models.load_model(str(pruned), device="cpu", dtype="float64")
+    original = models.load_model(device="cpu", dtype="float64")
     with torch.no_grad():
         found = smaller.model(ids, use_cache=False).logits
-        with bypass(original, plan.keep):
+        with masked(original, plan.keep):
             expected = original.model(ids, use_cache=False).logits
         whole = original.model(ids, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -280,7 +280,7 @@ def test_they_load_where_slim_is_not_installed(
         assert answer["parameters"] == made.after.parameters
         cached, uncached = answer["said"]
         assert cached == uncached
-        here = models.load(str(folder), device="cpu")
+        here = models.load_model(str(folder), device="cpu")
         ids = here.tokenizer(PROMPT, return_tensors="pt")
         with torch.no_grad():
             expected = here.model(**ids, use_cache=False).logits
@@ -291,12 +291,12 @@ def test_they_load_where_slim_is_not_installed(
 
 def test_stock_checkpoints_are_the_gated_original(cut: dict[str, tuple[Plan, Path]]) -> None:
     """On real text, in float64."""
-    ids, original = real_ids(48), models.load(device="cpu", dtype="float64")
+    ids, original = real_ids(48), models.load_model(device="cpu", dtype="float64")
     for name in ("layers", "uniform"):
         made, folder = cut[name]
-        smaller = models.load(str(folder), device="cpu", dtype="float64")
+        smaller = models.load_model(str(folder), device="cpu", dtype="float64")
         with torch.no_grad():
             found = smaller.model(ids, use_cache=False).logits
-            with bypass(original, made.keep):
+            with masked(original, made.keep):
                 expected = original.model(ids, use_cache=False).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

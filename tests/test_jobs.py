@@ -20,10 +20,10 @@ from slim.calibrate import calibrate
 from slim.jobs import Job, teller, worker
 from slim.jobs.control import log_of
 from slim.jobs.store import JobStore
-from slim.models import load
-from slim.plan import make_plan
+from slim.models import load_model
+from slim.plan import plan_by_threshold
 from slim.progress import remaining_seconds
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, gone, wait_for
 
@@ -80,7 +80,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     assert fractions == sorted(fractions)
     assert any(0 < fraction < 1 for fraction in fractions)
     assert {job.message for job in seen} >= {"Sketching the loss", "Done"}
-    calibration = calibrations.load(Path(done.result))
+    calibration = calibrations.load_calibration(Path(done.result))
     assert calibration.facts.settings.samples == 60
     assert Path(done.result).is_relative_to(own_workspace)
 
@@ -94,13 +94,13 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     assert failed.started is not None
     assert (Path(done.result) / "record.json").stat().st_mtime <= failed.started
 
-    plan_file = plan.save(make_plan(calibration, 0.7), own_workspace / "plan.json")
+    plan_file = plan.save_plan(plan_by_threshold(calibration, 0.7), own_workspace / "plan.json")
     pruned = wait_for(jobs.start("prune", plan=str(plan_file)), ended)
     assert pruned.state == "done", log_of(pruned.id)
     assert pruned.result is not None
-    loaded = load(pruned.result, device="cpu")
+    loaded = load_model(pruned.result, device="cpu")
     kept = sum(parameter.numel() for parameter in loaded.model.parameters())
-    assert kept == plan.load(plan_file).after.parameters
+    assert kept == plan.load_plan(plan_file).after.parameters
 
     assert [job.id for job in jobs.jobs()] == [pruned.id, second.id, first.id]
     assert [job.id for job in jobs.jobs("prune")] == [pruned.id]
@@ -112,7 +112,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
 
 def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its result is the calibration, which then holds what was measured; its progress is written."""
-    made = calibrate(model, "bundled:triage", settings=Settings.model_validate(SMALL))
+    made = calibrate(model, "bundled:triage", settings=CalibrationSettings.model_validate(SMALL))
     steps: list[str] = []
     update = JobStore.update
 
@@ -131,7 +131,7 @@ def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert job is not None
     assert (job.state, job.result) == ("done", str(made.path))
     assert {"Leaving out single heads", "Following each criterion", "Done"} <= set(steps)
-    check = calibrations.load(Path(job.result or "")).check
+    check = calibrations.load_calibration(Path(job.result or "")).check
     assert check is not None
     assert (check.rows, len(check.heads), check.weights) == (2, 5, {"variance": 1.0})
 
@@ -175,11 +175,11 @@ def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
     following = wait_for(started(model, settings), ended)
     assert following.state == "done", log_of(following.id)
     assert following.result is not None
-    resumed = calibrations.load(Path(following.result))
+    resumed = calibrations.load_calibration(Path(following.result))
     assert 0.25 < resumed.facts.reused < 1
 
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "another"))
-    whole = calibrate(model, "bundled:triage", settings=Settings.model_validate(settings))
+    whole = calibrate(model, "bundled:triage", settings=CalibrationSettings.model_validate(settings))
     assert whole.facts.reused == 0
     left, right = (c.facts.model_dump(exclude={"started", "seconds", "reused"}) for c in (resumed, whole))
     assert left == right

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from slim.errors import InputError
-from slim.judge import load
+from slim.judge import load_judgment
 from slim.judge.__main__ import translated
-from slim.judge.verdicts import Judgement
+from slim.judge.verdicts import Judgment
 from tests.commands import Result, Run
 from tests.judge_server import Scripted, always, by_length, serving, shown, verdict
 from tests.pico import make_pico, save_pico
@@ -90,7 +90,7 @@ def test_the_longer_answer_wins_in_both_orders(judge: Judge, tmp_path: Path) -> 
         done = judge(endpoint=server.url, price_in=1, price_out=10)
         assert done.code == 0, done.err
         assert len(server.asked) == 2 * ROWS
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     for one in found.comparisons:
         expected = "tie" if not one.longer_by else "pruned_model" if one.longer_by > 0 else "original_model"
         assert one.judgment == expected
@@ -140,7 +140,7 @@ def test_no_verdict_is_never_a_tie(said: Scripted, reason: str, judge: Judge, tm
     """Where a judge gives none, the pair is an error with its reason, no winner is named, and the command says so."""
     with serving(always(said)) as server:
         done = judge(endpoint=server.url)
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     assert done.code == 1
     assert (
         f"0% of the pairs were judged, less than min_coverage=0.8, so no winner is named (12 pairs: {reason})"
@@ -163,13 +163,13 @@ def test_coverage_decides_whether_a_winner_is_named(judge: Judge, tmp_path: Path
 
     originals: set[str] = set()
     judge()
-    originals |= {one.response1 for one in load(tmp_path / "out.json").comparisons}
+    originals |= {one.response1 for one in load_judgment(tmp_path / "out.json").comparisons}
     with serving(script) as server:
         assert judge(endpoint=server.url).code == 1
-        assert load(tmp_path / "out.json").overall_winner is None
+        assert load_judgment(tmp_path / "out.json").overall_winner is None
         done = judge(endpoint=server.url, min_coverage=0.6)
         assert len(server.asked) == 2 * ROWS
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     assert done.code == 0
     assert (found.summary.original_model, found.summary.error) == (8, 4)
     assert found.overall_winner == "original_model"
@@ -181,7 +181,7 @@ def test_an_outage_in_the_middle_is_made_good_by_another_run(judge: Judge, tmp_p
     """The pairs that were lost are errors; the same command later asks for them alone."""
     with serving(lambda asked, count: by_length(asked, 0) if count < 10 else Scripted(hang_up=True)) as server:
         done = judge(endpoint=server.url, concurrency=1)
-        found = load(tmp_path / "out.json")
+        found = load_judgment(tmp_path / "out.json")
         assert done.code == 1
         assert found.summary.error == ROWS - 5
         assert sum(found.figures.failures.values()) == ROWS - 5
@@ -190,7 +190,7 @@ def test_an_outage_in_the_middle_is_made_good_by_another_run(judge: Judge, tmp_p
         before = len(server.asked)
         assert judge(endpoint=server.url).code == 0
         assert len(server.asked) - before == 2 * ROWS - 10
-    assert load(tmp_path / "out.json").summary.error == 0
+    assert load_judgment(tmp_path / "out.json").summary.error == 0
     done = judge(endpoint=server.url, judge_model="pico-judge")  # the endpoint is gone, and not needed
     assert done.code == 0, done.err
 
@@ -290,7 +290,7 @@ def test_both_spellings_say_the_same() -> None:
 def test_the_reference_judge_needs_no_endpoint(judge: Judge, place: Place, tmp_path: Path) -> None:
     """It is the default, is named for what it is, makes no calls, and its verdicts are those of its scores."""
     done = judge()
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     assert done.code == 0
     assert "no calls: the reference judge compares with the dataset's own answers" in done.err
     assert "Judge: ROUGE-L F1 against the reference" in done.out
@@ -304,13 +304,13 @@ def test_the_reference_judge_needs_no_endpoint(judge: Judge, place: Place, tmp_p
         assert one.judgment == (better or "pruned_model")
         assert one.orders == ()
     assert judge(measure="exact").code == 0
-    assert load(tmp_path / "out.json").judge.name == "exact match with the reference"
+    assert load_judgment(tmp_path / "out.json").judge.name == "exact match with the reference"
 
 
 def test_more_samples_than_rows_uses_all_and_says_so(judge: Judge, tmp_path: Path) -> None:
     """Every row once."""
     done = judge(samples=500)
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     assert done.code == 0
     assert found.num_samples == ROWS
     assert len({one.question for one in found.comparisons}) == ROWS
@@ -330,7 +330,7 @@ def test_a_model_that_says_nothing_and_one_that_never_stops(judge: Judge, tmp_pa
         done = judge(endpoint=server.url, pruned=tmp_path / "silent")
         assert done.code == 0, done.err
         assert all("" in (shown(asked)["answer_A"], shown(asked)["answer_B"]) for asked in server.asked)
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     assert {one.response2 for one in found.comparisons} == {""}
     assert found.generated["pruned_model"].empty == ROWS
     assert found.generated["pruned_model"].truncated == 0
@@ -349,7 +349,7 @@ def test_prompts_longer_than_the_context_are_not_asked(judge: Judge, tmp_path: P
         done = judge(endpoint=server.url, dataset=tmp_path / "long.jsonl", min_coverage=0.7)
         assert done.code == 0, done.err
         assert len(server.asked) == 2 * (ROWS - 3)
-    found = load(tmp_path / "out.json")
+    found = load_judgment(tmp_path / "out.json")
     reason = "original model: the prompt is longer than the 1,016 tokens that the context leaves for it"
     assert found.figures.failures == {reason: 3}
     assert found.generated["original_model"].not_asked == 3
@@ -382,7 +382,7 @@ def test_the_rubric_is_the_persons_own(judge: Judge, tmp_path: Path) -> None:
         judge(endpoint=server.url, rubric=tmp_path / "rubric.txt")
         assert len(server.asked) == 4 * ROWS
         assert all("Prefer {polite} answers." in asked["messages"][0]["content"] for asked in server.asked[2 * ROWS :])
-    assert load(tmp_path / "out.json").judge.rubric == "Prefer {polite} answers."
+    assert load_judgment(tmp_path / "out.json").judge.rubric == "Prefer {polite} answers."
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_only_a_judgement_is_replaced(judge: Judge, tmp_path: Path) -> None:
     assert "exists" in done.err
     assert output.read_text() == '{"mine": 1}'
     with pytest.raises(InputError, match="cannot be read"):
-        load(output)
+        load_judgment(output)
     output.unlink()
     (tmp_path / "plain.txt").write_text("Nothing is asked here.\n\nNor here.\n")
     done = judge(dataset=tmp_path / "plain.txt")
@@ -430,13 +430,13 @@ def test_only_a_judgement_is_replaced(judge: Judge, tmp_path: Path) -> None:
 def test_a_judgement_survives_its_file(judge: Judge, tmp_path: Path) -> None:
     """And one that contradicts itself is refused."""
     judge()
-    found = load(tmp_path / "out.json")
-    assert Judgement.model_validate_json(found.model_dump_json()) == found
+    found = load_judgment(tmp_path / "out.json")
+    assert Judgment.model_validate_json(found.model_dump_json()) == found
     told = json.loads((tmp_path / "out.json").read_text())
     told["summary"]["tie"] += 1
     (tmp_path / "out.json").write_text(json.dumps(told))
     with pytest.raises(InputError, match="cannot be read"):
-        load(tmp_path / "out.json")
+        load_judgment(tmp_path / "out.json")
 
 
 def test_servers_are_told_apart(judge: Judge) -> None:

@@ -26,7 +26,7 @@ def questions(count: int) -> list[client.Messages]:
 def ask(server: JudgeServer, count: int = 6, **settings: Any) -> list[Reply]:
     """The replies to that many questions; without retries unless they are asked for."""
     asked = Endpoint.checked(**{"url": server.url, "model": "pico-judge", "retries": 0, "concurrency": 4} | settings)
-    with client.kept() as cache:
+    with client.open_reply_cache() as cache:
         return client.ask(asked, questions(count), cache)
 
 
@@ -279,7 +279,7 @@ def test_the_key_is_sent_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, own_w
     with serving(always(Scripted(f"Your key {KEY} is fine. Verdict: A")), key=KEY) as server:
         (found,) = ask(server, 1)
         assert found.text == "Your key … is fine. Verdict: A"
-        with client.kept() as cache:
+        with client.open_reply_cache() as cache:
             kept = [cache[name] for name in cache]
     assert len(kept) == 1
     assert KEY not in json.dumps(kept)

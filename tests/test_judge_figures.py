@@ -10,10 +10,10 @@ from scipy.special import expit
 from slim.judge.figures import figures, length_controlled, overall, remarks
 from slim.judge.prompt import ORDERS
 from slim.judge.rounds import combined
-from slim.judge.verdicts import Comparison, Judgment, Opinion, Summary, Winner
+from slim.judge.verdicts import Comparison, Opinion, PairVerdict, Summary, Winner
 
 
-def compared(judgments: Sequence[Judgment], flips: Sequence[int] = ()) -> list[Comparison]:
+def compared(judgments: Sequence[PairVerdict], flips: Sequence[int] = ()) -> list[Comparison]:
     """Pairs with these judgments; the answers have 10 and 10 + place characters."""
     return [
         Comparison(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from slim.errors import InputError
-from slim.layouts import MOST_LABELS, as_text, fit
+from slim.layouts import MOST_LABELS, as_text, fit_mapping
 from slim.templates import TEMPLATES, Example
 
 CHAT = [
@@ -19,7 +19,7 @@ CHAT = [
 
 def example_of(row: dict[str, Any], **given: Any) -> Example | None:
     """The only row of a dataset as an example."""
-    layout = fit(list(row), **given)
+    layout = fit_mapping(list(row), **given)
     return layout.example(row, 1, layout.labels([row]))
 
 
@@ -55,7 +55,7 @@ def example_of(row: dict[str, Any], **given: Any) -> Example | None:
 def test_columns_choose_the_template(row: dict[str, Any], kind: str, prompt: str, answer: str) -> None:
     """The names of the columns say what the task is, in whatever order they come."""
     for names in (list(row), list(reversed(row))):
-        assert fit(names).template.name == kind
+        assert fit_mapping(names).template.name == kind
     example = example_of(row)
     assert example is not None
     assert example.prompt.endswith(prompt)
@@ -117,14 +117,14 @@ def test_choices_that_are_no_list(choices: Any) -> None:
 
 def test_every_label_is_named_once_in_order() -> None:
     """Over all rows, in words."""
-    layout = fit(["text", "label"])
+    layout = fit_mapping(["text", "label"])
     rows = [{"text": "x", "label": label} for label in ("b", "c", "a", "b", None, " ")]
     assert layout.labels(rows) == "a, b or c"
     assert layout.labels(rows[:1]) == "b"
     assert layout.labels(rows[:2]) == "b or c"
     with pytest.raises(InputError, match=r"\{labels\} stands for 41 different values of the column 'label'"):
         layout.labels([{"text": "x", "label": str(label)} for label in range(MOST_LABELS + 1)])
-    assert fit(["text", "label"], prompt="Sort {text}").labels(rows * 99) == ""
+    assert fit_mapping(["text", "label"], prompt="Sort {text}").labels(rows * 99) == ""
 
 
 def test_template_columns_and_prompt_can_be_chosen() -> None:
@@ -135,17 +135,17 @@ def test_template_columns_and_prompt_can_be_chosen() -> None:
     assert example_of(row, prompt="{question} ({hint})") == Example("1 + 1? (add)", "2")
     assert example_of(row, template="text", columns={"text": "hint"}) == Example("", "add")
     assert example_of(row, template="text", columns={"text": "hint"}, prompt="Go:") == Example("Go:", "add")
-    assert fit(list(row), columns={"problem": "hint"}).template.name == "maths"
+    assert fit_mapping(list(row), columns={"problem": "hint"}).template.name == "maths"
 
 
 def test_a_column_is_not_guessed_twice() -> None:
     """One that was given a role is not the guess for another."""
-    layout = fit(["text", "review"], "classification", {"label": "text"})
+    layout = fit_mapping(["text", "review"], "classification", {"label": "text"})
     assert dict(layout.columns) == {"label": "text", "text": "review"}
     with pytest.raises(InputError, match="'classification' needs a column for 'label'"):
-        fit(["text", "label"], "classification", {"text": "label"})
+        fit_mapping(["text", "label"], "classification", {"text": "label"})
     with pytest.raises(InputError, match="'choices' needs a column for 'key'"):
-        fit(["question", "choices", "key"], "choices")
+        fit_mapping(["question", "choices", "key"], "choices")
 
 
 def test_own_columns_need_only_an_answer_and_a_prompt() -> None:
@@ -174,7 +174,7 @@ def test_braces_in_a_prompt() -> None:
 
 def test_rows_without_what_is_needed_are_left_out() -> None:
     """A role that is used must be there and not blank; another column of the prompt may be empty."""
-    layout = fit(["instruction", "input", "output"], prompt="{instruction}\n{input}")
+    layout = fit_mapping(["instruction", "input", "output"], prompt="{instruction}\n{input}")
     assert layout.example({"instruction": "a", "input": "", "output": "b"}, 1, "") == Example("a\n", "b")
     assert layout.example({"instruction": "a", "output": "b"}, 1, "") == Example("a\n", "b")
     for row in ({"instruction": "a"}, {"instruction": "a", "output": " \n"}, {"instruction": None, "output": "b"}):
@@ -202,13 +202,13 @@ def test_rows_without_what_is_needed_are_left_out() -> None:
 def test_what_cannot_be_fitted(given: dict[str, Any], words: str) -> None:
     """Field, value, and what could be given instead."""
     with pytest.raises(InputError, match=words):
-        fit(["question", "answer"], **given)
+        fit_mapping(["question", "answer"], **given)
 
 
 def test_columns_that_no_template_fits() -> None:
     """All of them are named, and so is what would fit."""
     with pytest.raises(InputError, match=r"\['bar', 'foo'\].*question \+ answer"):
-        fit(["foo", "bar"])
+        fit_mapping(["foo", "bar"])
 
 
 def test_values_as_text() -> None:
@@ -222,4 +222,4 @@ def test_presets_are_told_apart() -> None:
     """Every preset is guessed from the first columns it names, or it could never be."""
     for template in TEMPLATES.values():
         names = [options[0] for options in template.roles.values()]
-        assert fit(names).template is template
+        assert fit_mapping(names).template is template

@@ -41,7 +41,7 @@ def node_of(found: Lineage, path: Path) -> Node:
 def test_a_whole_pipeline(whole: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every arrow, by what the records say, with figures and without a note."""
     monkeypatch.setenv("SLIM_HOME", str(whole.calibration.parent.parent))
-    found = lineage.read()
+    found = lineage.read_lineage()
     parents = {node.stage: named(found, node.key) for node in found.nodes.values()}
     assert parents == {
         "model": [],
@@ -54,7 +54,7 @@ def test_a_whole_pipeline(whole: Pipeline, monkeypatch: pytest.MonkeyPatch) -> N
     }
     assert not [node.notes for node in found.nodes.values() if node.notes]
     figures = {node.stage: node.figures for node in found.nodes.values()}
-    cut = plan.load(whole.plan)
+    cut = plan.load_plan(whole.plan)
     assert figures["calibration"]["data"] == "bundled:triage"
     assert figures["plan"]["heads gone"] == f"{cut.removed_heads} of 24"
     assert figures["checkpoint"]["parameters"] == f"{cut.after.parameters / cut.before.parameters:.1%}"
@@ -75,7 +75,7 @@ def test_a_whole_pipeline(whole: Pipeline, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_runs_that_moved_find_each_other(here: Pipeline) -> None:
     """With the places gone that the records name, calibration, plan and checkpoints are known by what they hold."""
-    found = lineage.read()
+    found = lineage.read_lineage()
     parents = {node.stage: named(found, node.key) for node in found.nodes.values()}
     assert parents["plan"] == ["calibration"]
     assert parents["checkpoint"] == ["plan"]
@@ -97,7 +97,7 @@ def test_a_parent_that_is_gone(here: Pipeline, gone: str, left: str, expected: l
     """What was made from it is joined to the nearest that is left. Repair may have been done on the way, so no note."""
     path = here.runs[gone]
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    found = lineage.read()
+    found = lineage.read_lineage()
     node = node_of(found, here.runs[left])
     assert named(found, node.key) == expected
     assert [said.startswith(note) and said.endswith("is gone") for said in node.notes] == [True] * bool(note)
@@ -110,7 +110,7 @@ def test_a_broken_record_is_shown_with_its_reason(here: Pipeline, kind: str, con
     path = here.runs[kind]
     file = path if path.is_file() else path / ("slim_plan.json" if kind == "checkpoint" else "record.json")
     file.write_text(content)
-    found = lineage.read()
+    found = lineage.read_lineage()
     assert len(found.runs) == 6
     node = node_of(found, path)
     assert len(node.notes) == 1
@@ -125,7 +125,7 @@ def test_a_damaged_reference_is_passed_over(here: Pipeline) -> None:
     (folder / "0000000000000000.json").write_text(entry)
     (folder / "1111111111111111.json").write_text('{"kind": "plan"}')
     (folder / "2222222222222222.json").write_text("{")
-    assert len(lineage.read().runs) == 6
+    assert len(lineage.read_lineage().runs) == 6
     assert len(workspace.runs("checkpoint")) == 2
 
 
@@ -135,7 +135,7 @@ def test_an_older_reference_is_read(here: Pipeline) -> None:
     assert entry
     file = workspace.home() / "runs" / f"{entry.key}.json"
     file.write_text(json.dumps({"kind": "plan", "path": entry.path, "created": "2026-01-01T00:00:00+00:00"}))
-    node = node_of(lineage.read(), here.plan)
+    node = node_of(lineage.read_lineage(), here.plan)
     assert (node.name, node.tags, node.created) == ("eight", (), "2026-01-01T00:00:00+00:00")
 
 
@@ -148,10 +148,10 @@ def test_a_run_made_anew_keeps_its_name(here: Pipeline) -> None:
 
 def test_a_plan_of_another_content_is_not_the_parent(here: Pipeline) -> None:
     """A plan file that was made again no longer made the checkpoint."""
-    cut = plan.load(here.plan)
+    cut = plan.load_plan(here.plan)
     (other,) = [Plan.model_validate(cut.model_dump() | {"reason": cut.reason.model_dump() | {"threshold": 0.61}})]
-    plan.save(other, here.plan)
-    found = lineage.read()
+    plan.save_plan(other, here.plan)
+    found = lineage.read_lineage()
     node = node_of(found, here.checkpoint)
     assert named(found, node.key) == ["calibration"]
     assert "its plan is gone" in node.notes
@@ -159,25 +159,25 @@ def test_a_plan_of_another_content_is_not_the_parent(here: Pipeline) -> None:
 
 def test_twins_are_told_apart_by_time(here: Pipeline) -> None:
     """Of two checkpoints by one plan, the one that was there before the recovered one is its parent."""
-    twin = prune.prune(plan.load(here.plan), here.checkpoint.with_name("twin"))
-    found = lineage.read()
+    twin = prune.prune(plan.load_plan(here.plan), here.checkpoint.with_name("twin"))
+    found = lineage.read_lineage()
     (parent,) = found.parents(node_of(found, here.recovered).key)
     assert parent.path == here.checkpoint != twin
     assert named(found, node_of(found, twin).key) == ["plan"]
 
 
 def test_facts_are_read_again_when_a_record_changes(here: Pipeline) -> None:
-    before = run_facts.facts("plan", here.plan)
-    assert run_facts.facts("plan", here.plan) is before
-    cut = plan.load(here.plan)
-    plan.save(cut.model_copy(update={"notes": ("another",)}), here.plan)
-    assert run_facts.facts("plan", here.plan).cut != before.cut
+    before = run_facts.run_facts("plan", here.plan)
+    assert run_facts.run_facts("plan", here.plan) is before
+    cut = plan.load_plan(here.plan)
+    plan.save_plan(cut.model_copy(update={"notes": ("another",)}), here.plan)
+    assert run_facts.run_facts("plan", here.plan).cut != before.cut
 
 
 def test_the_chart_has_a_place_of_its_own_for_each(here: Pipeline) -> None:
     """Columns grow along every edge, no two nodes share a place, and names are text."""
     workspace.remember(here.checkpoint, "checkpoint", "<b>bold & odd</b>")
-    found = lineage.read()
+    found = lineage.read_lineage()
     column, at = columns(found), places(found)
     assert all(column[parent] < column[child] for parent, child in found.edges)
     assert len(set(at.values())) == len(found.nodes)
@@ -192,7 +192,7 @@ def test_the_chart_has_a_place_of_its_own_for_each(here: Pipeline) -> None:
 
 def test_what_other_ways_say_is_not_drawn(here: Pipeline) -> None:
     """The evaluation is joined to what it compared, not once more to the model these came from."""
-    found = lineage.read()
+    found = lineage.read_lineage()
     drawn = lines(found)
     evaluation = node_of(found, here.evaluation).key
     assert {found.nodes[parent].stage for parent, child in drawn if child == evaluation} == {"recovered"}

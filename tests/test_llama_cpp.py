@@ -108,7 +108,7 @@ def log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> NDArr
 
 def differences(folder: Path, file: Path) -> NDArray[np.float64]:
     """How far off each log-probability is after prompts of several lengths, which differ."""
-    loaded = models.load(str(folder), device="cpu")
+    loaded = models.load_model(str(folder), device="cpu")
     ids = loaded.tokenizer(STORY).input_ids
     prompts = [ids[:length] for length in (1, 5, 17, len(ids))]
     expected = log_probabilities(loaded, prompts)
@@ -161,7 +161,7 @@ def test_tokens_are_the_same(tmp_path: Path, name: str) -> None:
         save_pico(replace(make_pico("mistral", vocab_size=len(tokenizer)), tokenizer=tokenizer), tmp_path / "pruned")
     else:
         made(tmp_path, cut=CUTS[name])
-    loaded = models.load(str(tmp_path / "pruned"), device="cpu")
+    loaded = models.load_model(str(tmp_path / "pruned"), device="cpu")
     texts = [TEXT, STORY, "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx", "naïve 北京 ١٢٣ 🙂  end ", "a\n\n\nb   c"]
     file = export_gguf(str(tmp_path / "pruned"), tmp_path / "model.gguf").path
     expected = [loaded.tokenizer(text).input_ids for text in texts]
@@ -172,7 +172,7 @@ def test_tokens_are_the_same(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("plan", ["layers differ", "layers alike"])
 def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) -> None:
     """Pruned per layer with two blocks removed, the first among them; and to one shape. Greedy answers agree too."""
-    original = models.load(device="cpu")
+    original = models.load_model(device="cpu")
     keep: list[tuple[int, ...]] = [(0, 1, 3, 4, 6, 7)] * 30
     if plan == "layers differ":
         full = tuple(range(9))
@@ -181,7 +181,7 @@ def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) 
     exported = export_gguf(str(folder), tmp_path / "model.gguf")
     assert exported.architecture == ("deci" if plan == "layers differ" else "llama")
     assert differences(folder, exported.path).max() < 1e-3
-    loaded = models.load(str(folder), device="cpu")
+    loaded = models.load_model(str(folder), device="cpu")
     question = "What do ships need a lighthouse for?"
     told = llama_cpp(exported.path, texts=[question, STORY], chats=[question])
     assert told.tokens == [loaded.tokenizer(text).input_ids for text in (question, STORY)]

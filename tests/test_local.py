@@ -15,11 +15,11 @@ from torch import Tensor
 from slim import cli, local, workspace
 from slim.errors import Cancelled, InputError, SlimError
 from slim.finetune import TrainSettings, finetune
-from slim.local import Lesson, distil, error_of
+from slim.local import DistilledLayer, distill, error_of
 from slim.models import Loaded
 from slim.prune import prune
 from slim.records import Keep
-from slim.recovery import Recovered, recovery_of
+from slim.recovery import RecoveryStep, load_recovery
 from tests.pico import FAMILIES, make_pico, plan_of, save_pico
 from tests.reference import layers_of
 from tests.surgery import FULL, WHOLE, Pruned, logits
@@ -51,8 +51,8 @@ def cut(tmp_path: Path) -> Callable[..., Pruned]:
     return make
 
 
-def taught(case: Pruned, folder: Path, settings: TrainSettings = SETTINGS) -> list[Lesson]:
-    return distil(case.original, case.loaded, case.plan.keep, *fit_and_choose(BATCH), settings, folder)
+def taught(case: Pruned, folder: Path, settings: TrainSettings = SETTINGS) -> list[DistilledLayer]:
+    return distill(case.original, case.loaded, case.plan.keep, *fit_and_choose(BATCH), settings, folder)
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ class Case:
     pruned: Path
     rows: Path
 
-    def run(self, output: Path, progress: Any = lambda *said: None, **settings: Any) -> Recovered:
+    def run(self, output: Path, progress: Any = lambda *said: None, **settings: Any) -> RecoveryStep:
         given = SETTINGS.model_dump() | {
             "samples": 60,
             "batch_size": 4,
@@ -212,7 +212,7 @@ class Case:
         }
         chosen = TrainSettings.checked(**given | settings)
         finetune(str(self.pruned), str(self.rows), "local", chosen, output=output, progress=progress)
-        return recovery_of(output).steps[-1]
+        return load_recovery(output).steps[-1]
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_as_a_command(
     cli.main()
     told = json.loads(capfd.readouterr().out)
     assert (told["method"], len(told["settings"]["layers"])) == ("local", 4)
-    assert recovery_of(tmp_path / "made").steps[0].method == "local"
+    assert load_recovery(tmp_path / "made").steps[0].method == "local"
 
 
 def test_what_cannot_be_is_refused(case: Case, tmp_path: Path) -> None:

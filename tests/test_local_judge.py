@@ -88,10 +88,10 @@ def test_each_kind_of_model_has_its_server(
     """It answers on this machine alone, is told no key, and whether the model takes a system turn is found out."""
     monkeypatch.setenv("SLIM_JUDGE_KEY", KEY)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    found = local.find(str(models / name))
+    found = local.find_local_judge(str(models / name))
     endpoint = found.endpoint({"max_tokens": 4, "retries": 0})
     assert (endpoint.concurrency, endpoint.timeout) == (1, 600)
-    with found.started(endpoint, "cpu") as there, client.kept() as cache:
+    with found.started(endpoint, "cpu") as there, client.open_reply_cache() as cache:
         (process,) = children()
         assert process.cmdline()[3:5] == [server, "serve"]
         assert {one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
@@ -104,13 +104,13 @@ def test_each_kind_of_model_has_its_server(
     assert [reply.failure for reply in replies] == [None, None]
     assert [reply.tokens_out for reply in replies] == [4, 4]
     assert gone(process.pid)
-    with client.kept() as cache:
+    with client.open_reply_cache() as cache:
         assert all(reply is not None for reply in client.known(endpoint, asked(), cache))
 
 
 def test_a_server_goes_with_an_error_in_the_block(models: Path) -> None:
     """As with Ctrl-C, and with the signal that cancels a job."""
-    found = local.find(str(models / "stock"))
+    found = local.find_local_judge(str(models / "stock"))
 
     def stop(number: int, frame: object) -> None:
         raise SlimError("cancelled")
@@ -171,7 +171,7 @@ def test_a_server_that_fails_says_why(models: Path, tmp_path: Path) -> None:
         (models / "mute", PATIENCE, r"mute' does not chat: HTTP 500 \(.*chat_template"),
         (models / "stock", 0.01, r"stock': its server did not answer within 0\.01 s \(it said nothing\)"),
     ):
-        found = local.find(str(place))
+        found = local.find_local_judge(str(place))
         with pytest.raises(SlimError, match=reason), found.started(found.endpoint({}), "cpu", patience=patience):
             pass
         assert not children()
@@ -180,15 +180,15 @@ def test_a_server_that_fails_says_why(models: Path, tmp_path: Path) -> None:
 def test_what_is_no_judge_is_refused(models: Path, tmp_path: Path) -> None:
     """Before anything starts."""
     with pytest.raises(InputError, match=r"nowhere' was not found"):
-        local.find("/nowhere")
+        local.find_local_judge("/nowhere")
     shutil.copytree(models / "stock", tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").rename(tmp_path / "bare" / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"local_judge '.*bare' has no safetensors weights"):
-        local.find(str(tmp_path / "bare"))
+        local.find_local_judge(str(tmp_path / "bare"))
     shutil.copytree(models / "stock", tmp_path / "odd")
     (tmp_path / "odd" / "config.json").write_text("[")
     with pytest.raises(InputError, match=r"odd' has no config.json that can be read"):
-        local.find(str(tmp_path / "odd")).endpoint({})
+        local.find_local_judge(str(tmp_path / "odd")).endpoint({})
     for name in ("endpoint", "judge_model"):
         given = {"endpoint": None, "judge_model": None, name: f"http://me:{KEY}@host/v1"}
         with pytest.raises(InputError, match=f"{name}, local_judge='mine': one run has one judge") as refused:
@@ -199,12 +199,14 @@ def test_what_is_no_judge_is_refused(models: Path, tmp_path: Path) -> None:
 def test_a_judge_is_its_files_and_not_its_place(models: Path, tmp_path: Path) -> None:
     """A copy elsewhere is the same judge; other weights or another template make another."""
     (question,) = asked(1)
-    first = local.find(str(models / "stock")).endpoint({})
+    first = local.find_local_judge(str(models / "stock")).endpoint({})
     shutil.copytree(models / "stock", tmp_path / "copy")
-    assert local.find(str(tmp_path / "copy")).endpoint({}).key_of(question) == first.key_of(question)
+    assert local.find_local_judge(str(tmp_path / "copy")).endpoint({}).key_of(question) == first.key_of(question)
     for name in ("strict", "pruned"):
-        assert local.find(str(models / name)).endpoint({}).key_of(question) != first.key_of(question)
-    assert local.find(str(models / "stock")).endpoint({"max_tokens": 9}).key_of(question) != first.key_of(question)
+        assert local.find_local_judge(str(models / name)).endpoint({}).key_of(question) != first.key_of(question)
+    assert local.find_local_judge(str(models / "stock")).endpoint({"max_tokens": 9}).key_of(question) != first.key_of(
+        question
+    )
 
 
 @pytest.mark.integration
@@ -249,7 +251,7 @@ def test_the_real_server_judges_with_the_bundled_model(
     assert told[0].startswith(f"{ROWS} pairs, {2 * ROWS} calls, at most")
     facts = found.judge
     assert (facts.kind, facts.name, facts.endpoint, facts.rubric) == ("local", bundled.NAME, None, RUBRIC)
-    assert facts.fingerprint == local.find(bundled.NAME).fingerprint
+    assert facts.fingerprint == local.find_local_judge(bundled.NAME).fingerprint
     assert (facts.calls, facts.known_calls) == (2 * ROWS, 0)
     assert facts.tokens_in > 200 * 2 * ROWS
     assert 0 < facts.tokens_out <= 24 * 2 * ROWS
@@ -277,6 +279,6 @@ def test_the_real_server_judges_with_the_bundled_model(
     )
     assert again.returncode == 0, again.stderr
     assert f"Judge: {bundled.NAME}" in again.stdout
-    repeated = judge.load(output)
+    repeated = judge.load_judgment(output)
     assert (repeated.judge.calls, repeated.judge.known_calls) == (0, 2 * ROWS)
     assert repeated.comparisons == found.comparisons

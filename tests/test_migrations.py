@@ -13,9 +13,9 @@ import pytest
 
 from slim import calibration, evaluation, judge, plan, recovery
 from slim.errors import InputError
-from slim.faithfulness import Faithfulness
+from slim.faithfulness import CriterionCheck
 from slim.judge import votes
-from slim.migrations import STEPS, from_plain, read
+from slim.migrations import STEPS, from_plain, read_record
 from slim.models import Loaded
 from slim.project import everything, project
 from slim.prune import prune
@@ -27,12 +27,12 @@ from tests.pico import plan_of, save_pico
 OLD = Path(__file__).parent / "data" / "0.1.0"
 PLANS = ("plan-heads.json", "plan-blocks.json")
 WRITTEN: dict[type[Record], tuple[Callable[[Path], Any], str]] = {
-    CalibrationFacts: (calibration.load, "record.json"),
-    evaluation.EvaluationFacts: (evaluation.load, "record.json"),
-    judge.Judgement: (lambda folder: judge.load(folder / "judged.json"), "judged.json"),
-    votes.Votes: (lambda folder: votes.load(folder / "judged.json"), "judged.votes.json"),
-    Plan: (lambda folder: plan.load(folder / "plan.json"), "plan.json"),
-    Recovery: (recovery.recovery_of, RECOVERY_FILE),
+    CalibrationFacts: (calibration.load_calibration, "record.json"),
+    evaluation.EvaluationFacts: (evaluation.load_evaluation, "record.json"),
+    judge.Judgment: (lambda folder: judge.load_judgment(folder / "judged.json"), "judged.json"),
+    votes.Votes: (lambda folder: votes.load_votes(folder / "judged.json"), "judged.votes.json"),
+    Plan: (lambda folder: plan.load_plan(folder / "plan.json"), "plan.json"),
+    Recovery: (recovery.load_recovery, RECOVERY_FILE),
 }
 """What is read of each kind by its own loader, and the file that it looks for in a folder."""
 
@@ -41,7 +41,7 @@ WRITTEN: dict[type[Record], tuple[Callable[[Path], Any], str]] = {
 def test_a_plan_of_the_first_version_opens(name: str) -> None:
     """All that it said is there; the sizes that it did not know are those of what it keeps."""
     old = json.loads((OLD / name).read_text())
-    found = plan.load(OLD / name)
+    found = plan.load_plan(OLD / name)
     assert found.schema_version == 2
     assert found.reason.model_dump(exclude={"per_layer", "scores"}) == {
         "kind": "threshold",
@@ -69,7 +69,7 @@ def test_a_plan_of_the_first_version_is_executed(pico: Callable[..., Loaded], tm
     old["model"] |= {"source": original.facts.source, "fingerprint": original.facts.fingerprint}
     (tmp_path / "plan.json").write_text(json.dumps(old))
     before = (tmp_path / "plan.json").read_bytes()
-    made = prune(plan.load(tmp_path / "plan.json"), tmp_path / "one")
+    made = prune(plan.load_plan(tmp_path / "plan.json"), tmp_path / "one")
     again = prune(plan_of(original.facts, tuple(map(tuple, old["keep"]))), tmp_path / "other")
     assert (made / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert (tmp_path / "plan.json").read_bytes() == before
@@ -94,13 +94,13 @@ def test_a_plan_of_the_first_version_is_checked_like_any(name: str, tmp_path: Pa
     edit(raw)
     (tmp_path / "plan.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=rf"plan\.json' is not valid.*{words}"):
-        plan.load(tmp_path / "plan.json")
+        plan.load_plan(tmp_path / "plan.json")
 
 
 def test_a_calibration_of_the_first_version_says_what_reads_it() -> None:
     """Its figures and its sketch lack what is needed now: it is refused with the reason and both ways on."""
     with pytest.raises(InputError) as caught:
-        calibration.load(OLD / "calibration")
+        calibration.load_calibration(OLD / "calibration")
     said = str(caught.value)
     assert repr(str(OLD / "calibration")) in said
     for words in ("schema version 1", "no intervals", "`slim calibrate` again", "Slim 0.1.0"):
@@ -139,7 +139,7 @@ def test_what_is_no_version_is_refused(tmp_path: Path, version: Any) -> None:
     raw = json.loads((OLD / PLANS[0]).read_text()) | {"schema_version": version}
     (tmp_path / "plan.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=r"schema_version: .* is no version"):
-        plan.load(tmp_path / "plan.json")
+        plan.load_plan(tmp_path / "plan.json")
 
 
 def test_a_record_without_a_version_is_of_the_first(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_record_without_a_version_is_of_the_first(tmp_path: Path) -> None:
     raw = json.loads((OLD / PLANS[0]).read_text())
     raw.pop("schema_version")
     (tmp_path / "plan.json").write_text(json.dumps(raw))
-    assert plan.load(tmp_path / "plan.json") == plan.load(OLD / PLANS[0])
+    assert plan.load_plan(tmp_path / "plan.json") == plan.load_plan(OLD / PLANS[0])
     checked = {
         "rows": 2,
         "tokens": 9,
@@ -160,17 +160,17 @@ def test_a_record_without_a_version_is_of_the_first(tmp_path: Path) -> None:
         "correction": None,
         "seconds": 1.0,
     }
-    assert from_plain(Faithfulness, checked, "a check").schema_version == 1
+    assert from_plain(CriterionCheck, checked, "a check").schema_version == 1
     shutil.copy(OLD / "calibration" / "record.json", tmp_path / "plan.json")
     with pytest.raises(InputError, match="kind: it is 'calibration', not 'plan'"):
-        plan.load(tmp_path / "plan.json")
+        plan.load_plan(tmp_path / "plan.json")
 
 
 def test_every_step_leads_to_a_version_that_is_read() -> None:
     """From the first version to the current one there is a step for each, of every kind."""
     expected = {
         (kind.model_fields["kind"].default, earlier)
-        for kind in (*WRITTEN, Faithfulness)
+        for kind in (*WRITTEN, CriterionCheck)
         for earlier in range(1, kind.model_fields["schema_version"].default)
     }
     assert set(STEPS) == expected
@@ -182,13 +182,13 @@ def test_numbers_that_nothing_can_be_computed_with_are_refused(tmp_path: Path) -
     for number, words in (("1e999", "threshold: .*not finite"), ("NaN", "NaN|expected"), (str(2**63), "beyond 64")):
         (tmp_path / "plan.json").write_text(text.replace('"threshold": 0.5', f'"threshold": {number}'))
         with pytest.raises(InputError, match=words):
-            plan.load(tmp_path / "plan.json")
+            plan.load_plan(tmp_path / "plan.json")
 
 
 def test_only_files_of_a_sensible_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What never ends is not waited for."""
     monkeypatch.setattr("slim.migrations.LARGEST", 10)
     with pytest.raises(ValueError, match="larger than"):
-        read(Plan, OLD / PLANS[0], "plan")
+        read_record(Plan, OLD / PLANS[0], "plan")
     with pytest.raises(ValueError, match="no file"):
-        read(Plan, Path("/dev/zero"), "plan")
+        read_record(Plan, Path("/dev/zero"), "plan")

@@ -8,9 +8,9 @@ import torch
 
 from slim import finetune, local, models, repair, tasks
 from slim.errors import InputError
-from slim.outlook import outlook
+from slim.outlook import preview
 from slim.prune import prune
-from slim.recover import bench
+from slim.recover import recovery_context
 from slim.repair import RepairSettings
 from slim.train_settings import TrainSettings
 from tests.pico import make_pico, plan_of, save_pico
@@ -40,10 +40,10 @@ def test_it_is_what_the_stage_tells(
 ) -> None:
     """Rows by their roles, work and memory; without loading a model."""
     task = tasks.load_task(str(written(tmp_path / "rows.jsonl")))
-    real = bench(str(pruned), task, settings)
+    real = recovery_context(str(pruned), task, settings)
     told = stage(real, settings)
-    monkeypatch.setattr(models, "load", None)
-    found = outlook(str(pruned), task, settings)
+    monkeypatch.setattr(models, "load_model", None)
+    found = preview(str(pruned), task, settings)
     assert found is not None
     assert {role: part.rows for role, part in found.drawn.parts.items()}.keys() == real.drawn.parts.keys()
     for role, part in real.drawn.parts.items():
@@ -56,12 +56,12 @@ def test_it_is_what_the_stage_tells(
 def test_a_model_that_is_not_unpacked(pruned: Path, tmp_path: Path) -> None:
     """Is not unpacked for a look."""
     task = tasks.load_task(str(written(tmp_path / "rows.jsonl")))
-    assert outlook(str(pruned), task, TRAINING, original="bundled:smollm2-135m") is None
+    assert preview(str(pruned), task, TRAINING, original="bundled:smollm2-135m") is None
 
 
 def test_bad_input_is_told_before_the_start(pruned: Path, tmp_path: Path) -> None:
     task = tasks.load_task(str(written(tmp_path / "rows.jsonl", rows=5)))
     with pytest.raises(InputError, match="none is left to"):
-        outlook(str(pruned), task, TRAINING)
+        preview(str(pruned), task, TRAINING)
     with pytest.raises(InputError, match=r"without a config\.json"):
-        outlook(str(tmp_path), task, TRAINING)
+        preview(str(tmp_path), task, TRAINING)

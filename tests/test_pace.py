@@ -12,23 +12,23 @@ from pydantic import ValidationError
 from slim import evaluation, timing
 from slim.errors import InputError
 from slim.evaluate import checked_settings, evaluate
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.pace import (
     Decoding,
-    PaceSettings,
+    SpeedSettings,
     cache_bytes,
-    check,
+    check_speed_settings,
     file_bytes,
     first_token,
     footprints,
-    pace,
+    measure_speed,
     tokens,
 )
 from slim.prune import prune
 from slim.timing import in_turn, interleaved
 from tests.pico import make_pico, plan_of, save_pico
 
-FEW = PaceSettings(batch_sizes=(1, 3), tokens=12, steps=4, repeats=2)
+FEW = SpeedSettings(batch_sizes=(1, 3), tokens=12, steps=4, repeats=2)
 
 
 def test_models_are_run_in_turn() -> None:
@@ -73,13 +73,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
         original = save_pico(make_pico("llama"), place / "original")
         whole = tuple(range(6))
         folder = prune(plan_of(original.facts, ((), whole, (), whole)), place / "pruned")
-        return {"original": original, "pruned": load(str(folder), device="cpu", dtype="float64")}
+        return {"original": original, "pruned": load_model(str(folder), device="cpu", dtype="float64")}
 
 
 def test_every_model_has_a_pace_at_every_batch_size(pair: dict[str, Loaded]) -> None:
     """Beside the original's, which is as fast as itself; a removed block has no cache."""
     heard: list[tuple[float, float]] = []
-    found = pace(pair, FEW, lambda done, total, message: heard.append((done, total)))
+    found = measure_speed(pair, FEW, lambda done, total, message: heard.append((done, total)))
     assert heard[-1] == (3 * 2 * 2 * 3, 3 * 2 * 2 * 3)
     assert [one.rows for one in found["original"]] == [one.rows for one in found["pruned"]] == [1, 3]
     for original, pruned in zip(found["original"], found["pruned"], strict=True):
@@ -95,7 +95,7 @@ def test_tokens_are_of_all_rows_together(pair: dict[str, Loaded], monkeypatch: p
     """By a clock on which every run takes two seconds."""
     clock = count(0, 2)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    for one in pace(pair, FEW)["pruned"]:
+    for one in measure_speed(pair, FEW)["pruned"]:
         assert one.prefill.value == one.rows * 12 / 2
         assert one.decode.value == one.rows * 4 / 2
         assert one.first_token.value == 2
@@ -104,7 +104,7 @@ def test_tokens_are_of_all_rows_together(pair: dict[str, Loaded], monkeypatch: p
 
 def test_what_a_model_takes(pair: dict[str, Loaded]) -> None:
     """The files as they lie on disk; memory in a process of its own, at least the weights."""
-    few = PaceSettings(batch_sizes=(2,), tokens=8, steps=2, repeats=1)
+    few = SpeedSettings(batch_sizes=(2,), tokens=8, steps=2, repeats=1)
     found = footprints(pair, few, "cpu", "float64")
     for name, one in pair.items():
         folder = Path(one.facts.source)
@@ -118,11 +118,11 @@ def test_what_a_model_takes(pair: dict[str, Loaded]) -> None:
 def test_prompts_a_model_cannot_read_are_refused(pair: dict[str, Loaded]) -> None:
     """And settings that time nothing."""
     with pytest.raises(InputError, match=r"tokens=1020, steps=5: .* reads at most 1,024 tokens: choose fewer"):
-        check(pair, PaceSettings(tokens=1020, steps=5))
-    check(pair, PaceSettings(tokens=1020, steps=4))
+        check_speed_settings(pair, SpeedSettings(tokens=1020, steps=5))
+    check_speed_settings(pair, SpeedSettings(tokens=1020, steps=4))
     for wrong in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"repeats": 0}, {"steps": 0}):
         with pytest.raises(ValidationError):
-            PaceSettings.model_validate(wrong)
+            SpeedSettings.model_validate(wrong)
 
 
 def test_speed_alone_is_an_evaluation(pair: dict[str, Loaded], tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_speed_alone_is_an_evaluation(pair: dict[str, Loaded], tmp_path: Path) -
     pruned = done.facts.models[1]
     assert [one.rows for one in pruned.pace] == [1, 2]
     assert pruned.footprint is not None
-    again = evaluation.load(tmp_path / "out")
+    again = evaluation.load_evaluation(tmp_path / "out")
     assert again.facts == done.facts
     assert again.table.empty
-    lines = evaluation.figures(done.facts)
+    lines = evaluation.figures_table(done.facts)
     decode = lines[(lines["model"] == "pruned") & (lines["measure"] == "decode") & (lines["rows"] == 2)]
     assert decode["value"].item() == pytest.approx(pruned.pace[1].decode.value)
     assert set(lines["measure"]) == {

@@ -8,8 +8,8 @@ import pytest
 
 from slim import jobs, paths, push, sources, tokenizer, uploads, workspace
 from slim.errors import InputError
-from slim.models import load, locate
-from slim.plan import load as load_plan
+from slim.models import load_model, locate
+from slim.plan import load_plan
 from slim.prune import prune
 from tests.pico import make_pico, plan_of, save_pico
 
@@ -73,7 +73,7 @@ def test_what_lies_inside_is_read(shared: Path, text: str) -> None:
     (shared / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     (shared / "inside.jsonl").symlink_to(shared / "rows.jsonl")
     assert len(list(sources.open_source(text.format(given=shared)).rows())) == 1
-    upload = uploads.keep("rows.jsonl", b'{"a": "b"}\n')
+    upload = uploads.keep_upload("rows.jsonl", b'{"a": "b"}\n')
     assert paths.local(str(upload)) == upload
 
 
@@ -144,17 +144,17 @@ def test_a_folder_of_the_system_is_none(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_model_folder_leads_nowhere(shared: Path) -> None:
     """Neither by a link in it to a file elsewhere, nor with a pipe in it."""
     save_pico(make_pico("llama"), shared / "model")
-    load(str(shared / "model"), device="cpu")
+    load_model(str(shared / "model"), device="cpu")
     secret = shared.parent / "secret" / "config.json"
     (shared / "model" / "config.json").rename(secret)
     (shared / "model" / "config.json").symlink_to(secret)
     with pytest.raises(InputError, match=OUTSIDE):
-        load(str(shared / "model"), device="cpu")
+        load_model(str(shared / "model"), device="cpu")
     (shared / "model" / "config.json").unlink()
     secret.rename(shared / "model" / "config.json")
     os.mkfifo(shared / "model" / "extra.safetensors")
     with pytest.raises(InputError, match="neither a file nor a folder"):
-        load(str(shared / "model"), device="cpu")
+        load_model(str(shared / "model"), device="cpu")
 
 
 def test_a_record_leads_nowhere(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,11 +213,11 @@ def test_a_worker_is_confined_as_the_dashboard_is(shared: Path) -> None:
 )
 def test_an_upload_of_any_name_is_kept_in_its_folder(own_workspace: Path, name: str) -> None:
     """Under a name of letters, digits, dots and dashes that is not hidden and fits the disk."""
-    path = uploads.keep(name, b"question,answer\nq,a\n")
+    path = uploads.keep_upload(name, b"question,answer\nq,a\n")
     assert path.resolve().parent == (own_workspace / "uploads").resolve()
     assert path.suffix == ".csv"
     assert all(sign.isalnum() or sign in "._-" for sign in path.name)
-    assert path in uploads.kept()
+    assert path in uploads.kept_uploads()
     assert path.read_bytes() == b"question,answer\nq,a\n"
 
 
@@ -225,8 +225,8 @@ def test_an_upload_of_any_name_is_kept_in_its_folder(own_workspace: Path, name: 
 def test_an_upload_is_rows(own_workspace: Path, name: str) -> None:
     """Whatever the browser lets through."""
     with pytest.raises(InputError, match=r"name a \.jsonl"):
-        uploads.keep(name, b"x")
-    assert uploads.kept() == []
+        uploads.keep_upload(name, b"x")
+    assert uploads.kept_uploads() == []
 
 
 def test_links_are_not_sent_to_the_hub(tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_links_are_not_sent_to_the_hub(tmp_path: Path) -> None:
     folder = prune(plan_of(facts, KEEP), tmp_path / "small")
     (folder / "notes.txt").symlink_to("/etc/passwd")
     with pytest.raises(InputError, match=r"'notes\.txt' in it is a link"):
-        push.planned(folder, "me/small")
+        push.plan_upload(folder, "me/small")

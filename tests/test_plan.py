@@ -15,9 +15,9 @@ from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.estimate import Estimate
 from slim.forecast import forecast, removed_columns, removed_mask
-from slim.legal import legal_heads
+from slim.legal import valid_heads
 from slim.models import Loaded
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.records import ByThreshold, Plan
 from slim.scores import composite, prunability
 from tests.pico import random_rows
@@ -52,7 +52,7 @@ def test_legal_heads_is_the_best_of_all_legal_sets(heads: int, kv_heads: int) ->
     for case in range(60):
         scores = rng.integers(0, 9, heads) / 8 if case % 2 else rng.random(heads)
         threshold = rng.integers(0, 10) / 8
-        chosen = legal_heads(threshold - scores, kv_heads)
+        chosen = valid_heads(threshold - scores, kv_heads)
         assert chosen in sets
         best = max(sum(threshold - scores[h] for h in s) for s in sets)
         assert sum(threshold - scores[h] for h in chosen) == pytest.approx(best, abs=1e-12)
@@ -63,14 +63,14 @@ def test_without_groups_the_legal_set_is_the_free_one() -> None:
     rng = np.random.default_rng(1)
     for _ in range(100):
         scores, threshold = rng.integers(0, 9, 7) / 8, rng.integers(0, 10) / 8
-        assert legal_heads(threshold - scores, 7) == tuple(np.flatnonzero(scores < threshold))
+        assert valid_heads(threshold - scores, 7) == tuple(np.flatnonzero(scores < threshold))
 
 
 def test_ties_keep_the_lower_index() -> None:
     """Of equal heads in a group the first stays."""
-    assert legal_heads(0.5 - np.array([0.25, 0.25, 1.0, 0.5, 0.0, 0.0]), 2) == (0, 1, 4, 5)
-    assert legal_heads(0.5 - np.array([0.25, 0.25, 1.0, 1.0, 0.0, 1.0]), 2) == (0, 4)
-    assert legal_heads(0.5 - np.array([1.0, 0.25, 0.25, 0.0, 1.0, 1.0]), 2) == (1, 3)
+    assert valid_heads(0.5 - np.array([0.25, 0.25, 1.0, 0.5, 0.0, 0.0]), 2) == (0, 1, 4, 5)
+    assert valid_heads(0.5 - np.array([0.25, 0.25, 1.0, 1.0, 0.0, 1.0]), 2) == (0, 4)
+    assert valid_heads(0.5 - np.array([1.0, 0.25, 0.25, 0.0, 1.0, 1.0]), 2) == (1, 3)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (12, 4), (8, 1), (6, 6)])
@@ -79,7 +79,7 @@ def test_a_lower_threshold_never_keeps_more(heads: int, kv_heads: int) -> None:
     rng = np.random.default_rng(7)
     for _ in range(20):
         scores = rng.random(heads)
-        kept = [len(legal_heads(threshold - scores, kv_heads)) for threshold in np.linspace(1.01, 0, 60)]
+        kept = [len(valid_heads(threshold - scores, kv_heads)) for threshold in np.linspace(1.01, 0, 60)]
         assert kept[0] == heads
         assert kept[-1] == 0
         assert all(more >= fewer for more, fewer in itertools.pairwise(kept))
@@ -93,9 +93,9 @@ def test_plans_never_break_a_group(pico: Callable[..., Loaded], kv_heads: int) -
         values = rng.random((4, 6))
         scored = Calibration(base.facts, {**base.estimates, "entropy": {"head": Estimate.unsure(values)}}, base.sketch)
         threshold = float(rng.uniform(0.2, 1))
-        made = make_plan(scored, threshold, weights={"entropy": 1})
+        made = plan_by_threshold(scored, threshold, weights={"entropy": 1})
         scores = prunability(values, True)
-        assert made.keep == tuple(legal_heads(threshold - row, kv_heads) for row in scores)
+        assert made.keep == tuple(valid_heads(threshold - row, kv_heads) for row in scores)
         free = {(layer, head) for layer, head in np.argwhere(scores < threshold).tolist()}
         for change in made.changes:
             assert ((change.layer, change.head) in free) == (change.change == "removed")
@@ -141,7 +141,7 @@ def test_weights_that_cannot_be_used(
 ) -> None:
     """The message names the metric and its weight."""
     with pytest.raises(InputError, match=words):
-        make_plan(calibration, 0.8, unit, weights)
+        plan_by_threshold(calibration, 0.8, unit, weights)
 
 
 @pytest.mark.parametrize("unit", ["head", "block"])
@@ -149,7 +149,7 @@ def test_weights_that_cannot_be_used(
 def test_thresholds_that_cannot_be_used(calibration: Calibration, unit: Any, threshold: float) -> None:
     """Nothing at all would be left, or it is no threshold."""
     with pytest.raises(InputError, match=f"threshold={threshold:g}"):
-        make_plan(calibration, threshold, unit)
+        plan_by_threshold(calibration, threshold, unit)
 
 
 def test_the_named_threshold_works_where_one_removes_everything(calibration: Calibration) -> None:
@@ -157,14 +157,14 @@ def test_the_named_threshold_works_where_one_removes_everything(calibration: Cal
     tied: NDArray[np.float64] = np.ones(4)
     scored = Calibration(calibration.facts, {"variance": {"block": Estimate.unsure(tied)}}, None)
     with pytest.raises(InputError, match=r"above 0\.50"):
-        make_plan(scored, 0.5, "block", {"variance": 1})
-    assert make_plan(scored, 0.51, "block", {"variance": 1}).removed_heads == 0
+        plan_by_threshold(scored, 0.5, "block", {"variance": 1})
+    assert plan_by_threshold(scored, 0.51, "block", {"variance": 1}).removed_heads == 0
 
 
 def test_blocks_go_at_the_threshold_and_above(calibration: Calibration) -> None:
     """Whole layers only, and nothing is reported as changed."""
     scores = composite(calibration, {"kl_output": 1}, "block")
-    made = make_plan(calibration, 2 / 3, "block", {"kl_output": 1})
+    made = plan_by_threshold(calibration, 2 / 3, "block", {"kl_output": 1})
     assert made.removed_blocks == tuple(np.flatnonzero(scores >= 2 / 3))
     assert len(made.removed_blocks) == 2
     assert made.changes == ()
@@ -172,7 +172,7 @@ def test_blocks_go_at_the_threshold_and_above(calibration: Calibration) -> None:
 
 def test_a_plan_forecasts_on_the_other_fold(calibration: Calibration) -> None:
     """½ Σ (s·d)² per predicted token of the sequences that did not rank the heads, with their bootstrap."""
-    made, sketch = make_plan(calibration, 0.7), calibration.sketch
+    made, sketch = plan_by_threshold(calibration, 0.7), calibration.sketch
     assert made.forecast is not None
     assert sketch is not None
     removed = removed_columns(removed_mask(made.keep, 6))
@@ -190,8 +190,8 @@ def test_a_plan_forecasts_on_the_other_fold(calibration: Calibration) -> None:
 def test_without_a_sketch_there_is_no_forecast(calibration: Calibration) -> None:
     """And without the cost of heads they are planned by their variance."""
     unsketched = Calibration(calibration.facts, {"variance": calibration.estimates["variance"]}, None)
-    assert make_plan(unsketched).forecast is None
-    assert weights_of(make_plan(unsketched)) == {"variance": 1.0}
+    assert plan_by_threshold(unsketched).forecast is None
+    assert weights_of(plan_by_threshold(unsketched)) == {"variance": 1.0}
 
 
 def test_a_layer_without_heads_loses_its_block() -> None:
@@ -215,9 +215,9 @@ def test_a_removed_block_is_forecast_by_its_own_column(calibration: Calibration)
 
 def test_a_plan_survives_its_file(calibration: Calibration, tmp_path: Path) -> None:
     """Equal after saving and loading, and again through JSON."""
-    made = make_plan(calibration, 0.6)
-    path = plan.save(made, tmp_path / "sub" / "plan.json")
-    assert plan.load(path) == made
+    made = plan_by_threshold(calibration, 0.6)
+    path = plan.save_plan(made, tmp_path / "sub" / "plan.json")
+    assert plan.load_plan(path) == made
     assert type(made).model_validate_json(made.model_dump_json()) == made
 
 
@@ -242,12 +242,12 @@ def test_a_plan_survives_its_file(calibration: Calibration, tmp_path: Path) -> N
 )
 def test_edited_plans_are_refused(calibration: Calibration, tmp_path: Path, edit: Edit, words: str) -> None:
     """The message names the file and the field."""
-    path = plan.save(make_plan(calibration, 0.6), tmp_path / "plan.json")
+    path = plan.save_plan(plan_by_threshold(calibration, 0.6), tmp_path / "plan.json")
     value = json.loads(path.read_text())
     edit(value)
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=words) as caught:
-        plan.load(path)
+        plan.load_plan(path)
     assert str(path) in str(caught.value)
 
 
@@ -258,10 +258,10 @@ def test_files_that_are_no_plan_are_refused(tmp_path: Path, content: bytes) -> N
     path.write_bytes(content)
     for bad in (path, tmp_path / "missing.json", tmp_path):
         with pytest.raises(InputError, match=bad.name):
-            plan.load(bad)
+            plan.load_plan(bad)
 
 
 def test_a_plan_is_not_written_over_a_folder(calibration: Calibration, tmp_path: Path) -> None:
     """The output has to be a file."""
     with pytest.raises(InputError, match="is a folder"):
-        plan.save(make_plan(calibration, 0.6), tmp_path)
+        plan.save_plan(plan_by_threshold(calibration, 0.6), tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slim.architectures import architecture_of
-from slim.cuts import Cut, cut_of
+from slim.cuts import Slice, slice_of
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.project import CONTEXT, everything, project, speedup
@@ -19,8 +19,8 @@ def counted(facts: ModelFacts, keep: Keep) -> int:
     """Parameters that stay, tensor by tensor."""
     total = 0
     for name, shape in facts.shapes.items():
-        cut = cut_of(name, architecture_of(facts.model_type), facts, keep)
-        if isinstance(cut, Cut):
+        cut = slice_of(name, architecture_of(facts.model_type), facts, keep)
+        if isinstance(cut, Slice):
             shape = (*shape[: cut.dim], len(cut.entries), *shape[cut.dim + 1 :])  # noqa: PLW2901
         total += 0 if cut == "none" else prod(shape)
     return total

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slim import tasks, uploads, workspace
-from slim.layouts import fit
+from slim.layouts import fit_mapping
 from slim.sources import FORMATS, open_source
 from slim.templates import TEMPLATES
 from tests.fuzz import ODD, TEXTS, cases, clean, damaged, edited
@@ -157,7 +157,7 @@ def test_parquet(folder: Path) -> None:
 @given(names=st.lists(st.one_of(COLUMNS, TEXTS), max_size=6), template=KINDS, columns=MAPPED, prompt=WORDED)
 def test_layouts(names: list[str], template: str | None, columns: dict[str, str], prompt: str | None) -> None:
     """Any columns with any mapping and wording: a layout names only columns that are there."""
-    found = clean(lambda: fit(names, template, columns, prompt, "rows.csv"))
+    found = clean(lambda: fit_mapping(names, template, columns, prompt, "rows.csv"))
     if found is not None:
         assert set(found.columns.values()) <= set(names)
         assert set(found.read) <= set(names)
@@ -180,10 +180,10 @@ def test_names_of_sources(source: str) -> None:
 @given(name=TEXTS, ending=st.one_of(TEXTS, st.sampled_from([".csv", ".CSV", ".." + "a" * 300, "/../../x"])))
 def test_uploads_stay_in_their_folder(name: str, ending: str) -> None:
     """Whatever a browser says that the file is called."""
-    kept = clean(lambda: uploads.keep(name + ending, b"text\nrow\n"))
+    kept = clean(lambda: uploads.keep_upload(name + ending, b"text\nrow\n"))
     if kept is None:
         assert not (name + ending).lower().endswith(tuple(FORMATS))
         return
     assert kept.parent == workspace.subfolder("uploads")
     assert kept.read_bytes() == b"text\nrow\n"
-    assert kept in uploads.kept()
+    assert kept in uploads.kept_uploads()

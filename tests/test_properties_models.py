@@ -65,7 +65,7 @@ def pruned(original: Folder, home: Path) -> Folder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(home / "workspace"))
         original.put("config.json", original.good["config.json"])
-        facts = models.load(original.name, device="cpu", dtype="float64").facts
+        facts = models.load_model(original.name, device="cpu", dtype="float64").facts
         return Folder(prune(plan_of(facts, KEEP), home / "pruned"))
 
 
@@ -120,7 +120,7 @@ def test_loads(pruned: Folder) -> None:
     @given(files)
     def every(file: tuple[str, bytes]) -> None:
         pruned.put(*file)
-        found = clean(lambda: models.load(pruned.name, device="cpu"), pruned.name)
+        found = clean(lambda: models.load_model(pruned.name, device="cpu"), pruned.name)
         if found is not None:
             shapes = {name: tuple(tensor.shape) for name, tensor in load_file(pruned.path / WEIGHTS).items()}
             assert sum(np.prod(shape) for shape in found.facts.shapes.values()) == sum(map(np.prod, shapes.values()))

@@ -21,7 +21,7 @@ from slim.check import measure_check
 from slim.difference import of_same_model
 from slim.judge import votes
 from slim.measures import Figure
-from slim.plan import make_plan
+from slim.plan import plan_by_threshold
 from slim.project import everything, project
 from slim.records import ByBudget, DatasetFacts, Record
 from slim.tasks import Encoded
@@ -58,16 +58,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         made = measured(make_pico("llama"), random_rows((9, 12, 7, 20)), draws=2)
         check = measure_check(made, make_pico("llama"), Encoded(random_rows((6, 8), seed=2), 0), heads=4)
-        saved = calibration.save(replace(made, check=check), folder / "kept")
+        saved = calibration.save_calibration(replace(made, check=check), folder / "kept")
         calibration.save_check(saved, check)
         facts, root = made.facts.model, saved.path or folder
         kept = [[(), (0, 3), tuple(range(6))]] * 4
         effects = [np.ones((3, 5), np.float32)] * 4
-        sketch = absorbed.AbsorbedSketch(kept, effects, np.array([0, 0, 1, 1, 1]), np.array([4, 5]))  # type: ignore[arg-type]
-        absorbed.save(sketch, root)
-        plans.save(make_plan(saved, 0.6), root / "plan.json")
+        sketch = absorbed.AfterRepairSketch(kept, effects, np.array([0, 0, 1, 1, 1]), np.array([4, 5]))  # type: ignore[arg-type]
+        absorbed.save_after_repair(sketch, root)
+        plans.save_plan(plan_by_threshold(saved, 0.6), root / "plan.json")
         budget = plan_of(facts, KEEP).model_copy(update={"reason": ByBudget(limits={"params": 0.9})})
-        plans.save(budget, root / "budget.json")
+        plans.save_plan(budget, root / "budget.json")
         good = {file.name: file.read_bytes() for file in root.iterdir()}
         old = Path(__file__).parent / "data" / "0.1.0" / "plan-heads.json"
         good["old.json"] = old.read_bytes()
@@ -77,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         cast = {votes.key_of(pair): votes.Vote(choice="tie", blind=True, at="now") for pair in pairs}
         good["judged.votes.json"] = votes.Votes(votes=cast).model_dump_json().encode()
         quality = recovery.Quality(kl=0.1, perplexity=3.0, original=2.0, rows=2, predicted=9)
-        step = recovery.Recovered(
+        step = recovery.RecoveryStep(
             method="kd",
             dataset=DATA,
             samples=4,
@@ -91,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             device="cpu",
             started="2026-01-01",
             seconds=1.0,
-            curve=(recovery.Point(step=1, training=1.0, validation=2.0, kl=0.1),),
+            curve=(recovery.CurvePoint(step=1, training=1.0, validation=2.0, kl=0.1),),
         )
         good[recovery.RECOVERY_FILE] = recovery.Recovery(steps=(step,)).model_dump_json().encode()
     there = folder / "there"
@@ -104,7 +104,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def _evaluation(facts: Any) -> evaluation.EvaluationFacts:
-    about = evaluation.MeasureFacts(task="", title="KL", unit="nats", higher_is_better=False, digits=2, rows=2)
+    about = evaluation.MetricFacts(task="", title="KL", unit="nats", higher_is_better=False, digits=2, rows=2)
     score = evaluation.Score(figure=Figure(value=0.1, low=0.0, high=0.2), difference=Figure(value=0.0))
     timed = {"value": 1.0, "times": 1.0, "low": 0.9, "high": 1.1}
     pace = {"rows": 1, "prefill": timed, "decode": timed, "first_token": timed, "cache_bytes": 9}
@@ -147,7 +147,7 @@ def test_plans(place: Place, name: str) -> None:
 
     @given(content=json_files(place.raw(name)))
     def every(content: bytes) -> None:
-        found = check_json(place, name, content, lambda: plans.load(place.folder / name))
+        found = check_json(place, name, content, lambda: plans.load_plan(place.folder / name))
         if found is not None:
             survives(found)
             assert found.after == project(found.model, found.keep)
@@ -164,12 +164,12 @@ def test_calibrations(place: Place, name: str) -> None:
 
     @given(content=json_files(place.raw(name)))
     def every(content: bytes) -> None:
-        found = check_json(place, name, content, lambda: calibration.load(place.folder))
+        found = check_json(place, name, content, lambda: calibration.load_calibration(place.folder))
         if found is not None:
             survives(found.facts)
             if found.check is not None:
                 survives(found.check)
-            clean(lambda: make_plan(found, 0.6))
+            clean(lambda: plan_by_threshold(found, 0.6))
             of_same_model(found.facts.model, [place.folder])
 
     every()
@@ -181,10 +181,10 @@ def test_evaluations(place: Place) -> None:
 
     @given(content=json_files(place.raw(name)))
     def every(content: bytes) -> None:
-        found = check_json(place, name, content, lambda: evaluation.load(place.folder / "evaluation"))
+        found = check_json(place, name, content, lambda: evaluation.load_evaluation(place.folder / "evaluation"))
         if found is not None:
             survives(found.facts)
-            evaluation.figures(found.facts)
+            evaluation.figures_table(found.facts)
 
     every()
 
@@ -195,7 +195,7 @@ def test_evaluation_tables(place: Place) -> None:
 
     @given(content=damaged(place.good[name]))
     def every(content: bytes) -> None:
-        check_json(place, name, content, lambda: evaluation.load(place.folder / "evaluation"))
+        check_json(place, name, content, lambda: evaluation.load_evaluation(place.folder / "evaluation"))
 
     every()
 
@@ -206,18 +206,18 @@ def test_judgements_and_votes(place: Place) -> None:
 
     @given(content=json_files(place.raw("judged.json")))
     def every(content: bytes) -> None:
-        found = check_json(place, "judged.json", content, lambda: judge.load(file))
+        found = check_json(place, "judged.json", content, lambda: judge.load_judgment(file))
         if found is not None:
             survives(found)
-            votes.agreement(found, votes.load(file))
+            votes.agreement(found, votes.load_votes(file))
             votes.queue(found)
 
     @given(content=json_files(place.raw("judged.votes.json")))
     def voted(content: bytes) -> None:
-        found = check_json(place, "judged.votes.json", content, lambda: votes.load(file))
+        found = check_json(place, "judged.votes.json", content, lambda: votes.load_votes(file))
         if found is not None:
             survives(found)
-            votes.agreement(judge.load(file), found)
+            votes.agreement(judge.load_judgment(file), found)
 
     every()
     voted()
@@ -228,7 +228,7 @@ def test_recoveries(place: Place) -> None:
 
     @given(content=json_files(place.raw(recovery.RECOVERY_FILE)))
     def every(content: bytes) -> None:
-        found = check_json(place, recovery.RECOVERY_FILE, content, lambda: recovery.recovery_of(place.folder))
+        found = check_json(place, recovery.RECOVERY_FILE, content, lambda: recovery.load_recovery(place.folder))
         if found is not None:
             survives(found)
 
@@ -283,13 +283,13 @@ def test_arrays(place: Place, name: str) -> None:
     """Of a calibration and of what repair absorbs: what is read are finite numbers of the right shapes."""
     (place.folder / name).write_bytes(place.good[name])
     good = load_file(place.folder / name)
-    load = calibration.load if name == "tensors.safetensors" else absorbed.load
+    load = calibration.load_calibration if name == "tensors.safetensors" else absorbed.load_after_repair
 
     @given(content=st.one_of(arrays(good), arrays(good), headers(place.good[name]), damaged(place.good[name])))
     def every(content: bytes) -> None:
         found = check_json(place, name, content, lambda: load(place.folder))
         if isinstance(found, calibration.Calibration):
-            clean(lambda: make_plan(found, 0.6))
+            clean(lambda: plan_by_threshold(found, 0.6))
             for levels in found.metrics.values():
                 assert all(np.isfinite(array).all() for array in levels.values())
             assert found.sketch is None or np.isfinite(found.sketch.scores).all()

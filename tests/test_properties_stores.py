@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from slim import results
 from slim.jobs.store import Job, JobStore
-from slim.results import Results
+from slim.results import RowCache
 from tests.fuzz import LEAVES, ODD, clean, damaged, edited
 
 ROW = torch.arange(5)
@@ -57,8 +57,8 @@ def test_results(at_home: Path) -> None:
 
     @given(CELLS, MODES)
     def every(value: Any, mode: int | None) -> None:
-        with results.kept() as cache:
-            held = Results(cache, kind="test")
+        with results.open_cache() as cache:
+            held = RowCache(cache, kind="test")
             held.put(ROW, 1, ARRAYS)
             assert held.get(ROW, 1) is not None
             put(at_home / "results", value, mode)
@@ -71,7 +71,7 @@ def test_results(at_home: Path) -> None:
 @given(st.one_of(st.text(max_size=40), LEAVES, st.binary(max_size=60)))
 def test_kept_arrays_of_any_text(value: Any) -> None:
     """A value that the store gives but that is no array of ours."""
-    held = Results(dict.fromkeys([Results(None, a=1)._key(ROW, 0)], value), a=1)  # type: ignore[arg-type]
+    held = RowCache(dict.fromkeys([RowCache(None, a=1)._key(ROW, 0)], value), a=1)  # type: ignore[arg-type]
     found = held.get(ROW, 0)
     assert found is None or isinstance(found, dict)
 

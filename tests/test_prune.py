@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from slim.checkpoint import MODELING_FILE, PLAN_FILE
 from slim.errors import InputError
 from slim.models import Loaded
-from slim.plan import load as load_plan
+from slim.plan import load_plan
 from slim.probe import Probe
 from slim.project import everything
 from slim.prune import prune

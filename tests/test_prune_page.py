@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from slim import absorbed, calibrate, calibration, jobs, plan, workspace
-from slim.records import Plan, Settings
+from slim.records import CalibrationSettings, Plan
 from tests.pico import make_pico, save_pico
 
 PATIENCE = 120.0
@@ -25,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         save_pico(make_pico("llama"), folder / "model")
-        settings = Settings(samples=6, max_length=48)
+        settings = CalibrationSettings(samples=6, max_length=48)
         output = folder / "workspace" / "calibrations" / "task"
         calibrate.calibrate(str(folder / "model"), "bundled:triage", settings=settings, output=output)
         yield folder / "workspace"
@@ -67,7 +67,7 @@ def metrics(page: AppTest) -> dict[str, str]:
 
 def saved() -> Plan:
     (file,) = workspace.runs("plan")
-    return plan.load(file)
+    return plan.load_plan(file)
 
 
 def press(page: AppTest, label: str) -> AppTest:
@@ -163,7 +163,7 @@ def test_rows_that_are_gone_cannot_repair(here: Path, tmp_path: Path, monkeypatc
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"text": "Row {n} has words of its own."}}\n' for n in range(6)), encoding="utf-8")
     output = here / "calibrations" / "gone"
-    settings = Settings(samples=6, max_length=24)
+    settings = CalibrationSettings(samples=6, max_length=24)
     calibrate.calibrate(str(here.parent / "model"), str(rows), settings=settings, output=output)
     rows.unlink()
     try:
@@ -221,7 +221,7 @@ def test_a_plan_for_what_is_left_after_repair(here: Path) -> None:
     assert made.forecast
     assert made.repaired
     folder = here / "calibrations" / "task"
-    assert made.repaired == absorbed.absorbed(calibration.load(folder)).forecast(made.keep, 0)
+    assert made.repaired == absorbed.after_repair_sketch(calibration.load_calibration(folder)).forecast(made.keep, 0)
     assert metrics(page)["Forecast loss"] == (
         f"{made.forecast.nats_per_token:.3f} → {made.repaired.nats_per_token:.3f} nats"
     )

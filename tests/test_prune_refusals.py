@@ -20,10 +20,10 @@ import slim.calibration
 from slim import workspace
 from slim.calibrate import calibrate
 from slim.errors import Cancelled, InputError, SlimError
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.project import everything
 from slim.prune import prune
-from slim.records import Keep, Plan, Settings
+from slim.records import CalibrationSettings, Keep, Plan
 from tests.pico import plan_of, random_rows, save_pico
 from tests.reference import measured
 
@@ -97,7 +97,7 @@ def test_a_pruned_model_is_not_calibrated(plan: Plan, tmp_path: Path) -> None:
     """Its layers differ: the original is what plans are made for."""
     pruned = prune(plan, tmp_path / "pruned")
     with pytest.raises(InputError, match="pruned already"):
-        calibrate(str(pruned), settings=Settings(samples=2, device="cpu"), output=tmp_path / "calibration")
+        calibrate(str(pruned), settings=CalibrationSettings(samples=2, device="cpu"), output=tmp_path / "calibration")
     assert not (tmp_path / "calibration").exists()
 
 
@@ -171,7 +171,7 @@ def test_a_real_disk_that_fills_up_leaves_nothing(plan: Plan, tmp_path: Path) ->
                 refused.append(error)
                 left = [*place.iterdir(), *workspace.runs("checkpoint")]
             else:
-                assert load(str(place / "pruned"), device="cpu").facts.layers == 4
+                assert load_model(str(place / "pruned"), device="cpu").facts.layers == 4
                 break
         assert left == []
         assert str(place / "pruned") in str(refused[-1])
@@ -202,10 +202,10 @@ def test_what_a_killed_save_left_is_removed_by_the_next(plan: Plan, tmp_path: Pa
         assert left == {f".pruned.partial-{killed.pid}", f".other.partial-{busy.pid}"}
         assert not output.exists()
         with pytest.raises(InputError, match="was not found"):
-            load(str(output), device="cpu")
+            load_model(str(output), device="cpu")
         prune(plan, output)
         assert {path.name for path in tmp_path.glob(".*")} == {f".other.partial-{busy.pid}"}
-    assert load(str(output), device="cpu").facts.layers == 4
+    assert load_model(str(output), device="cpu").facts.layers == 4
 
 
 def test_a_process_number_given_anew_protects_nothing(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_layer_without_heads_loses_its_block(pico: Callable[..., Loaded], tmp_
     full = everything(original.facts)
     made = plan_of(original.facts, (full[0], (), *full[2:]))
     assert made.removed_blocks == (1,)
-    loaded = load(str(prune(made, tmp_path / "pruned")), device="cpu")
+    loaded = load_model(str(prune(made, tmp_path / "pruned")), device="cpu")
     left = {name for name, p in loaded.model.named_parameters() if name.startswith("model.layers.1.") and p.numel()}
     parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")
     assert left == {f"model.layers.1.{part}.weight" for part in parts}
@@ -268,7 +268,7 @@ def test_a_calibration_that_cannot_be_written_leaves_nothing(
     monkeypatch.setattr(slim.calibration, "save_file", full)
     calibration = measured(pico("llama"), random_rows((4, 5)), kl="none")
     with pytest.raises(SlimError, match="no space left"):
-        slim.calibration.save(calibration, tmp_path / "calibration")
+        slim.calibration.save_calibration(calibration, tmp_path / "calibration")
     assert not list(tmp_path.glob("*calibration*"))
     assert workspace.runs("calibration") == []
 
@@ -291,14 +291,14 @@ def test_folders_that_are_no_model(original: Loaded, break_it: Callable[[Path], 
     """The message names what is wrong."""
     break_it(Path(original.facts.source))
     with pytest.raises(InputError, match=words):
-        load(original.facts.source, device="cpu")
+        load_model(original.facts.source, device="cpu")
 
 
 @pytest.mark.parametrize("source", ["bundled:nothing", "no such model", "nowhere/at all", "/nowhere/model.gguf"])
 def test_sources_that_are_no_model(source: str) -> None:
     """The message repeats the value."""
     with pytest.raises(InputError) as caught:
-        load(source)
+        load_model(source)
     assert source in str(caught.value)
 
 
@@ -306,4 +306,4 @@ def test_a_device_that_is_not_there_is_refused(original: Loaded) -> None:
     """The message names it."""
     assert torch.device("cpu") == original.model.device
     with pytest.raises(InputError, match="'cuda:9'"):
-        load(original.facts.source, device="cuda:9")
+        load_model(original.facts.source, device="cuda:9")

@@ -119,7 +119,7 @@ def test_what_the_hub_refuses_is_one_sentence(hub: Repositories, checkpoint: Pat
 def test_a_name_that_is_none_is_refused(checkpoint: Path, name: str) -> None:
     """Before anything is asked."""
     with pytest.raises(InputError, match=f"repository {name!r}"):
-        push.planned(checkpoint, name)
+        push.plan_upload(checkpoint, name)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_text("x")
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="is no checkpoint"):
-            push.planned(folder, "me/small")
+            push.plan_upload(folder, "me/small")
 
 
 def page(folder: str) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from slim import evaluation_charts
-from slim.evaluation import EvaluationFacts, EvaluationSettings, MeasureFacts, ModelScores, Score
+from slim.evaluation import EvaluationFacts, EvaluationSettings, MetricFacts, ModelScores, Score
 from slim.measures import Figure
-from slim.pace import Footprint, Pace, Timed
-from slim.quantities import Quantity, one_of, pareto, quantities
+from slim.pace import Footprint, Speed, Timed
+from slim.quantities import ComparedMetric, compare_models, named_metric, pareto
 from slim.records import ModelFacts
 
 NAMES = ["original", "small", "<b>tiny</b> & a name far too long for any chart"]
@@ -62,7 +62,7 @@ def made(*, timed_too: bool = True, rows: tuple[int, ...] = (1, 8)) -> Evaluatio
         held_out="",
         settings=EvaluationSettings(),
         measures={
-            name: MeasureFacts(task=task, title=title, unit=unit, higher_is_better=higher, digits=digits, rows=9)
+            name: MetricFacts(task=task, title=title, unit=unit, higher_is_better=higher, digits=digits, rows=9)
             for name, (task, title, unit, higher, digits) in measures.items()
         },
         models=tuple(
@@ -74,7 +74,7 @@ def made(*, timed_too: bool = True, rows: tuple[int, ...] = (1, 8)) -> Evaluatio
                     for key, (value, change) in found.items()
                 },
                 pace=tuple(
-                    Pace(
+                    Speed(
                         rows=count,
                         prefill=timed(100 * speed, speed),
                         decode=timed(10 * speed, speed),
@@ -99,19 +99,19 @@ def made(*, timed_too: bool = True, rows: tuple[int, ...] = (1, 8)) -> Evaluatio
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Quantity]:
-    return quantities(made())
+def found() -> list[ComparedMetric]:
+    return compare_models(made())
 
 
-def test_everything_found_is_there(found: list[Quantity]) -> None:
+def test_everything_found_is_there(found: list[ComparedMetric]) -> None:
     """Quality first, then speed at each batch size, then size; and what was not timed is not there."""
     at = [f"{name}-{rows}" for rows in (1, 8) for name in ("prefill", "decode", "first_token", "cache")]
     names = [one.name for one in found]
     assert names == ["perplexity", "kl", "accuracy", "arc:acc", *at, "parameters", "file", "peak_memory", "load"]
-    assert [one.name for one in quantities(made(timed_too=False))] == [*names[:4], "parameters"]
-    assert one_of(found, "arc:acc").label == "arc: acc, points"
-    assert one_of(found, "parameters").values.tolist() == pytest.approx([0.001, 0.0008, 0.0005])
-    assert one_of(found, "cache-8").values.tolist() == pytest.approx([10, 8, 5])
+    assert [one.name for one in compare_models(made(timed_too=False))] == [*names[:4], "parameters"]
+    assert named_metric(found, "arc:acc").label == "arc: acc, points"
+    assert named_metric(found, "parameters").values.tolist() == pytest.approx([0.001, 0.0008, 0.0005])
+    assert named_metric(found, "cache-8").values.tolist() == pytest.approx([10, 8, 5])
 
 
 @pytest.mark.parametrize(
@@ -136,20 +136,20 @@ def test_everything_found_is_there(found: list[Quantity]) -> None:
     ],
 )
 def test_changes_in_words_and_what_they_say(
-    found: list[Quantity], name: str, words: list[str], says: list[str | None]
+    found: list[ComparedMetric], name: str, words: list[str], says: list[str | None]
 ) -> None:
     """Never a bare number where it was sampled, and better or worse only where the interval excludes no difference."""
-    quantity = one_of(found, name)
+    quantity = named_metric(found, name)
     assert [quantity.change_in_words(place) for place in range(3)] == words
     assert [quantity.standing(place) for place in range(3)] == says
 
 
-def test_shares_are_above_one_where_a_model_is_better(found: list[Quantity]) -> None:
+def test_shares_are_above_one_where_a_model_is_better(found: list[ComparedMetric]) -> None:
     """Whichever way is better; a distance of the original to itself has none."""
-    assert one_of(found, "perplexity").shares == pytest.approx([1, 20 / 22, 0.05])
-    assert one_of(found, "accuracy").shares == pytest.approx([1, 0.976, 1.2])
-    assert one_of(found, "file").shares == pytest.approx([1, 1.25, 2])
-    assert math.isnan(one_of(found, "kl").shares[0])
+    assert named_metric(found, "perplexity").shares == pytest.approx([1, 20 / 22, 0.05])
+    assert named_metric(found, "accuracy").shares == pytest.approx([1, 0.976, 1.2])
+    assert named_metric(found, "file").shares == pytest.approx([1, 1.25, 2])
+    assert math.isnan(named_metric(found, "kl").shares[0])
     assert "kl" not in [one.name for one in evaluation_charts.spokes(found)]
 
 
@@ -186,7 +186,7 @@ def traces(figure: Any) -> Any:
     return figure.data
 
 
-def test_a_bar_for_each_model_with_its_interval(found: list[Quantity]) -> None:
+def test_a_bar_for_each_model_with_its_interval(found: list[ComparedMetric]) -> None:
     """In each quantity's own unit; where there is no interval there are no whiskers; names are text."""
     quality = [one for one in found if one.group == "quality"]
     figure = evaluation_charts.change_bars(quality, NAMES)
@@ -205,7 +205,7 @@ def test_a_bar_for_each_model_with_its_interval(found: list[Quantity]) -> None:
     assert evaluation_charts.change_bars([], NAMES).data == ()
 
 
-def test_the_radar_has_what_all_models_have(found: list[Quantity]) -> None:
+def test_the_radar_has_what_all_models_have(found: list[ComparedMetric]) -> None:
     """The original is the ring at 1; too few spokes are no radar."""
     figure = evaluation_charts.radar(found, NAMES)
     rings = traces(figure)
@@ -217,20 +217,20 @@ def test_the_radar_has_what_all_models_have(found: list[Quantity]) -> None:
     assert evaluation_charts.radar(found[:3], NAMES) is None
 
 
-def test_size_against_quality(found: list[Quantity]) -> None:
+def test_size_against_quality(found: list[ComparedMetric]) -> None:
     """Every model at its figures with its interval, the original among them, and a line through the efficient ones."""
-    x, y = one_of(found, "file"), one_of(found, "accuracy")
+    x, y = named_metric(found, "file"), named_metric(found, "accuracy")
     line, *points = traces(evaluation_charts.trade_off(x, y, NAMES))
     assert [(point.x[0], point.y[0]) for point in points] == [(100, 50), (80, 48.8), (50, 60)]
     assert points[1].y[0] + points[1].error_y.array[0] == pytest.approx(1.1 * 48.8)
     assert [point.marker.symbol for point in points] == ["diamond-open", "circle-open", "circle"]
     assert list(line.x) == [50]
     assert not line.showlegend
-    figure = evaluation_charts.trade_off(one_of(found, "decode-8"), one_of(found, "perplexity"), NAMES)
+    figure = evaluation_charts.trade_off(named_metric(found, "decode-8"), named_metric(found, "perplexity"), NAMES)
     line, *points = traces(figure)
     assert list(line.x) == [10, 12.5, 20]
     assert "&lt;b&gt;" in points[2].name
     assert figure.layout.yaxis.type == "log"  # type: ignore[attr-defined]
     assert figure.layout.xaxis.type is None  # type: ignore[attr-defined]
-    kl = traces(evaluation_charts.trade_off(x, one_of(found, "kl"), NAMES))
+    kl = traces(evaluation_charts.trade_off(x, named_metric(found, "kl"), NAMES))
     assert [point.y[0] for point in kl[1:]] == [0, 0.1, 3.0]

@@ -19,9 +19,9 @@ import pytest
 from slim import jobs
 from slim.errors import Cancelled, InputError, SlimError
 from slim.jobs import Job, control
-from slim.jobs.attached import attached, placed
+from slim.jobs.attached import foreground, placed
 from slim.jobs.device import device_of, hold
-from slim.jobs.faults import DISK, GONE, MEMORY, NETWORK, reason_of, reason_of_death
+from slim.jobs.faults import DISK, GONE, MEMORY, NETWORK, death_reason, failure_reason
 from slim.jobs.job import SILENT
 from slim.jobs.store import BALLAST, JobStore, StoreFull
 from tests.pico import make_pico, save_pico
@@ -94,7 +94,7 @@ def test_workers_and_commands_take_turns_in_one_order_though_the_runner_is_kille
     between: list[Job | None] = []
 
     def command() -> None:
-        with attached("check", {"calibration": model}, said.append) as progress:
+        with foreground("check", {"calibration": model}, said.append) as progress:
             between.append(jobs.state_of(last[0].id))
             progress.made("here")
 
@@ -213,13 +213,13 @@ def test_how_a_command_ends_is_written(
 ) -> None:
     """Its error goes on to the person, with SIGTERM as it was and the device free."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(type(error)), attached("push", {}, print):
+    with pytest.raises(type(error)), foreground("push", {}, print):
         raise error
     (job,) = jobs.jobs()
     assert (job.state, job.error) == (state, reason)
     assert ("Traceback" in jobs.log_of(job.id)) == (state == "failed")
     assert signal.getsignal(signal.SIGTERM) is before
-    with attached("push", {}, pytest.fail):
+    with foreground("push", {}, pytest.fail):
         pass
 
 
@@ -279,7 +279,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_a_reason_is_one_sentence(error: Exception, reason: str | None) -> None:
     """Whatever library it came from, and however it was wrapped."""
-    assert reason_of(error) == (reason or str(error))
+    assert failure_reason(error) == (reason or str(error))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_reason_is_one_sentence(error: Exception, reason: str | None) -> None:
 )
 def test_a_death_is_told_by_its_code_and_last_words(code: int, log: str, reason: str) -> None:
     """Where the worker could not write why."""
-    assert reason_of_death(code, log) == reason
+    assert death_reason(code, log) == reason
 
 
 def test_on_a_full_disk_ends_are_written_and_the_rest_is_refused_in_a_sentence(

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from slim import budget, bundled, calibrate, prune
-from slim.records import Settings
-from slim.recovery import recovery_of
+from slim.records import CalibrationSettings
+from slim.recovery import load_recovery
 from tests.visitor import Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
@@ -32,10 +32,10 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
         measured = calibrate.calibrate(
             bundled.NAME,
             "bundled:briefs",
-            settings=Settings(samples=8, max_length=LENGTH),
+            settings=CalibrationSettings(samples=8, max_length=LENGTH),
             output=folder / "workspace" / "calibrations" / "briefs",
         )
-        plan = budget.plan_for_budget(measured, {"heads": 0.7})
+        plan = budget.plan_by_budget(measured, {"heads": 0.7})
         prune.prune(plan, folder / "workspace" / "checkpoints" / "small")
         yield folder / "workspace"
 
@@ -74,7 +74,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=MINUTES)
     expect(page.get_by_text("Next: knowledge distillation.")).to_be_visible(timeout=10 * MINUTES)
     visitor.settle()
-    (repaired,) = recovery_of(newest(workspace, page)).steps
+    (repaired,) = load_recovery(newest(workspace, page)).steps
     assert repaired.applied
     assert repaired.after.kl < repaired.before.kl
     expect(page.get_by_text(f"{repaired.before.kl:.3f} → {repaired.after.kl:.3f} nats/token")).to_be_visible()
@@ -99,7 +99,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     )
     visitor.settle()
     made = newest(workspace, page)
-    _, distilled = recovery_of(made).steps
+    _, distilled = load_recovery(made).steps
     assert distilled.method == "kd"
     assert distilled.after.kl <= distilled.before.kl < repaired.before.kl
     assert min(point.validation for point in distilled.curve) < distilled.curve[0].validation

@@ -13,7 +13,7 @@ import pytest
 
 from slim import jobs
 from slim.prune import prune
-from slim.recovery import recovery_of
+from slim.recovery import load_recovery
 from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
 from tests.surgery import WHOLE
@@ -45,7 +45,7 @@ def test_for_people_and_programs(files: Files, tmp_path: Path, run: Run) -> None
     """The estimate first, then the figures before and after; the record with --json."""
     given = (files.pruned, "--dataset", files.rows, *SMALL, "--steps", 4, "--evaluations", 2, "--learning-rate", 0.01)
     code, out, err = run("finetune", *given, "--output", tmp_path / "one")
-    (step,) = recovery_of(tmp_path / "one").steps
+    (step,) = load_recovery(tmp_path / "one").steps
     assert code == 0
     assert "60 rows, " in err
     assert "GB of memory" in err
@@ -91,7 +91,7 @@ def test_as_a_job(files: Files, tmp_path: Path) -> None:
         time.sleep(0.2)
     assert found is not None
     assert (found.state, found.error) == ("done", None)
-    assert recovery_of(Path(str(found.result))).steps[0].method == "lora"
+    assert load_recovery(Path(str(found.result))).steps[0].method == "lora"
 
 
 @pytest.mark.integration
@@ -119,6 +119,6 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     subprocess.run([*command, str(tmp_path / "unbroken")], env=env, check=True, capture_output=True)
     assert same(tmp_path / "resumed", tmp_path / "unbroken")
     assert not same(tmp_path / "resumed", files.pruned)
-    one, other = (recovery_of(tmp_path / name).steps[0] for name in ("resumed", "unbroken"))
+    one, other = (load_recovery(tmp_path / name).steps[0] for name in ("resumed", "unbroken"))
     assert one.curve == other.curve
     assert one.after == other.after

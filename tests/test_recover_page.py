@@ -11,8 +11,8 @@ from streamlit.testing.v1 import AppTest
 from slim import calibrate, jobs, plan, prune, repair, workspace
 from slim.finetune import TrainSettings, finetune
 from slim.jobs.store import JobStore
-from slim.records import Settings
-from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
+from slim.records import CalibrationSettings
+from slim.recovery import RECOVERY_FILE, Recovery, load_recovery
 from slim.repair import RepairSettings
 from tests.pico import make_pico, plan_of, save_pico
 from tests.surgery import WHOLE
@@ -33,11 +33,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         measured = calibrate.calibrate(
             str(folder / "model"),
             "bundled:triage",
-            settings=Settings(samples=6, max_length=48),
+            settings=CalibrationSettings(samples=6, max_length=48),
             output=folder / "workspace" / "calibrations" / "task",
         )
         prune.prune(plan_of(original.facts, (WHOLE, (), WHOLE, WHOLE)), made / "foreign")
-        prune.prune(plan.make_plan(measured, 0.7, "head"), made / "plain")
+        prune.prune(plan.plan_by_threshold(measured, 0.7, "head"), made / "plain")
         repair.repair(str(made / "plain"), settings=RepairSettings.checked(**SMALL), output=made / "repaired")
         training = TrainSettings.checked(**SMALL, positions="all", steps=4, evaluations=2, rank=2, learning_rate=0.01)
         finetune(str(made / "repaired"), "bundled:triage", "kd", training, output=made / "trained")
@@ -123,7 +123,7 @@ def test_a_plain_checkpoint_is_repaired_first(here: Path, home: Path) -> None:
     page.run()
     made = Path(str(job.result))
     assert shown(page) == made
-    (step,) = recovery_of(made).steps
+    (step,) = load_recovery(made).steps
     said = words(page)
     if step.applied:
         assert f"KL to the original {step.before.kl:.3f} → {step.after.kl:.3f} nats/token" in said
@@ -144,7 +144,7 @@ def test_a_form_of_ones_own(here: Path) -> None:
     job = finished("finetune")
     assert (job.state, job.error) == ("done", None)
     assert (job.arguments["method"], job.arguments["dataset"]) == ("lora", "bundled:triage")
-    (step,) = recovery_of(Path(str(job.result))).steps
+    (step,) = load_recovery(Path(str(job.result))).steps
     assert [point["step"] for point in job.curve] == [0, 2, 4]
     assert [point.model_dump() for point in step.curve] == list(job.curve)
     page.run()
@@ -160,13 +160,13 @@ def test_local_distillation(here: Path) -> None:
     page.button(key="recover-start").click().run()
     job = finished("finetune")
     assert (job.state, job.error) == ("done", None)
-    assert recovery_of(Path(str(job.result))).steps[0].method == "local"
+    assert load_recovery(Path(str(job.result))).steps[0].method == "local"
 
 
 def test_each_step_is_told(here: Path) -> None:
     """Before and after, the rows of each role, and whether it was applied."""
     page = page_of(here, "trained")
-    steps = recovery_of(here / "checkpoints" / "trained").steps
+    steps = load_recovery(here / "checkpoints" / "trained").steps
     (table,) = page.dataframe
     lines: Any = table.value
     assert list(lines["step"]) == ["Repair", "Knowledge distillation"]

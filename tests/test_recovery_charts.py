@@ -4,19 +4,19 @@ from typing import Any
 
 import pytest
 
-from slim.recovery import Point, Quality, Recovered
+from slim.recovery import CurvePoint, Quality, RecoveryStep
 from slim.recovery_charts import changes, curve, in_words
 from tests.test_recover_page import POINTS
 
-CURVE = tuple(Point.model_validate(point) for point in POINTS)
+CURVE = tuple(CurvePoint.model_validate(point) for point in POINTS)
 
 
 def quality(kl: float, perplexity: float) -> Quality:
     return Quality(kl=kl, perplexity=perplexity, original=10.0, rows=9, predicted=700)
 
 
-def step(method: str, before: Quality, after: Quality, applied: bool = True) -> Recovered:
-    return Recovered.model_validate(
+def step(method: str, before: Quality, after: Quality, applied: bool = True) -> RecoveryStep:
+    return RecoveryStep.model_validate(
         {
             "method": method,
             "dataset": {

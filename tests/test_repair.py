@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from slim import checkpoint, held_out, rounds, tasks
-from slim.budget import plan_for_budget
+from slim.budget import plan_by_budget
 from slim.calibrate import calibrate
 from slim.calibration import Calibration
 from slim.errors import Cancelled, InputError
-from slim.least_squares import Fitted
-from slim.models import load
+from slim.least_squares import FittedMatrix
+from slim.models import load_model
 from slim.prune import prune
-from slim.records import Keep, Plan, Settings
-from slim.recovery import ROLES, Quality, Recovered, recovery_of, role_of
+from slim.records import CalibrationSettings, Keep, Plan
+from slim.recovery import ROLES, Quality, RecoveryStep, load_recovery, role_of
 from slim.repair import RepairSettings, prune_and_repair, repair
 from slim.rounds import expanded, prune_in_rounds
 from tests.pico import make_pico, plan_of, save_pico
@@ -33,18 +33,18 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """Of a pico llama in a folder, on a few rows of a real dataset."""
     folder = tmp_path_factory.mktemp("calibrated")
     save_pico(make_pico("llama"), folder / "model")
-    settings = Settings(samples=12, max_length=48, dtype="float64")
+    settings = CalibrationSettings(samples=12, max_length=48, dtype="float64")
     return calibrate(str(folder / "model"), TRIAGE, settings=settings, output=folder / "calibration")
 
 
 @pytest.fixture(scope="module")
 def plan(calibration: Calibration) -> Plan:
     """Of two thirds of the heads."""
-    return plan_for_budget(calibration, {"heads": 0.67})
+    return plan_by_budget(calibration, {"heads": 0.67})
 
 
-def step_of(folder: Path) -> Recovered:
-    (step,) = recovery_of(folder).steps
+def step_of(folder: Path) -> RecoveryStep:
+    (step,) = load_recovery(folder).steps
     return step
 
 
@@ -56,9 +56,9 @@ def test_a_repaired_checkpoint_is_better_and_says_so(plan: Plan, tmp_path: Path)
     assert step.after.kl < step.before.kl
     assert step.dataset.source == TRIAGE
     assert step.settings["original"] == plan.model.source
-    assert {Fitted(**one).name for one in step.settings["matrices"]} == {"self_attn.o_proj", "mlp.down_proj"}
+    assert {FittedMatrix(**one).name for one in step.settings["matrices"]} == {"self_attn.o_proj", "mlp.down_proj"}
     assert checkpoint.recipe(done) == plan
-    before, after = (load(str(folder), dtype="float64") for folder in (cut, done))
+    before, after = (load_model(str(folder), dtype="float64") for folder in (cut, done))
     assert not torch.equal(logits(before), logits(after))
     assert f"| repair | {TRIAGE} | {step.before.kl:.4f} → {step.after.kl:.4f} |" in (done / "README.md").read_text()
 
@@ -70,7 +70,7 @@ def test_the_figures_are_of_rows_that_took_no_other_part(plan: Plan, calibration
     settings = calibration.facts.settings
     calibrated = tasks.choose(tasks.load_task(TRIAGE), settings.samples, settings.seed)
     told = [row for row in drawn if role_of(row) == "report" and row not in calibrated]
-    original, repaired = load(plan.model.source, dtype="float64"), load(str(done), dtype="float64")
+    original, repaired = load_model(plan.model.source, dtype="float64"), load_model(str(done), dtype="float64")
     nats = surprise = base = count = 0.0
     for row in tasks.encode(told, original.tokenizer, FEW.max_length).rows:
         with torch.no_grad():
@@ -108,11 +108,11 @@ def test_later_evaluations_take_other_rows(plan: Plan, tmp_path: Path) -> None:
 def test_what_does_not_help_is_not_applied(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows that decide are made to see a repair that harms: a repair of real rows is never worse here."""
 
-    def harm(*args: Any, **kwargs: Any) -> list[Fitted]:
+    def harm(*args: Any, **kwargs: Any) -> list[FittedMatrix]:
         student = args[1]
         for parameter in student.model.parameters():
             parameter.mul_(1.3)
-        return [Fitted(0, "mlp.down_proj", 1.0, 0.5)]
+        return [FittedMatrix(0, "mlp.down_proj", 1.0, 0.5)]
 
     monkeypatch.setattr("slim.repair.repair_weights", harm)
     cut = prune(plan, tmp_path / "cut")
@@ -121,7 +121,7 @@ def test_what_does_not_help_is_not_applied(plan: Plan, tmp_path: Path, monkeypat
     assert not step.applied
     assert step.after == step.before
     assert any("no better" in note for note in step.notes)
-    assert torch.equal(*(logits(load(str(folder), dtype="float64")) for folder in (cut, done)))
+    assert torch.equal(*(logits(load_model(str(folder), dtype="float64")) for folder in (cut, done)))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_without_its_calibration_a_dataset_must_be_named(tmp_path: Path) -> None
 
 
 def test_an_expanded_checkpoint_computes_the_same(plan: Plan, tmp_path: Path) -> None:
-    original = load(plan.model.source, dtype="float64")
+    original = load_model(plan.model.source, dtype="float64")
     done = prune_and_repair(plan, FEW, output=tmp_path / "done")
-    assert torch.allclose(logits(expanded(original, done)), logits(load(str(done), dtype="float64")), atol=1e-10)
+    assert torch.allclose(logits(expanded(original, done)), logits(load_model(str(done), dtype="float64")), atol=1e-10)
 
 
 def test_rounds_reach_the_budget_and_tell_of_each(plan: Plan, tmp_path: Path) -> None:
@@ -164,12 +164,12 @@ def test_rounds_reach_the_budget_and_tell_of_each(plan: Plan, tmp_path: Path) ->
     plans: list[Plan] = []
 
     def tell(number: int, folder: Path) -> None:
-        made, step = checkpoint.recipe(folder), recovery_of(folder).steps[-1]
+        made, step = checkpoint.recipe(folder), load_recovery(folder).steps[-1]
         plans.append(made)
         told.append((number, made.removed_heads, step.after))
 
     done = prune_in_rounds(plan, 3, FEW, tmp_path / "done", told=tell)
-    steps = recovery_of(done).steps
+    steps = load_recovery(done).steps
     assert [number for number, _, _ in told] == [1, 2, 3]
     removed = [heads for _, heads, _ in told]
     assert removed == sorted(removed)
@@ -201,7 +201,7 @@ def test_stopped_rounds_go_on_where_they_were(plan: Plan, tmp_path: Path, monkey
     assert not (tmp_path / "broken").exists()
     broken = prune_in_rounds(plan, 3, FEW, tmp_path / "broken")
     assert planned == pytest.approx([0.89, 0.78, 0.78, 0.67])
-    one, other = (load(str(folder), dtype="float64") for folder in (whole, broken))
+    one, other = (load_model(str(folder), dtype="float64") for folder in (whole, broken))
     assert torch.equal(logits(one), logits(other))
     assert json.loads((broken / "slim_plan.json").read_text())["keep"] == [
         list(kept) if kept is not None else None for kept in checkpoint.recipe(whole).keep
@@ -212,7 +212,7 @@ def test_rounds_need_a_budget_of_size(plan: Plan, calibration: Calibration, tmp_
     with pytest.raises(InputError, match="rounds=1"):
         prune_in_rounds(plan, 1, FEW, tmp_path / "done")
     with pytest.raises(InputError, match="rounds: they approach a size"):
-        prune_in_rounds(plan_for_budget(calibration, {"loss": 0.5}), 2, FEW, tmp_path / "done")
+        prune_in_rounds(plan_by_budget(calibration, {"loss": 0.5}), 2, FEW, tmp_path / "done")
     with pytest.raises(InputError, match="names no calibration"):
         prune_in_rounds(plan.model_copy(update={"calibration": ""}), 2, FEW, tmp_path / "done")
 

@@ -20,7 +20,7 @@ from slim import bundled, calibration, evaluation, judge, plan
 from slim.checkpoint import recipe
 from slim.errors import InputError
 from slim.judge.verdicts import Comparison
-from slim.recovery import recovery_of
+from slim.recovery import load_recovery
 from slim.report.card import model_card
 from slim.report.gather import gather
 from slim.report.markdown import fenced, inline
@@ -109,8 +109,8 @@ def cells(told: str, first: str) -> list[list[str]]:
 def test_the_figures_are_those_of_the_records(made: Made) -> None:
     """Sizes, forecast, every step, every measure with its interval, and the verdicts, on the page and in the card."""
     shown, card = Parsed(text(made.tuned, "html")).text, text(made.tuned, "md")
-    found, steps = recipe(made.tuned), recovery_of(made.tuned).steps
-    facts, verdicts = evaluation.load(made.evaluation).facts, judge.load(made.judgement)
+    found, steps = recipe(made.tuned), load_recovery(made.tuned).steps
+    facts, verdicts = evaluation.load_evaluation(made.evaluation).facts, judge.load_judgment(made.judgement)
     assert cells(card, "Parameters")[0][1:3] == [f"{found.before.parameters:,}", f"{found.after.parameters:,}"]
     assert found.forecast is not None
     assert len(steps) == 2
@@ -145,7 +145,7 @@ def test_the_charts_hold_the_records_figures(made: Made) -> None:
     """A map of each metric with what the calibration measured."""
     page = Parsed(text(made.calibration, "html"))
     figures = json.loads(page.scripts[0])
-    measured = calibration.load(made.calibration)
+    measured = calibration.load_calibration(made.calibration)
     titles = {figure["layout"]["title"]["text"]: figure for figure in figures}
     entropy = titles["Attention entropy (nats)"]["data"][0]["z"]
     values = base64.b64decode(entropy["bdata"])
@@ -223,7 +223,10 @@ def test_what_anybody_said_is_text_in_the_card(made: Made) -> None:
             assert len(_widths(tokens[table:])) == 1
     assert ODD in "\n".join("".join(child.content for child in token.children or []) for token in tokens)
     fences = [token.content for token in tokens if token.type == "fence"]
-    shown = [judge.load(made.judgement).comparisons[place] for place, _, _ in chosen(judge.load(made.judgement))]
+    shown = [
+        judge.load_judgment(made.judgement).comparisons[place]
+        for place, _, _ in chosen(judge.load_judgment(made.judgement))
+    ]
     assert any(EVIL in pair.question for pair in shown)
     for pair in shown:
         assert f"{pair.question.rstrip()}\n" in fences
@@ -309,7 +312,7 @@ def test_the_commands_do_it_again(
         (tmp_path / name).symlink_to(home / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "workspace"))
-    url = judge.load(made.judgement).judge.endpoint or ""
+    url = judge.load_judgment(made.judgement).judge.endpoint or ""
     verbs = []
     with serving(by_length) as server:
         for line in block.splitlines():
@@ -319,11 +322,11 @@ def test_the_commands_do_it_again(
             verbs.append(words[1])
     assert verbs == ["calibrate", "check", "plan", "prune", "repair", "finetune", "evaluate", "judge"]
     assert recipe(tmp_path / ODD).keep == recipe(made.tuned).keep
-    again, once = recovery_of(tmp_path / ODD).steps, recovery_of(made.tuned).steps
+    again, once = load_recovery(tmp_path / ODD).steps, load_recovery(made.tuned).steps
     assert [step.after for step in again] == [step.after for step in once]
-    facts, before = (evaluation.load(path).facts for path in (tmp_path / "scored", made.evaluation))
+    facts, before = (evaluation.load_evaluation(path).facts for path in (tmp_path / "scored", made.evaluation))
     assert facts.models[1].scores == before.models[1].scores
-    pairs, others = (judge.load(path).comparisons for path in (tmp_path / "judged.json", made.judgement))
+    pairs, others = (judge.load_judgment(path).comparisons for path in (tmp_path / "judged.json", made.judgement))
     assert [(one.question, one.response1, one.response2) for one in pairs] == [
         (one.question, one.response1, one.response2) for one in others
     ]
@@ -360,7 +363,7 @@ def test_answers_of_an_evaluation_where_nobody_judged(
     page = Parsed(text(made.evaluation, "html"))
     assert "verdicts" not in page.keys
     assert "answers" in page.keys
-    table = evaluation.load(made.evaluation).table
+    table = evaluation.load_evaluation(made.evaluation).table
     mine = table[table["model"] == "model"]
     assert str(mine.iloc[0]["prompt"]) in page.text
     assert "Verdicts" not in page.text
@@ -382,7 +385,7 @@ def test_other_weights_are_another_model(made: Made, tmp_path: Path) -> None:
     assert found.subjects[0].plan is None
     assert "another model now" in found.notes[0]
     assert "plan" not in Parsed(text(moved, "html")).keys
-    other = plan.load(made.plan).model_copy(update={"calibrated": "2020-01-01T00:00:00+00:00"})
+    other = plan.load_plan(made.plan).model_copy(update={"calibrated": "2020-01-01T00:00:00+00:00"})
     (tmp_path / "other.json").write_text(other.model_dump_json(), encoding="utf-8")
     assert gather(tmp_path / "other.json").calibrations == ()
     assert "is another one than the plan was made from" in text(tmp_path / "other.json", "md")
@@ -400,7 +403,7 @@ def test_metadata_names_what_others_can_look_up(made: Made, tmp_path: Path) -> N
     (index,) = front["model-index"]
     (result,) = index["results"]
     assert result["dataset"] == {"name": "owner/data", "type": "owner/data", "split": "train", "revision": "abc"}
-    scores = evaluation.load(moved).facts.models[1].scores
+    scores = evaluation.load_evaluation(moved).facts.models[1].scores
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
         name: score.figure.value for name, score in scores.items()
     }

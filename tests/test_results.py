@@ -21,8 +21,8 @@ from slim.errors import Cancelled
 from slim.metrics import CRITERIA, kl_output
 from slim.models import Loaded
 from slim.progress import Progress, silent
-from slim.records import Settings
-from slim.results import Results
+from slim.records import CalibrationSettings
+from slim.results import RowCache
 from slim.tasks import Encoded
 from tests.pico import random_rows
 from tests.reference import TASK
@@ -39,7 +39,7 @@ def loaded(pico: Callable[..., Loaded]) -> Loaded:
 @pytest.fixture
 def cache() -> Iterator[Cache]:
     """That of the test's own workspace."""
-    with results.kept() as kept:
+    with results.open_cache() as kept:
         yield kept
 
 
@@ -52,7 +52,7 @@ def run(
     **settings: Any,
 ) -> Calibration:
     """A calibration of ready rows, one at a time unless told otherwise, so that equal means equal to the last bit."""
-    chosen = Settings.model_validate({"batch_size": 1, "draws": 2} | settings)
+    chosen = CalibrationSettings.model_validate({"batch_size": 1, "draws": 2} | settings)
     return measure(loaded, Encoded(rows, 0, starts), TASK, chosen, progress, cache=cache)
 
 
@@ -98,7 +98,7 @@ def test_the_second_run_computes_nothing(loaded: Loaded, cache: Cache, kl: str) 
     again: list[Calibration] = []
     assert forwards(loaded, lambda: again.append(run(loaded, cache, kl=kl))) == 0
     cache.close()
-    with results.kept() as reopened:
+    with results.open_cache() as reopened:
         assert forwards(loaded, lambda: again.append(run(loaded, reopened, kl=kl, batch_size=4))) == 0
     assert [calibration.facts.reused for calibration in again] == [1, 1]
     assert_same(again[0], first)
@@ -219,8 +219,8 @@ def test_arrays_come_back_as_they_were(cache: Cache) -> None:
     whole = np.arange(24.0).reshape(2, 3, 4)
     arrays = {"turned": whole.transpose(2, 0, 1), "picked": whole[:, :, ::2], "one": np.array(7), "none": whole[:0]}
     arrays["small"] = whole.astype(np.float32)[0].T
-    Results(cache, model="m").put(ROWS[0], 1, arrays)
-    found = Results(cache, model="m").get(ROWS[0], 1)
+    RowCache(cache, model="m").put(ROWS[0], 1, arrays)
+    found = RowCache(cache, model="m").get(ROWS[0], 1)
     assert found is not None
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -239,8 +239,8 @@ def test_rows_are_told_apart_by_their_tokens_and_starts() -> None:
         def set(self, key: str, value: Any) -> None:
             cache[key] = value
 
-    def kept(**basis: Any) -> Results:
-        return Results(Dictionary(), **basis)  # type: ignore[arg-type]
+    def kept(**basis: Any) -> RowCache:
+        return RowCache(Dictionary(), **basis)  # type: ignore[arg-type]
 
     row, arrays = torch.tensor([5, 6, 7]), {"a": np.array([1.5, 2.5])}
     kept(model="m", draws=1).put(row, 1, arrays)
@@ -252,8 +252,8 @@ def test_rows_are_told_apart_by_their_tokens_and_starts() -> None:
     assert kept(model="m", draws=1).get(row, 2) is None
     for basis in ({"model": "m", "draws": 2}, {"model": "n", "draws": 1}, {"model": "m"}):
         assert kept(**basis).get(row, 1) is None
-    assert Results(None, model="m").get(row, 1) is None
-    Results(None, model="m").put(row, 1, arrays)
+    assert RowCache(None, model="m").get(row, 1) is None
+    RowCache(None, model="m").put(row, 1, arrays)
 
 
 def entries(workspace: Path) -> list[tuple[int, int, int, Any, str | None]]:
@@ -266,7 +266,7 @@ def test_the_cache_is_json(loaded: Loaded, cache: Cache, own_workspace: Path) ->
     """Every value is JSON and none is a pickle, those in the database and those too large for it."""
     run(loaded, cache, kl="fisher")
     run(loaded, cache, kl="exact")
-    Results(cache, model="large").put(ROWS[0], 1, {"noise": np.random.default_rng(0).random(20_000)})
+    RowCache(cache, model="large").put(ROWS[0], 1, {"noise": np.random.default_rng(0).random(20_000)})
     found = entries(own_workspace)
     assert len(found) == 6 + 6 + 3 + 3 + 1
     assert any(filename for *_, filename in found)

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from slim import budget, bundled, calibrate, jobs, judge, lineage, plan, prune, repair
 from slim.answers import AnswerSettings
 from slim.lineage import Node
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.repair import RepairSettings
 from slim.workspace import Kind, remember
 from tests.browser_setup import served
@@ -38,12 +38,12 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
         patch.setenv("SLIM_HOME", str(home))
         home.mkdir()
         (home / "models").symlink_to(shared_workspace / "models")
-        settings = Settings(samples=6, max_length=LENGTH)
+        settings = CalibrationSettings(samples=6, max_length=LENGTH)
         made = home / "calibrations" / "briefs"
         measured = calibrate.calibrate(bundled.NAME, "bundled:briefs", settings=settings, output=made)
-        file = plan.save(budget.plan_for_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")
+        file = plan.save_plan(budget.plan_by_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")
         small, better = home / "checkpoints" / "small", home / "checkpoints" / "better"
-        prune.prune(plan.load(file), small)
+        prune.prune(plan.load_plan(file), small)
         few = RepairSettings.checked(samples=32, max_length=LENGTH)
         repair.repair(str(small), settings=few, output=better)
         with serving(by_length) as server:
@@ -94,7 +94,7 @@ def kill_server(address: str) -> None:
 
 
 def node_of(stage: str) -> Node:
-    return next(node for node in lineage.read().runs if node.stage == stage)
+    return next(node for node in lineage.read_lineage().runs if node.stage == stage)
 
 
 def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         detail(page).get_by_role("button", name="recovered better").click()
         expect(detail(page).locator(".run-head strong")).to_have_text("better", timeout=MINUTES)
         expect(detail(page).get_by_role("button", name=f"evaluation {evaluation.name}")).to_be_visible()
-        whole = lineage.read()
+        whole = lineage.read_lineage()
         assert {node.stage: [parent.stage for parent in whole.parents(node.key)] for node in whole.nodes.values()} == {
             "model": [],
             "calibration": ["model"],
@@ -176,12 +176,12 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         button.click()
         expect(detail(page).locator(".run-head strong")).to_have_text("verdict-2", timeout=MINUTES)
         visitor.settle()
-        assert len(lineage.read().runs) == 7
+        assert len(lineage.read_lineage().runs) == 7
 
         detail(page).get_by_role("button", name="Delete", exact=True).click()
         page.get_by_role("button", name=re.compile("^Delete it, ")).click()
         expect(detail(page).locator(".run-head strong")).not_to_have_text("verdict-2", timeout=MINUTES)
-        assert len(lineage.read().runs) == 6
+        assert len(lineage.read_lineage().runs) == 6
         assert page.get_by_test_id("stException").count() == 0
         assert visitor.hosts <= {"127.0.0.1", ""}
         visitor.context.close()
@@ -229,7 +229,7 @@ def crowd(workspace: Path, home: Path, count: int) -> None:
             place.write_bytes(source.read_bytes())
         if stage == "judgement":
             judged = home / "checkpoints" / f"better-of-a-long-name-{turn:03}"
-            found = judge.load(place).model_copy(update={"pruned_model": str(judged)})
+            found = judge.load_judgment(place).model_copy(update={"pruned_model": str(judged)})
             place.write_text(found.model_dump_json(), encoding="utf-8")
         remember(place, KINDS[stage])
 

@@ -29,7 +29,7 @@ def page_of(path: Path | None = None, expanded: str = "") -> AppTest:
 
 
 def key_of(path: Path) -> str:
-    return next(node.key for node in lineage.read().runs if node.path == path)
+    return next(node.key for node in lineage.read_lineage().runs if node.path == path)
 
 
 def html_of(page: AppTest) -> str:
@@ -86,7 +86,7 @@ def test_a_link(made: Pipeline) -> None:
 
 def test_a_name_is_text(made: Pipeline) -> None:
     """HTML and Markdown in a name, a tag or a note do not take effect."""
-    found = lineage.read()
+    found = lineage.read_lineage()
     node = found.nodes[key_of(made.checkpoint)]
     runs.rename(found, node, ODD)
     runs.tag(node, ODD)
@@ -126,7 +126,7 @@ def test_rename_and_tag(made: Pipeline) -> None:
     page.text_input(key=f"name-{key}").set_value("small")
     press(page, f"save-{key}")
     assert "name 'small' is that of the checkpoint" in said(page).lower()
-    assert lineage.read().nodes[key].name == "the good one"
+    assert lineage.read_lineage().nodes[key].name == "the good one"
 
 
 def test_delete_names_what_depends_on_it(made: Pipeline) -> None:
@@ -138,7 +138,7 @@ def test_delete_names_what_depends_on_it(made: Pipeline) -> None:
     assert any(label.startswith("Delete 4 runs, ") for label in labels(page))
     press(page, f"delete-{key}")
     assert not made.recovered.exists()
-    assert [node.stage for node in lineage.read().runs] == ["plan", "calibration"]
+    assert [node.stage for node in lineage.read_lineage().runs] == ["plan", "calibration"]
 
 
 def test_delete_says_why_not(made: Pipeline) -> None:
@@ -179,7 +179,7 @@ def test_clean_up(made: Pipeline) -> None:
 
 def test_import(made: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes in is opened; what is no archive is refused in a sentence."""
-    found = lineage.read()
+    found = lineage.read_lineage()
     archive.export_runs(found, [found.nodes[key_of(made.plan)]], tmp_path / "plan.zip")
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "elsewhere"))
     page = page_of()
@@ -192,14 +192,14 @@ def test_import(made: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("plan.zip", (tmp_path / "plan.zip").read_bytes(), "application/zip")
     ).run()
     press(page, "runs-import")
-    (node,) = lineage.read().runs
+    (node,) = lineage.read_lineage().runs
     assert str(node.path) in html_of(page)
     assert "its calibration" in said(page).lower()
 
 
 def test_where_the_work_goes_on(made: Pipeline) -> None:
     """Every page that a run leads to opens with it."""
-    for node in lineage.read().runs:
+    for node in lineage.read_lineage().runs:
         for words, _, page_file, chosen in steps(node):
             page = AppTest.from_file(APP, default_timeout=60).run()
             for name, value in chosen.items():
@@ -215,7 +215,7 @@ def test_what_is_downloaded(made: Pipeline) -> None:
     """It is an archive that another workspace takes in."""
     from pages.run_detail import _packed
 
-    found = lineage.read()
+    found = lineage.read_lineage()
     nodes = archive.with_ancestors(found, found.nodes[key_of(made.judgement)])
     taken = archive.import_runs(io.BytesIO(_packed(found, nodes)))
     assert len(taken) == len(nodes)

@@ -23,7 +23,7 @@ from slim import check_charts, errors, exposure, jobs, workspace
 from slim.chart_style import visible
 from slim.errors import InputError, SlimError
 from slim.judge.endpoint import models_of
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.sources import open_source
 from tests import audit
 from tests.judge_server import Scripted, _Handler, always, serving, verdict
@@ -252,7 +252,9 @@ def test_errors_hold_no_secret(with_key: None, monkeypatch: pytest.MonkeyPatch) 
     assert errors.without_secrets("this and that") == "this and that"
 
 
-@pytest.mark.parametrize(("look", "field"), [(open_source, "dataset"), (lambda url: load(url, device="cpu"), "model")])
+@pytest.mark.parametrize(
+    ("look", "field"), [(open_source, "dataset"), (lambda url: load_model(url, device="cpu"), "model")]
+)
 def test_a_url_with_a_password_is_refused_unseen(look: Callable[[str], Any], field: str) -> None:
     with pytest.raises(InputError, match=f"{field}: a URL is not fetched") as refused:
         look("https://me:word-of-passing@host/rows.csv")
@@ -267,7 +269,7 @@ def test_weights_that_are_pickles_are_refused_with_the_way_out(tmp_path: Path, p
     for name in ("pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"):
         (folder / name).write_bytes(f"cos\nsystem\n(S'touch {tmp_path}/ran'\ntR.".encode())
         with pytest.raises(InputError, match=r"no safetensors weights.*save_pretrained"):
-            load(str(folder), device="cpu")
+            load_model(str(folder), device="cpu")
     for name in ("rows.pkl", "rows.npy", "rows.arrow", "rows.pt", "rows.py"):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(InputError, match="has the ending"):

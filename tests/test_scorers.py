@@ -5,7 +5,7 @@ import pytest
 
 from slim.estimate import RESAMPLES
 from slim.measures import ACCURACY, KL, MACRO_F1, PERPLEXITY, Figure, assess
-from slim.scorers import label_in, normalised, result_of, rouge, same_result, scorer_of, word_f1
+from slim.scorers import label_in, normalized, result_of, rouge, same_result, scorer_of, word_f1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_label_in_an_answer(answer: str, label: str | None) -> None:
 
 def test_words_are_compared_as_squad_does() -> None:
     """Case, punctuation and articles do not matter; repeated words count as often as both have them."""
-    assert normalised(" The  Eiffel-Tower, a tower! ") == "eiffeltower tower"
+    assert normalized(" The  Eiffel-Tower, a tower! ") == "eiffeltower tower"
     assert word_f1("the old old tower", "Tower, old") == pytest.approx(2 * 2 / (3 + 2))
     assert word_f1("nothing", "tower") == 0
 

@@ -100,7 +100,7 @@ def server(checkpoint: Path) -> Iterator[Server]:
 
 def said_here(source: object, count: int, prompt: str = PROMPT, dtype: str = "float64") -> str:
     """What the page's own loop answers."""
-    loaded = models.load(str(source), device="cpu", dtype=dtype)
+    loaded = models.load_model(str(source), device="cpu", dtype=dtype)
     return list(generate.stream(loaded, prompt, count))[-1].text
 
 

@@ -13,7 +13,7 @@ from slim.errors import InputError, SlimError
 from slim.metrics.kl_output import kl_divergence
 from slim.models import Loaded
 from slim.tasks import Encoded, batches
-from slim.teacher import check_vocabulary, counted_logits, lesson, lesson_of, taught
+from slim.teacher import check_vocabulary, counted_logits, soft_targets, stacked_targets, targets_of_rows
 from slim.training import Loss
 from tests.pico import FAMILIES, random_rows
 
@@ -39,7 +39,7 @@ def test_divergence_is_that_of_two_softmaxes(top: int, temperature: float) -> No
     generator = torch.Generator().manual_seed(3)
     full, other = 3 * torch.randn(2, 7, 40, generator=generator, dtype=torch.float64)
     other.requires_grad_(True)
-    taken = lesson(full, temperature, top)
+    taken = soft_targets(full, temperature, top)
     mine, wanted = taken.divergence(other, temperature), explicit(full, other, top, temperature)
     torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
     (slope,) = torch.autograd.grad(mine.sum(), other, retain_graph=True)
@@ -51,18 +51,18 @@ def test_all_but_one_token_is_the_whole_divergence_and_fewer_are_at_most_that() 
     """The bucket of the rest is what a lesson cannot tell apart."""
     full, other = 3 * torch.randn(2, 7, 40, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     whole = kl_divergence(full, other)
-    torch.testing.assert_close(lesson(full, top=10_000).divergence(other), whole)
-    coarse = lesson(full, top=3).divergence(other)
+    torch.testing.assert_close(soft_targets(full, top=10_000).divergence(other), whole)
+    coarse = soft_targets(full, top=3).divergence(other)
     assert (coarse <= whole).all()
     assert (coarse < whole - 1e-3).any()
-    assert torch.allclose(lesson(full, top=3).divergence(full), torch.zeros(7, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(soft_targets(full, top=3).divergence(full), torch.zeros(7, dtype=torch.float64), atol=1e-12)
 
 
 def test_the_loss_mixes_the_rows_own_tokens_and_the_original() -> None:
     """By hand, in float64: the weight, and the square of the temperature."""
     full, other = 2 * torch.randn(2, 5, 30, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     tokens = torch.tensor([3, 0, 29, 7, 7])
-    taken = lesson(full, 2.0, 6)
+    taken = soft_targets(full, 2.0, 6)
     soft = [{"ids": taken.ids.int().numpy(), "logs": taken.logs.numpy(), "rest": taken.rest.numpy()}]
     surprise = -sum(other[place].log_softmax(0)[token] for place, token in enumerate(tokens.tolist()))
     wanted = 0.3 * surprise + 0.7 * 4.0 * explicit(full, other, 6, 2.0).sum()
@@ -94,23 +94,23 @@ def test_lessons_are_taken_once(pico: Callable[..., Loaded], tmp_path: object, m
     loaded = pico("llama")
     monkeypatch.setattr(teacher, "TOP", 8)
     with Cache(str(tmp_path)) as cache:
-        found = taught(loaded, ROWS, batch_size=2, cache=cache)
+        found = targets_of_rows(loaded, ROWS, batch_size=2, cache=cache)
         for row, start, arrays in zip(ROWS.rows, ROWS.starts, found, strict=True):
             with torch.no_grad():
                 logits = loaded.model(row[None], use_cache=False).logits[0, start - 1 : -1]
-            wanted = lesson(logits, top=8)
+            wanted = soft_targets(logits, top=8)
             assert (arrays["ids"].dtype, arrays["logs"].dtype) == (np.int32, np.float32)
             assert arrays["ids"].tolist() == wanted.ids.tolist()
             np.testing.assert_allclose(arrays["logs"], wanted.logs, rtol=1e-5)
             np.testing.assert_allclose(arrays["rest"], wanted.rest, rtol=1e-5)
         seen: list[bool] = []
         monkeypatch.setattr(loaded.model, "forward", lambda *args, **kwargs: pytest.fail("asked again"))
-        again = taught(loaded, ROWS, cache=cache, advance=lambda tokens, known: seen.append(known))
+        again = targets_of_rows(loaded, ROWS, cache=cache, advance=lambda tokens, known: seen.append(known))
     assert seen == [True, True, True]
-    assert lesson_of(again, torch.device("cpu")).ids.shape == (6 + 11 + 2, 8)
+    assert stacked_targets(again, torch.device("cpu")).ids.shape == (6 + 11 + 2, 8)
     monkeypatch.undo()
-    warm = taught(loaded, ROWS, 3.0)
-    assert not np.allclose(warm[0]["rest"], taught(loaded, ROWS)[0]["rest"])
+    warm = targets_of_rows(loaded, ROWS, 3.0)
+    assert not np.allclose(warm[0]["rest"], targets_of_rows(loaded, ROWS)[0]["rest"])
 
 
 def test_an_original_without_numbers_is_named(pico: Callable[..., Loaded]) -> None:
@@ -120,7 +120,7 @@ def test_an_original_without_numbers_is_named(pico: Callable[..., Loaded]) -> No
         embeddings: Any = loaded.model.get_input_embeddings()
         embeddings.weight[int(ROWS.rows[1][0])] = torch.nan
     with pytest.raises(SlimError, match=f"12 tokens that starts with .{int(ROWS.rows[1][0])}, "):
-        taught(loaded, ROWS, batch_size=1)
+        targets_of_rows(loaded, ROWS, batch_size=1)
 
 
 def test_another_tokenizer_cannot_teach(pico: Callable[..., Loaded]) -> None:

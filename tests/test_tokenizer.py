@@ -8,7 +8,7 @@ import pytest
 
 from slim import bundled, workspace
 from slim.errors import InputError
-from slim.models import load
+from slim.models import load_model
 from slim.tokenizer import at_hand, load_tokenizer
 from tests.pico import make_pico, pico_tokenizer, save_pico
 
@@ -49,7 +49,7 @@ def test_models_without_a_tokenizer(tmp_path: Path, name: str, words: str) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [load_tokenizer, load])
+@pytest.mark.parametrize("read", [load_tokenizer, load_model])
 def test_settings_that_no_text_can_be_encoded_with(tmp_path: Path, read: Callable[[str], object]) -> None:
     """Found when it is loaded, not in the middle of the work."""
     save_pico(make_pico("llama"), tmp_path)

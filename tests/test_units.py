@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slim.bypass import bypass
+from slim.bypass import masked
 from slim.errors import InputError
 from slim.models import Loaded
 from slim.plan import check_unit
@@ -55,7 +55,7 @@ def test_a_unit_of_a_family(original: Loaded, what: str, tmp_path: Path) -> None
     found, plain = logits(case.loaded), logits(original)
     with case.gated_original():
         torch.testing.assert_close(found, logits(original), rtol=0, atol=1e-6)
-    with bypass(original, keep):
+    with masked(original, keep):
         torch.testing.assert_close(found, logits(original), rtol=0, atol=1e-6)
     assert torch.equal(logits(original), plain)
     assert (found - plain).abs().max() > 0.1

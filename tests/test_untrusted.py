@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from slim import plan as plans
 from slim.checkpoint import PLAN_FILE, recipe
 from slim.errors import InputError
-from slim.models import Loaded, load
+from slim.models import Loaded, load_model
 from slim.prune import prune
 from slim.records import Keep, Plan
 from slim.tokenizer import facts_at_hand
@@ -181,7 +181,7 @@ def test_a_broken_folder_is_refused(original: Loaded, name: str) -> None:
     folder, (edit, words) = Path(original.facts.source), BROKEN[name]
     edit(folder)
     with pytest.raises(InputError, match=words) as caught:
-        load(str(folder), device="cpu")
+        load_model(str(folder), device="cpu")
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -192,7 +192,7 @@ def test_broken_layers_are_refused(folder: Path, name: str) -> None:
     per_layer, words = LAYERS[name]
     config(per_layer_config=per_layer)(folder)
     with pytest.raises(InputError, match=words) as caught:
-        load(str(folder), device="cpu")
+        load_model(str(folder), device="cpu")
     assert str(folder) in str(caught.value)
 
 
@@ -209,7 +209,7 @@ def test_the_first_look_is_as_careful(original: Loaded) -> None:
 
 def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
     """Whatever its config, its generation config and its tokenizer point at; and no kernel is fetched by name."""
-    expected = logits(load(str(folder), device="cpu", dtype="float64"))
+    expected = logits(load_model(str(folder), device="cpu", dtype="float64"))
     marker = tmp_path / "marker"
     harm = HARM.format(marker=str(marker))
     (folder / "custom_generate").mkdir()
@@ -227,7 +227,7 @@ def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["auto_map"] = {"AutoTokenizer": ["harm.Tokenizer", "harm.Tokenizer"]}
     file("tokenizer_config.json", json.dumps(tokenizer))(folder)
-    loaded = load(str(folder), device="cpu", dtype="float64")
+    loaded = load_model(str(folder), device="cpu", dtype="float64")
     assert torch.equal(logits(loaded), expected)
     loaded.model.generate(IDS, max_new_tokens=2, do_sample=False)  # type: ignore[operator]
     facts_at_hand(str(folder))
@@ -319,7 +319,7 @@ def test_an_edited_plan_is_refused(saved: Plan, tmp_path: Path, name: str) -> No
     edit(raw)
     (tmp_path / "plan.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=words) as caught:
-        plans.load(tmp_path / "plan.json")
+        plans.load_plan(tmp_path / "plan.json")
     assert str(tmp_path / "plan.json") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -329,7 +329,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> No
     """The message names the file."""
     (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(InputError, match=r"plan\.json' is not valid"):
-        plans.load(tmp_path / "plan.json")
+        plans.load_plan(tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_a_plan_that_says_otherwise_than_its_model_is_refused(
 
 def test_a_plan_for_a_pruned_model_is_refused(folder: Path, tmp_path: Path) -> None:
     """Its layers differ: a plan counts on one shape for all of them."""
-    facts = load(str(folder), device="cpu", dtype="float64").facts
+    facts = load_model(str(folder), device="cpu", dtype="float64").facts
     original = json.loads((folder / PLAN_FILE).read_text())["model"]
     made = Plan.model_validate_json((folder / PLAN_FILE).read_text())
     assert original["fingerprint"] != facts.fingerprint

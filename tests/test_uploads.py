@@ -10,23 +10,23 @@ from slim.errors import SlimError
 
 def test_an_upload_keeps_its_name_and_its_content(own_workspace: Path) -> None:
     """The same file twice is one; another one of that name is another."""
-    first = uploads.keep("My rows.CSV", b"question,answer\n")
+    first = uploads.keep_upload("My rows.CSV", b"question,answer\n")
     assert first.parent == own_workspace / "uploads"
     assert first.name.startswith("My-rows-")
     assert first.suffix == ".csv"
     assert first.read_bytes() == b"question,answer\n"
-    assert uploads.keep("My rows.CSV", b"question,answer\n") == first
-    other = uploads.keep("My rows.CSV", memoryview(b"other"))
+    assert uploads.keep_upload("My rows.CSV", b"question,answer\n") == first
+    other = uploads.keep_upload("My rows.CSV", memoryview(b"other"))
     assert other.read_bytes() == b"other"
-    assert set(uploads.kept()) == {first, other}
+    assert set(uploads.kept_uploads()) == {first, other}
 
 
 @pytest.mark.parametrize("name", ["../../rows.csv", "/etc/rows.csv", "...csv", "ä b.csv", ".csv"])
 def test_an_upload_stays_in_its_folder(own_workspace: Path, name: str) -> None:
     """Whatever its name says."""
-    path = uploads.keep(name, b"x")
+    path = uploads.keep_upload(name, b"x")
     assert path.resolve().parent == (own_workspace / "uploads").resolve()
-    assert path in uploads.kept()
+    assert path in uploads.kept_uploads()
     assert "etc" not in path.name
 
 
@@ -38,5 +38,5 @@ def test_a_full_disk_leaves_no_half_of_an_upload(own_workspace: Path, monkeypatc
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SlimError, match="no space left"):
-        uploads.keep("rows.csv", b"x")
-    assert uploads.kept() == []
+        uploads.keep_upload("rows.csv", b"x")
+    assert uploads.kept_uploads() == []

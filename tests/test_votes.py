@@ -8,28 +8,28 @@ import pytest
 
 from slim.errors import InputError
 from slim.judge import votes
-from slim.judge.verdicts import Judgement
+from slim.judge.verdicts import Judgment
 from slim.judge.votes import Ballot, Votes
 from tests.judgements import compared, judgement
 
 
-def made(said: list[str]) -> Judgement:
+def made(said: list[str]) -> Judgment:
     return judgement([compared(one, f"original {place}", f"pruned {place}") for place, one in enumerate(said)])
 
 
-def written(found: Judgement, folder: Path) -> Path:
+def written(found: Judgment, folder: Path) -> Path:
     path = folder / "judged.json"
     path.write_text(found.model_dump_json(indent=2))
     return path
 
 
-def vote_all(path: Path, found: Judgement, wanted: str) -> Votes:
+def vote_all(path: Path, found: Judgment, wanted: str) -> Votes:
     """`o`, `p`, `t` or `s` for each pair, whatever place it has there."""
     for one, letter in zip(found.comparisons, wanted, strict=True):
         is_a = votes.pruned_is_a(found, one)
         ballots: dict[str, Ballot] = {"p": "A" if is_a else "B", "o": "B" if is_a else "A", "t": "tie", "s": "skip"}
         votes.cast(path, one, ballots[letter], is_a)
-    return votes.load(path)
+    return votes.load_votes(path)
 
 
 def test_votes_are_kept_beside_the_judgement(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_votes_are_kept_beside_the_judgement(tmp_path: Path) -> None:
     assert votes.choices(found, given) == {0: "pruned_model", 1: "original_model", 2: "skip"}
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["judged.json", "judged.votes.json"]
-    assert votes.load(path) == given
+    assert votes.load_votes(path) == given
 
 
 def test_a_later_vote_replaces_and_is_not_blind(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_votes_is_refused(tmp_path: Path) -> None:
     for content in ("", "{", '{"kind": "judgement"}', json.dumps({"votes": {"a": {"choice": "A"}}})):
         votes.file_of(path).write_text(content)
         with pytest.raises(InputError, match=r"judged.votes.json.*cannot be read"):
-            votes.load(path)
+            votes.load_votes(path)
 
 
 def test_the_order_is_hidden_and_stays() -> None:

@@ -10,7 +10,7 @@ import torch
 from slim import workload
 from slim.calibrate import measure
 from slim.models import Loaded
-from slim.records import Settings
+from slim.records import CalibrationSettings
 from slim.tasks import Encoded
 from slim.workload import BLOCK_ROWS, Workload, ablation_cost, forwards, rows_ablated, sketch_cost
 from tests.pico import random_rows
@@ -30,7 +30,7 @@ def loaded(pico: Callable[..., Loaded]) -> Loaded:
 @pytest.mark.parametrize("draws", [1, 3])
 def test_the_work_done_is_the_work_told(loaded: Loaded, kl: str, draws: int) -> None:
     """Progress starts at nothing, never falls, and ends at exactly the forwards that were estimated."""
-    settings = Settings.model_validate({"kl": kl, "draws": draws})
+    settings = CalibrationSettings.model_validate({"kl": kl, "draws": draws})
     seen: list[tuple[float, float, str]] = []
     measure(loaded, ENCODED, TASK, settings, lambda *step: seen.append(step))
     done, totals, messages = zip(*seen, strict=True)
@@ -47,7 +47,7 @@ def test_forwards_are_counted_by_what_is_done(loaded: Loaded) -> None:
     tokens, watched = sum(LENGTHS), workload.WATCH * sum(LENGTHS)
 
     def counted(**settings: object) -> float:
-        return forwards(loaded.facts, LENGTHS, Settings.model_validate(settings))
+        return forwards(loaded.facts, LENGTHS, CalibrationSettings.model_validate(settings))
 
     assert counted(kl="none", draws=9) == pytest.approx(watched)
     sketched = watched + sketch_cost(2) * tokens
@@ -61,26 +61,28 @@ def test_forwards_are_counted_by_what_is_done(loaded: Loaded) -> None:
 
 def test_ablated_rows_are_every_other_or_a_few_of_them() -> None:
     """Exact: every other row. Blocks alone: four of those, the shortest and the longest among them. None: none."""
-    assert rows_ablated(LENGTHS, Settings(kl="exact")) == [0, 2, 4, 6, 8, 10]
-    assert rows_ablated(LENGTHS, Settings(kl="none")) == []
-    chosen = rows_ablated(LENGTHS, Settings())
+    assert rows_ablated(LENGTHS, CalibrationSettings(kl="exact")) == [0, 2, 4, 6, 8, 10]
+    assert rows_ablated(LENGTHS, CalibrationSettings(kl="none")) == []
+    chosen = rows_ablated(LENGTHS, CalibrationSettings())
     assert len(chosen) == BLOCK_ROWS
     assert [LENGTHS[index] for index in chosen] == [3, 5, 6, 20]  # of 3 4 5 6 16 20
-    assert rows_ablated(LENGTHS[:5], Settings()) == [0, 2, 4]
-    assert rows_ablated(LENGTHS[:5], Settings(kl="none")) == []
+    assert rows_ablated(LENGTHS[:5], CalibrationSettings()) == [0, 2, 4]
+    assert rows_ablated(LENGTHS[:5], CalibrationSettings(kl="none")) == []
 
 
 def test_time_follows_the_work_and_the_machine(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two operations per weight and forward, at a share of a matrix product's speed."""
     monkeypatch.setattr(workload, "matrix_speed", lambda device, dtype: 1e9)
     parameters = sum(map(prod, loaded.facts.shapes.values()))
-    settings = Settings()
+    settings = CalibrationSettings()
     found = workload.workload(loaded.facts, LENGTHS, settings, torch.device("cpu"), torch.float32)
     assert found.seconds == pytest.approx(2 * parameters * found.forwards / (workload.EFFICIENCY * 1e9))
     assert (found.rows, found.tokens) == (12, sum(LENGTHS))
     assert found.memory > 4 * parameters
     wide = workload.workload(loaded.facts, LENGTHS, settings, torch.device("cpu"), torch.float64)
-    one = workload.workload(loaded.facts, LENGTHS, Settings(batch_size=1), torch.device("cpu"), torch.float32)
+    one = workload.workload(
+        loaded.facts, LENGTHS, CalibrationSettings(batch_size=1), torch.device("cpu"), torch.float32
+    )
     assert wide.memory > found.memory > one.memory
 
 

@@ -62,19 +62,19 @@ def plan(
     if budget is not None and (given := [name for name, value in _by_score(threshold, weights, per_layer) if value]):
         raise InputError(f"budget: it stands in place of --{given[0]}: leave one of them out.")
     pins = _pins(keep, drop, protect)
-    record = measured.load(calibration)
+    record = measured.load_calibration(calibration)
     if after_repair and budget is None:
         raise InputError("after-repair: it plans by budget: give one with --budget, for instance params=0.9.")
     if budget is not None:
         limits, left = parse_numbers("budget", budget, LIMITS), None
         if after_repair:
-            budgets.checked_limits(limits)
+            budgets.check_limits(limits)
             with at_work("absorb", calibration=calibration) as progress:
-                left = absorbed.absorbed(record, progress)
+                left = absorbed.after_repair_sketch(record, progress)
                 progress.made(calibration)
-        made = budgets.plan_for_budget(record, limits, unit, uniform=uniform, pins=pins, absorbed=left)
+        made = budgets.plan_by_budget(record, limits, unit, uniform=uniform, pins=pins, absorbed=left)
     else:
-        made = stage.make_plan(
+        made = stage.plan_by_threshold(
             record,
             0.8 if threshold is None else threshold,
             unit,
@@ -83,7 +83,7 @@ def plan(
             pins=pins,
             uniform=uniform,
         )
-    path = stage.save(made, output or workspace.fresh_path("plan", f"{unit}-{made.reason.kind}"))
+    path = stage.save_plan(made, output or workspace.fresh_path("plan", f"{unit}-{made.reason.kind}"))
     if as_json:
         print_json(made.model_dump(mode="json", exclude={"model": {"shapes"}}) | {"path": str(path)})
         return
@@ -149,7 +149,7 @@ def diff(
     """Compare two plans: what only one of them removes, and what each gives and costs."""
     from slim import plan as stage
 
-    found = stage.difference(stage.load(one), stage.load(other))
+    found = stage.plan_difference(stage.load_plan(one), stage.load_plan(other))
     if as_json:
         print_json(
             {
@@ -205,15 +205,15 @@ def prune(
     from slim.cli.recover import figures
     from slim.repair import RepairSettings
 
-    made = planned.load(plan_file)
+    made = planned.load_plan(plan_file)
     settings = RepairSettings.checked(samples=rows, max_length=max_length, device=device, seed=seed)
     data = {"dataset": dataset, "config": config, "split": split} if dataset else {}
     options: dict[str, Any] = {"repaired": repair, "rounds": rounds, "output": output, **data}
     with at_work("prune", plan=plan_file, **options, settings=settings.model_dump()) as progress:
-        folder = stage.execute(made, **options, settings=settings, progress=progress)
+        folder = stage.execute_plan(made, **options, settings=settings, progress=progress)
         progress.made(folder)
     made = recipe(folder)  # rounds plan anew
-    steps = recovery.recovery_of(folder).steps
+    steps = recovery.load_recovery(folder).steps
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if as_json:
         found = {"path": str(folder), "parameters": made.after.parameters, "bytes_on_disk": size}

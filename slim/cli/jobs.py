@@ -86,7 +86,9 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(_as_json(after))
         return
-    out.print(f"Job {after.id} is {after.state}." + (f" {jobs.kept(after)}" if after.state == "cancelled" else ""))
+    out.print(
+        f"Job {after.id} is {after.state}." + (f" {jobs.what_is_kept(after)}" if after.state == "cancelled" else "")
+    )
 
 
 @verbs.command()
@@ -99,7 +101,9 @@ def again(job: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(_as_json(new))
         return
-    out.print(f"Job {new.id} waits for {new.device}." + ("" if before.state == "done" else f" {jobs.kept(before)}"))
+    out.print(
+        f"Job {new.id} waits for {new.device}." + ("" if before.state == "done" else f" {jobs.what_is_kept(before)}")
+    )
 
 
 @verbs.command()

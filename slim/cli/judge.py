@@ -25,7 +25,7 @@ from slim.cli.shared import (
 from slim.errors import InputError, SlimError
 
 if TYPE_CHECKING:
-    from slim.judge.verdicts import Judgement
+    from slim.judge.verdicts import Judgment
 
 
 @app.command()
@@ -117,7 +117,7 @@ def judge(
         )
 
 
-def _show(found: "Judgement", path: Path) -> None:
+def _show(found: "Judgment", path: Path) -> None:
     figures, summary = found.figures, found.summary
     out.print(f"Judge: {found.judge.name}", markup=False)
     table = Table("", "pairs", "share")

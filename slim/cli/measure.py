@@ -26,7 +26,7 @@ from slim.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from slim.faithfulness import Faithfulness
+    from slim.faithfulness import CriterionCheck
 
 
 @app.command()
@@ -123,7 +123,7 @@ def check(
         "heads": heads,
     }
     with at_work("check", calibration=calibration, **options) as progress:
-        done = stage.check(measured.load(calibration), **options, progress=progress)
+        done = stage.check(measured.load_calibration(calibration), **options, progress=progress)
         progress.made(done.path)
     if done.check is None:
         raise RuntimeError("a check gives what it measured")
@@ -133,7 +133,7 @@ def check(
     out.print(_check_table(done.check))
 
 
-def _check_table(found: "Faithfulness") -> Table:
+def _check_table(found: "CriterionCheck") -> Table:
     shares = [f"−{removal.share:.0%}" for removal in found.verdicts[0].removals]
     title = f"Perplexity without a criterion's first heads (all heads: {found.perplexity:.1f})"
     table = Table("criterion", "rank correlation", *shares, title=title)

@@ -27,7 +27,7 @@ from slim.cli.shared import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slim.recovery import Recovered
+    from slim.recovery import RecoveryStep
 
 
 @app.command()
@@ -158,9 +158,9 @@ def finetune(
 
 def _tell(made: Path, kind: str, as_json: bool) -> None:
     """What the last step of recovery of `made` gave."""
-    from slim.recovery import recovery_of
+    from slim.recovery import load_recovery
 
-    step = recovery_of(made).steps[-1]
+    step = load_recovery(made).steps[-1]
     if as_json:
         print_json(step.model_dump(mode="json") | {"path": str(made)})
         return
@@ -171,7 +171,7 @@ def _tell(made: Path, kind: str, as_json: bool) -> None:
     out.print(f"{kind}: {made}", soft_wrap=True)
 
 
-def figures(steps: "Sequence[Recovered]") -> Table:
+def figures(steps: "Sequence[RecoveryStep]") -> Table:
     """How the model did before and after each step of recovery."""
     table = Table("step", "KL to the original, nats/token", "perplexity, times the original's", "applied")
     for step in steps:

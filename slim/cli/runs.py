@@ -10,7 +10,7 @@ from rich.text import Text
 
 from slim.cli.shared import AsJson, app, out, print_json, progress_bar
 from slim.errors import InputError
-from slim.sizes import as_size
+from slim.sizes import format_bytes
 
 if TYPE_CHECKING:
     from slim.lineage import Node
@@ -30,7 +30,7 @@ def list_runs(
     """Every run with its figures, the newest first."""
     from slim import lineage
 
-    found = lineage.read()
+    found = lineage.read_lineage()
     shown = [node for node in found.runs if kind in (None, node.kind, node.stage) and (not tag or tag in node.tags)]
     if as_json:
         print_json({"runs": [_told(node) for node in shown]})
@@ -39,10 +39,16 @@ def list_runs(
     for node in shown:
         tags = f"  [{', '.join(node.tags)}]" if node.tags else ""
         told = [f"{name} {words}" for name, words in node.figures.items()] + list(node.notes)
-        line = (node.name + tags, node.stage, node.created[:16].replace("T", " "), as_size(node.bytes), "; ".join(told))
+        line = (
+            node.name + tags,
+            node.stage,
+            node.created[:16].replace("T", " "),
+            format_bytes(node.bytes),
+            "; ".join(told),
+        )
         table.add_row(*map(Text, line))
     out.print(table)
-    out.print(f"{len(shown)} runs, {as_size(sum(node.bytes for node in shown))}.")
+    out.print(f"{len(shown)} runs, {format_bytes(sum(node.bytes for node in shown))}.")
 
 
 @runs_app.command()
@@ -50,8 +56,8 @@ def show(run: Run, as_json: AsJson = False) -> None:
     """One run: its figures, what it was made from, and what was made from it."""
     from slim import lineage, runs
 
-    found = lineage.read()
-    node = runs.find(found, run)
+    found = lineage.read_lineage()
+    node = runs.find_run(found, run)
     before, after = found.ancestors(node.key), found.dependents(node.key)
     if as_json:
         print_json(
@@ -59,7 +65,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
         )
         return
     table = Table("", escape(node.name))
-    lines = {"kind": node.stage, "path": str(node.path), "made": node.created, "size": as_size(node.bytes)}
+    lines = {"kind": node.stage, "path": str(node.path), "made": node.created, "size": format_bytes(node.bytes)}
     lines |= {"tags": ", ".join(node.tags)} if node.tags else {}
     for name, words in (lines | dict(node.figures)).items():
         table.add_row(Text(name), Text(words))
@@ -76,8 +82,8 @@ def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
     """Two runs side by side, what differs first."""
     from slim import lineage, run_comparison, runs
 
-    found = lineage.read()
-    both = run_comparison.compare(runs.find(found, one), runs.find(found, other))
+    found = lineage.read_lineage()
+    both = run_comparison.compare(runs.find_run(found, one), runs.find_run(found, other))
     if as_json:
         told: dict[str, Any] = {"one": str(both.one.path), "other": str(both.other.path)}
         told["lines"] = [
@@ -103,8 +109,8 @@ def rename(
     """Show a run by another name; its place stays."""
     from slim import lineage, runs
 
-    found = lineage.read()
-    _say(runs.rename(found, runs.find(found, run), name).key, as_json)
+    found = lineage.read_lineage()
+    _say(runs.rename(found, runs.find_run(found, run), name).key, as_json)
 
 
 @runs_app.command()
@@ -117,7 +123,7 @@ def tag(
     """Put tags on a run, or take them off."""
     from slim import lineage, runs
 
-    node = runs.find(lineage.read(), run)
+    node = runs.find_run(lineage.read_lineage(), run)
     _say((runs.untag if remove else runs.tag)(node, *tags).key, as_json)
 
 
@@ -131,8 +137,8 @@ def delete(
     """Show what would be deleted and what depends on it, and with --yes delete it."""
     from slim import lineage, runs
 
-    found = lineage.read()
-    chosen = list({node.key: node for node in (runs.find(found, name) for name in names)}.values())
+    found = lineage.read_lineage()
+    chosen = list({node.key: node for node in (runs.find_run(found, name) for name in names)}.values())
     after = runs.dependents(found, chosen)
     if with_dependents:
         chosen, after = [*chosen, *after], []
@@ -144,7 +150,7 @@ def delete(
         return
     for node in chosen:
         word = "Deleted" if yes else "Would go"
-        out.print(Text(f"{word}: {node.stage} {node.path} ({as_size(node.bytes)})"), soft_wrap=True)
+        out.print(Text(f"{word}: {node.stage} {node.path} ({format_bytes(node.bytes)})"), soft_wrap=True)
     for node in after:
         out.print(Text(f"Depends on it and stays: {node.stage} {node.path}"), style="yellow", soft_wrap=True)
     if not yes:
@@ -161,8 +167,8 @@ def export(
     """Write runs as one file for another machine."""
     from slim import archive, lineage, runs
 
-    found = lineage.read()
-    chosen = [runs.find(found, name) for name in names]
+    found = lineage.read_lineage()
+    chosen = [runs.find_run(found, name) for name in names]
     if with_lineage:
         chosen = [other for node in chosen for other in archive.with_ancestors(found, node)]
     chosen = list({node.key: node for node in chosen}.values())
@@ -174,7 +180,7 @@ def export(
         return
     for node in chosen:
         out.print(Text(f"{node.stage}: {node.name}"), soft_wrap=True)
-    out.print(Text(f"File: {output} ({as_size(size)})"), soft_wrap=True)
+    out.print(Text(f"File: {output} ({format_bytes(size)})"), soft_wrap=True)
 
 
 @runs_app.command("import")
@@ -186,7 +192,7 @@ def import_runs(
 
     with progress_bar() as progress:
         keys = [entry.key for entry in archive.import_runs(file, progress=progress)]
-    found = lineage.read()
+    found = lineage.read_lineage()
     if as_json:
         print_json({"runs": [_told(found.nodes[key]) for key in keys]})
         return
@@ -207,7 +213,7 @@ def clean(
     if strange := [one for one in wanted if one not in disk_use.LEFT]:
         raise InputError(f"clean {strange[0]!r}: there is no such kind of leftover: name {', '.join(disk_use.LEFT)}.")
     kinds: list[disk_use.Left] = [one for one in disk_use.LEFT if one in wanted]
-    found = lineage.read()
+    found = lineage.read_lineage()
     used, left = disk_use.use(found), disk_use.leftovers(found)
     freed = disk_use.clean(kinds, found) if yes else 0
     if as_json:
@@ -216,17 +222,17 @@ def clean(
         return
     table = Table("on disk", "size")
     for name, size in used.items():
-        table.add_row(Text(name), as_size(size))
+        table.add_row(Text(name), format_bytes(size))
     out.print(table)
     table = Table("leftovers", "number", "size", "what they are", "chosen")
     for name in disk_use.LEFT:
         here = [one for one in left if one.what == name]
         if here:
-            size = as_size(sum(one.bytes for one in here))
+            size = format_bytes(sum(one.bytes for one in here))
             table.add_row(name, str(len(here)), size, disk_use.MEANING[name], "yes" if name in kinds else "")
     out.print(table if table.row_count else "Nothing is left over.")
     if yes:
-        out.print(f"Freed: {as_size(freed)}.")
+        out.print(f"Freed: {format_bytes(freed)}.")
     else:
         out.print("Nothing was removed. Name the kinds that shall go, and add --yes.")
 
@@ -235,7 +241,7 @@ def _say(key: str, as_json: bool) -> None:
     """The run as it is now."""
     from slim import lineage
 
-    node = lineage.read().nodes[key]
+    node = lineage.read_lineage().nodes[key]
     if as_json:
         print_json(_told(node))
         return

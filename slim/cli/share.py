@@ -56,7 +56,7 @@ def push(
     """Show what would go to a model Hub, and with --yes send it."""
     from slim import push as stage
 
-    upload = stage.planned(folder, repository, private)
+    upload = stage.plan_upload(folder, repository, private)
     told = {"repository": repository, "hub": upload.hub, "private": private, "bytes": upload.bytes}
     told |= {"files": dict(upload.files)}
     if not yes:
@@ -112,7 +112,7 @@ def serve(
     with stage.listen(host, port) as place:  # before the model is loaded, which takes longer
         careful(exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"))
         with progress_bar() as progress:
-            loaded = models.load(folder, device=device, dtype=dtype, progress=progress)
+            loaded = models.load_model(folder, device=device, dtype=dtype, progress=progress)
         try:
             stage.serve(loaded, name, place, ready)
         finally:

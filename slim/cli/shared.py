@@ -13,8 +13,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 
 from slim.errors import InputError
-from slim.jobs.attached import attached
-from slim.jobs.teller import Teller
+from slim.jobs.attached import foreground
+from slim.jobs.teller import JobReporter
 from slim.progress import Progress
 
 app = typer.Typer(
@@ -125,7 +125,10 @@ def progress_bar() -> Iterator[Progress]:
 
 
 @contextmanager
-def at_work(kind: str, **arguments: Any) -> Iterator[Teller]:
+def at_work(kind: str, **arguments: Any) -> Iterator[JobReporter]:
     """The block as a job of this command, with a bar for its progress. `arguments` are what a worker would be given."""
-    with progress_bar() as bar, attached(kind, arguments, lambda words: err.print(words, markup=False), bar) as teller:
+    with (
+        progress_bar() as bar,
+        foreground(kind, arguments, lambda words: err.print(words, markup=False), bar) as teller,
+    ):
         yield teller

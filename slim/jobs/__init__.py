@@ -1,19 +1,19 @@
 """Long work as processes of its own: queued by device, seen and cancelled from anywhere."""
 
 from slim.jobs.control import again, cancel, forget, in_order, jobs, log_of, move, start, state_of
-from slim.jobs.job import Job, goes_on, kept
+from slim.jobs.job import Job, resumes, what_is_kept
 
 __all__ = [
     "Job",
     "again",
     "cancel",
     "forget",
-    "goes_on",
     "in_order",
     "jobs",
-    "kept",
     "log_of",
     "move",
+    "resumes",
     "start",
     "state_of",
+    "what_is_kept",
 ]

@@ -12,11 +12,11 @@ from typing import Any
 from slim.errors import Cancelled
 from slim.jobs.control import ensure_runner, log_path, new_job, queue_of, settled, turn_of
 from slim.jobs.device import hold
-from slim.jobs.faults import reason_of, traced
+from slim.jobs.faults import failure_reason, traced
 from slim.jobs.job import Job, over
 from slim.jobs.process import start_time, stop
 from slim.jobs.store import JobStore, StoreFull
-from slim.jobs.teller import Teller, beating
+from slim.jobs.teller import JobReporter, beating
 from slim.progress import Progress, silent
 
 POLL = 0.2
@@ -29,9 +29,9 @@ PLACES = (
 
 
 @contextmanager
-def attached(
+def foreground(
     kind: str, arguments: dict[str, Any], say: Callable[[str], None], also: Progress = silent
-) -> Iterator[Teller]:
+) -> Iterator[JobReporter]:
     """The block is done as a job of this process, once what stands before it on its device is over.
 
     `arguments` are what a worker would be given, so that the job can be done again. `say` hears what is waited for, and
@@ -45,7 +45,7 @@ def attached(
         try:
             with stoppable(), beating(job.id):
                 turn = _turn(store, job, say)
-                teller = Teller(store, job.id, also)
+                teller = JobReporter(store, job.id, also)
                 yield teller
             _end(store, job.id, over("done", result=teller.result, done=1.0, total=1.0))
         except (Cancelled, KeyboardInterrupt, GeneratorExit, SystemExit):
@@ -54,7 +54,7 @@ def attached(
         except BaseException as error:
             with suppress(OSError):
                 log_path(store, job.id).write_text(traced(error), encoding="utf-8")
-            _end(store, job.id, over("failed", error=reason_of(error)))
+            _end(store, job.id, over("failed", error=failure_reason(error)))
             raise
         finally:
             if turn is not None:

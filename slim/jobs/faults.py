@@ -32,7 +32,7 @@ LAST = 4
 """Lines of a log that are last words: an aborted library's, with its notes on how to see more."""
 
 
-def reason_of(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """What is said of a job that ended by `error`."""
     chain = list(_chain(error))
     said = str(error)
@@ -51,7 +51,7 @@ def traced(error: BaseException) -> str:
     return without_secrets("".join(traceback.format_exception(error)))
 
 
-def reason_of_death(code: int, log: str) -> str:
+def death_reason(code: int, log: str) -> str:
     """What is said of a worker that ended with an exit code, or by the signal −code, and did not write why."""
     if code == -signal.SIGKILL:
         return GONE

@@ -52,7 +52,9 @@ class Job(Record):
     done: float = 0
     total: float = 1
     message: str = "Waiting for its turn"
-    curve: tuple[dict[str, Any], ...] = Field(default=(), description="of a training so far, as `slim.recovery.Point`")
+    curve: tuple[dict[str, Any], ...] = Field(
+        default=(), description="of a training so far, as `slim.recovery.CurvePoint`"
+    )
     result: str | None = None
     error: str | None = None
 
@@ -81,12 +83,12 @@ def over(state: Literal["done", "failed", "cancelled"], **more: Any) -> dict[str
     return {"state": state, "message": state.capitalize(), "ended": time.time(), **more}
 
 
-def goes_on(job: Job) -> bool:
+def resumes(job: Job) -> bool:
     """Whether the same request goes on where this one was stopped."""
     return job.kind in KEPT or job.arguments.get("rounds", 1) > 1
 
 
-def kept(job: Job) -> str:
+def what_is_kept(job: Job) -> str:
     """What is left of a job that did not come to its end, in a sentence."""
     if job.arguments.get("rounds", 1) > 1:
         return ROUNDS_KEPT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slim.jobs.control import clean, end, ensure_runner, log_of, log_path, queue_of
 from slim.jobs.device import hold
-from slim.jobs.faults import reason_of_death
+from slim.jobs.faults import death_reason
 from slim.jobs.job import Job
 from slim.jobs.process import end_group, spawn, start_time
 from slim.jobs.store import JobStore, StoreFull
@@ -72,7 +72,7 @@ def _write_end(store: JobStore, job_id: str, code: int, peak: int) -> None:
     if job is None:
         return
     if job.unfinished:
-        end(store, job, reason_of_death(code, log_of(job_id)))
+        end(store, job, death_reason(code, log_of(job_id)))
     elif code:
         clean(job)  # without memory or room a worker may not manage to remove what it began
     with suppress(StoreFull):

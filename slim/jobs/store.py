@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from slim import workspace
 from slim.errors import SlimError
 from slim.jobs.job import UNFINISHED, Job, State
-from slim.plain_disk import PlainDisk
+from slim.plain_disk import JsonDisk
 
 BALLAST = 2**20
 """Bytes that are given back when the disk is full, so that how a job ended can still be written."""
@@ -91,7 +91,7 @@ class JobStore:
 
     def _open(self) -> Cache:
         return Cache(
-            str(self._file.parent), disk=PlainDisk, eviction_policy="none", disk_min_file_size=LARGEST, size_limit=2**40
+            str(self._file.parent), disk=JsonDisk, eviction_policy="none", disk_min_file_size=LARGEST, size_limit=2**40
         )
 
     def _write(self, action: Callable[[Cache], Any], dear: bool = True) -> Any:
@@ -138,7 +138,7 @@ class JobStore:
                 suppress(sqlite3.Error),
                 closing(sqlite3.connect(f"{self._file.as_uri()}?{way}", uri=True)) as database,
             ):
-                disk = PlainDisk(str(self._file.parent))
+                disk = JsonDisk(str(self._file.parent))
                 rows = database.execute("SELECT key, raw, mode, filename, value FROM Cache").fetchall()
                 return {
                     str(disk.get(key, raw)): disk.fetch(mode, name, value, False)

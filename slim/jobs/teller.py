@@ -15,7 +15,7 @@ from slim.jobs.store import JobStore, StoreFull
 from slim.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from slim.recovery import Point
+    from slim.recovery import CurvePoint
 
 SAY_EVERY = 0.3
 """Seconds between two writes of the progress."""
@@ -23,7 +23,7 @@ BEAT_EVERY = 1.0
 """Seconds between two heartbeats."""
 
 
-class Teller:
+class JobReporter:
     """What a stage tells of itself, written into its job: called as a `Progress`, and with the curve of a training.
 
     `also` hears the progress too.
@@ -43,7 +43,7 @@ class Teller:
             self._said = now
             self._write(done=done, total=total, message=message, paced=self._paced)
 
-    def curve(self, points: Sequence["Point"]) -> None:
+    def curve(self, points: Sequence["CurvePoint"]) -> None:
         self._write(curve=tuple(point.model_dump() for point in points))
 
     def made(self, result: object) -> None:

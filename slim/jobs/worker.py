@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from slim.errors import Cancelled, SlimError
-from slim.jobs.faults import reason_of, traced
+from slim.jobs.faults import failure_reason, traced
 from slim.jobs.job import over
 from slim.jobs.process import start_time, stop
 from slim.jobs.store import JobStore, StoreFull
-from slim.jobs.teller import Teller, beating
+from slim.jobs.teller import JobReporter, beating
 from slim.paths import CONFINED
 from slim.progress import Progress
 
@@ -29,7 +29,7 @@ def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
 def _check(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import calibration, check
 
-    done = check.check(calibration.load(Path(arguments.pop("calibration"))), **arguments, progress=progress)
+    done = check.check(calibration.load_calibration(Path(arguments.pop("calibration"))), **arguments, progress=progress)
     return str(done.path)
 
 
@@ -38,13 +38,13 @@ def _prune(arguments: dict[str, Any], progress: Progress) -> str:
 
     if "settings" in arguments:
         arguments["settings"] = repair.RepairSettings.checked(**arguments["settings"])
-    return str(rounds.execute(plan.load(Path(arguments.pop("plan"))), **arguments, progress=progress))
+    return str(rounds.execute_plan(plan.load_plan(Path(arguments.pop("plan"))), **arguments, progress=progress))
 
 
 def _absorb(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import absorbed, calibration
 
-    absorbed.absorbed(calibration.load(Path(arguments["calibration"])), progress)
+    absorbed.after_repair_sketch(calibration.load_calibration(Path(arguments["calibration"])), progress)
     return arguments["calibration"]
 
 
@@ -62,7 +62,7 @@ def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
     return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
 
 
-def _finetune(arguments: dict[str, Any], progress: Teller) -> str:
+def _finetune(arguments: dict[str, Any], progress: JobReporter) -> str:
     from slim import finetune
 
     settings = finetune.TrainSettings.checked(**arguments.pop("settings"))
@@ -85,10 +85,10 @@ def _export(arguments: dict[str, Any], progress: Progress) -> str:
 def _push(arguments: dict[str, Any], progress: Progress) -> str:
     from slim import push
 
-    return push.push(push.planned(Path(arguments.pop("folder")), **arguments), progress)
+    return push.push(push.plan_upload(Path(arguments.pop("folder")), **arguments), progress)
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Teller], str]] = {
+KINDS: dict[str, Callable[[dict[str, Any], JobReporter], str]] = {
     "absorb": _absorb,
     "calibrate": _calibrate,
     "check": _check,
@@ -114,7 +114,7 @@ def run(job_id: str) -> int:
             store.update(job_id, **over("cancelled"))
             return Cancelled.exit_code
         except Exception as error:
-            reason, code = reason_of(error), error.exit_code if isinstance(error, SlimError) else 1
+            reason, code = failure_reason(error), error.exit_code if isinstance(error, SlimError) else 1
             if not isinstance(error, SlimError):
                 with suppress(OSError):
                     print(traced(error), file=sys.stderr)
@@ -149,7 +149,7 @@ def _work(store: JobStore, job_id: str) -> str:
     arguments = dict(job.arguments)
     if "output" in arguments:
         arguments["output"] = Path(arguments["output"])
-    return KINDS[job.kind](arguments, Teller(store, job_id))
+    return KINDS[job.kind](arguments, JobReporter(store, job_id))
 
 
 def main(job_id: str) -> None:

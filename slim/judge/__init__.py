@@ -14,17 +14,17 @@ from slim.errors import InputError
 from slim.judge.cost import estimate
 from slim.judge.endpoint import prepare
 from slim.judge.figures import figures, overall, remarks
-from slim.judge.local import find
+from slim.judge.local import find_local_judge
 from slim.judge.pairs import answered
 from slim.judge.prompt import RUBRIC
 from slim.judge.reference import ReferenceMeasure, referee
 from slim.judge.rounds import by_endpoint, by_reference
-from slim.judge.verdicts import Generated, Judgement, Summary
-from slim.migrations import read
+from slim.judge.verdicts import Generated, Judgment, Summary
+from slim.migrations import read_record
 from slim.progress import Progress, silent
-from slim.records import reason_of
+from slim.records import why_invalid
 
-__all__ = ["AnswerSettings", "Judgement", "judge", "load"]
+__all__ = ["AnswerSettings", "Judgment", "judge", "load_judgment"]
 
 Tell = Callable[[str], None]
 
@@ -55,7 +55,7 @@ def judge(
     output: Path | None = None,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
-) -> tuple[Judgement, Path]:
+) -> tuple[Judgment, Path]:
     """Which of two models answers rows of a task better, and the file that says so.
 
     With an `endpoint` its model `judge_model` is asked in both orders, `asking` being further fields of `Endpoint`. A
@@ -89,7 +89,7 @@ def judge(
     if endpoint is not None:
         asked, trouble = prepare(endpoint, judge_model, asking or {})
     elif local_judge is not None:
-        local = find(local_judge, progress)
+        local = find_local_judge(local_judge, progress)
         asked = local.endpoint(asking or {})
     if asked is not None:
         tell(f"{len(examples):,} pairs, {estimate(examples, settings, asked, rubric, prices).sentence()}")
@@ -104,7 +104,7 @@ def judge(
     else:
         compared, facts = by_reference(pairs, by_data)
     found = figures(compared, facts.both_orders, settings.seed)
-    judgement = Judgement(
+    judgement = Judgment(
         original_model=original,
         pruned_model=pruned,
         dataset=dataset,
@@ -136,13 +136,13 @@ def judge(
     return judgement, path
 
 
-def load(path: Path) -> Judgement:
+def load_judgment(path: Path) -> Judgment:
     """A judgement from its file. Raises InputError for what is none."""
     try:
-        return read(Judgement, path, f"judgement {str(path)!r}")
+        return read_record(Judgment, path, f"judgement {str(path)!r}")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"judgement {str(path)!r} cannot be read ({reason_of(error)}): make it again with `slim judge`."
+            f"judgement {str(path)!r} cannot be read ({why_invalid(error)}): make it again with `slim judge`."
         ) from error
 
 

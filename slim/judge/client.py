@@ -22,12 +22,12 @@ from pydantic import Field
 
 from slim import workspace
 from slim.errors import SlimError
-from slim.judge.endpoint import Endpoint, Messages, awaited, connect, reason_of, without_key
+from slim.judge.endpoint import Endpoint, Messages, awaited, connect, failure_of, without_key
 from slim.judge.prompt import SCHEMA
-from slim.plain_disk import PlainDisk
+from slim.plain_disk import JsonDisk
 from slim.progress import Progress, silent
 from slim.records import Record
-from slim.text import sound
+from slim.text import without_surrogates
 
 FORMATS: tuple[dict[str, Any], ...] = (
     {
@@ -57,10 +57,10 @@ class Reply(Record):
 
 
 @contextmanager
-def kept() -> Iterator[Cache]:
+def open_reply_cache() -> Iterator[Cache]:
     """The judges' answers. Unlike other results nothing of them is dropped for room: they may have cost money."""
     folder = workspace.subfolder("replies")
-    with Cache(str(folder), disk=PlainDisk, disk_compress_level=1, eviction_policy="none") as cache:
+    with Cache(str(folder), disk=JsonDisk, disk_compress_level=1, eviction_policy="none") as cache:
         yield cache
 
 
@@ -173,14 +173,14 @@ class _Run:
         choice, usage = done["choices"][0], done.get("usage") or {}
         message = choice["message"]
         return {
-            "text": without_key(sound(str(message.get("content") or ""))),
-            "refusal": without_key(sound(str(message.get("refusal") or ""))),
+            "text": without_key(without_surrogates(str(message.get("content") or ""))),
+            "refusal": without_key(without_surrogates(str(message.get("refusal") or ""))),
             "finish": str(choice.get("finish_reason") or ""),
             "tokens": [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")],
         }
 
     def failed(self, error: Exception) -> Reply:
-        reason = reason_of(error)
+        reason = failure_of(error)
         sent_away = isinstance(error, openai.APIStatusError) and error.status_code < 400
         if sent_away or isinstance(
             error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError

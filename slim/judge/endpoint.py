@@ -108,12 +108,12 @@ def models_of(url: str, timeout: float) -> list[str]:
     try:
         return awaited(names)
     except openai.AuthenticationError as error:
-        raise InputError(f"endpoint {url}: {reason_of(error)}: set {KEYS[0]} or {KEYS[1]}.") from None
+        raise InputError(f"endpoint {url}: {failure_of(error)}: set {KEYS[0]} or {KEYS[1]}.") from None
     except openai.APIConnectionError as error:
-        raise SlimError(f"endpoint {url}: {reason_of(error)}: is it running, and is the URL right?") from None
+        raise SlimError(f"endpoint {url}: {failure_of(error)}: is it running, and is the URL right?") from None
     except openai.APIStatusError as error:
         if 300 <= error.status_code < 400:
-            raise InputError(f"endpoint {url}: {reason_of(error)}.") from None
+            raise InputError(f"endpoint {url}: {failure_of(error)}.") from None
         return []
     except (openai.OpenAIError, AttributeError, TypeError, ValueError):  # the list is no part of what is needed
         return []
@@ -171,7 +171,7 @@ def without_key(text: str) -> str:
     return text
 
 
-def reason_of(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """Why a call failed, in the same words for the same cause, so that they can be counted. Never the server's text."""
     if isinstance(error, openai.APITimeoutError):
         return "the endpoint took longer than the timeout"

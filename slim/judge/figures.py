@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from slim.estimate import ends, picks, resampled
+from slim.estimate import bootstrap, interval, resample_counts
 from slim.judge.verdicts import Comparison, Figures, Winner
 from slim.measures import Figure
 
@@ -73,8 +73,8 @@ def length_controlled(points: NDArray[np.float64], longer_by: NDArray[np.float64
         return None
     scale = longer_by.std() or 1.0
     term = np.tanh(longer_by / scale)
-    counts = picks(len(points), np.random.default_rng(seed))
-    low, high = ends(np.array([_at_equal_length(points, term, count) for count in counts]))
+    counts = resample_counts(len(points), np.random.default_rng(seed))
+    low, high = interval(np.array([_at_equal_length(points, term, count) for count in counts]))
     return Figure(value=_at_equal_length(points, term, np.ones(len(points))), low=float(low), high=float(high))
 
 
@@ -91,8 +91,8 @@ def _at_equal_length(points: NDArray[np.float64], term: NDArray[np.float64], wei
 
 
 def _win_rate(points: NDArray[np.float64], seed: int) -> Figure:
-    value, drawn = resampled(points, np.ones(len(points)), np.random.default_rng(seed))
+    value, drawn = bootstrap(points, np.ones(len(points)), np.random.default_rng(seed))
     if len(points) < 2:
         return Figure(value=float(value))
-    low, high = ends(drawn)
+    low, high = interval(drawn)
     return Figure(value=float(value), low=float(low), high=float(high))

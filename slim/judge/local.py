@@ -118,7 +118,7 @@ class LocalJudge:
         raise SlimError(f"local judge {self.source!r} does not chat: HTTP {status} ({_last_words(log)}).")
 
 
-def find(source: str, progress: Progress = silent) -> LocalJudge:
+def find_local_judge(source: str, progress: Progress = silent) -> LocalJudge:
     """The judge that `source` names: `bundled:smollm2-135m`, a folder, a .gguf file or a Hub id, which is downloaded.
 
     Raises InputError for what is none of them, or has no safetensors weights.

@@ -70,13 +70,13 @@ def answered(
     first: PreTrainedTokenizerBase | None = None
     prompts, stops = [], ()
     for source in sources:
-        loaded = models.load(source, device=device, dtype=dtype, progress=progress)
+        loaded = models.load_model(source, device=device, dtype=dtype, progress=progress)
         if first is None or not _same(first, loaded.tokenizer):
             if first is not None:
                 notes["the models' tokenizers differ, so each reads the rows and ends its answers by its own"] = None
             first = loaded.tokenizer
             prompts, stops = answers.prompts(examples, first), answers.stops_of(loaded)
-        with results.kept() as cache:
+        with results.open_cache() as cache:
             found, told = answers.answer(loaded, prompts, settings, stops, cache, progress, trouble)
         said.append(found)
         fingerprints.append(loaded.facts.fingerprint)

@@ -8,7 +8,7 @@ import re
 from typing import Any, Literal
 
 from slim.records import Record
-from slim.text import sound
+from slim.text import without_surrogates
 
 Letter = Literal["A", "B", "tie"]
 Order = Literal["original_first", "pruned_first"]
@@ -83,7 +83,7 @@ def read(text: str) -> Reading:
     objects = [one for one in _objects(said) if "verdict" in one]
     found: dict[Letter, str]
     found = {
-        letter: sound(str(one.get("reason") or ""))
+        letter: without_surrogates(str(one.get("reason") or ""))
         for one in objects
         if (letter := _letter(one["verdict"])) is not None
     }
@@ -110,7 +110,7 @@ def _spoken(text: str) -> str:
     """What a judge says after its thoughts, the end of it where it is long; every character is one that can be kept."""
     *_, end = (0, *(mark.end() for mark in _THOUGHT_ENDS.finditer(text)))
     said = _THOUGHT.sub("", text[:end]) + text[end:]
-    return sound(said[-LONGEST:]).strip()
+    return without_surrogates(said[-LONGEST:]).strip()
 
 
 def _letter(word: Any) -> Letter | None:

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from itertools import groupby
 
 from slim.judge.prompt import ORDERS
-from slim.judge.verdicts import JUDGMENTS, Comparison, Judgement, Judgment
+from slim.judge.verdicts import JUDGMENTS, Comparison, Judgment, PairVerdict
 from slim.scorers import rouge
 
 Piece = tuple[str, bool]
@@ -53,7 +53,7 @@ def _pieces(text: str, lacking: Sequence[bool]) -> list[Piece]:
 class Wanted:
     """Which pairs a person wants to see. `longest` bounds the characters of the longer answer, ends included."""
 
-    judgments: frozenset[Judgment] = frozenset(JUDGMENTS)
+    judgments: frozenset[PairVerdict] = frozenset(JUDGMENTS)
     flip: bool | None = None
     longest: tuple[int, int] | None = None
     text: str = ""
@@ -78,7 +78,7 @@ def _said(one: Comparison) -> list[str]:
     return [one.question, one.response1, one.response2, one.reference, one.failure or "", *reasons]
 
 
-def chosen(judgement: Judgement, wanted: Wanted) -> list[int]:
+def chosen(judgement: Judgment, wanted: Wanted) -> list[int]:
     """The places of the pairs that are wanted, in the order of the rows."""
     return [place for place, one in enumerate(judgement.comparisons) if wanted.takes(one)]
 
@@ -98,7 +98,7 @@ def has_reference(one: Comparison) -> bool:
     return bool(one.orders and one.reference.strip())
 
 
-def reference_scores(judgement: Judgement) -> dict[int, tuple[float, float]]:
+def reference_scores(judgement: Judgment) -> dict[int, tuple[float, float]]:
     """The scores of every pair that has some, by its place; some milliseconds for each."""
     found = ((place, scores_of(one)) for place, one in enumerate(judgement.comparisons))
     return {place: scores for place, scores in found if scores is not None}
@@ -112,7 +112,7 @@ def disagreement(one: Comparison, scores: tuple[float, float]) -> float:
     return -verdict * gap if verdict else abs(gap) / 2
 
 
-def by_disagreement(judgement: Judgement, places: Sequence[int], scores: Scores) -> list[int]:
+def by_disagreement(judgement: Judgment, places: Sequence[int], scores: Scores) -> list[int]:
     """The places, the verdicts that the reference speaks against most first; pairs without a verdict or scores last."""
 
     def key(place: int) -> tuple[bool, float]:
@@ -124,7 +124,7 @@ def by_disagreement(judgement: Judgement, places: Sequence[int], scores: Scores)
     return sorted(places, key=key)
 
 
-def table(judgement: Judgement, scores: Scores, votes: Mapping[int, str]) -> list[dict[str, object]]:
+def table(judgement: Judgment, scores: Scores, votes: Mapping[int, str]) -> list[dict[str, object]]:
     """A row for each pair with all that is known of it, for a spreadsheet. `votes` are a person's, by place."""
     return [_row(one, scores.get(place), votes.get(place)) for place, one in enumerate(judgement.comparisons)]
 

@@ -34,7 +34,7 @@ def by_endpoint(
     asked = [
         messages(pair.question, pair.original.text, pair.pruned.text, order, rubric) for pair in fit for order in ORDERS
     ]
-    with client.kept() as cache:
+    with client.open_reply_cache() as cache:
         missing = None in client.known(endpoint, asked, cache)
         if trouble is not None and missing:
             raise trouble

@@ -10,8 +10,8 @@ from slim.judge.prompt import Order
 from slim.measures import Figure
 from slim.records import Record
 
-Judgment = Literal["original_model", "pruned_model", "tie", "error"]
-JUDGMENTS: tuple[Judgment, ...] = ("original_model", "pruned_model", "tie", "error")
+PairVerdict = Literal["original_model", "pruned_model", "tie", "error"]
+JUDGMENTS: tuple[PairVerdict, ...] = ("original_model", "pruned_model", "tie", "error")
 Winner = Literal["original_model", "pruned_model", "tie"]
 
 
@@ -38,7 +38,7 @@ class Comparison(Record):
     question: str
     response1: str
     response2: str
-    judgment: Judgment
+    judgment: PairVerdict
     failure: str | None = Field(default=None, description="why there is no verdict")
     flip: bool = Field(default=False, description="whether the verdict changed with the order, which makes it a tie")
     orders: tuple[Opinion, ...] = Field(default=(), description="of a judge that was asked in both orders")
@@ -129,7 +129,7 @@ class JudgeFacts(Record):
     tokens_out: int = Field(default=0, ge=0)
 
 
-class Judgement(Record):
+class Judgment(Record):
     """The file of a judgement. The fields up to `overall_winner` are those that readers of older files know."""
 
     original_model: str

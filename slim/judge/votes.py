@@ -18,11 +18,11 @@ from pydantic import Field
 
 from slim import workspace
 from slim.errors import InputError
-from slim.estimate import ends, picks
-from slim.judge.verdicts import Comparison, Judgement
+from slim.estimate import interval, resample_counts
+from slim.judge.verdicts import Comparison, Judgment
 from slim.measures import Figure
-from slim.migrations import read
-from slim.records import Record, reason_of
+from slim.migrations import read_record
+from slim.records import Record, why_invalid
 
 Ballot = Literal["A", "B", "tie", "skip"]
 Choice = Literal["original_model", "pruned_model", "tie", "skip"]
@@ -79,16 +79,16 @@ def key_of(one: Comparison) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def load(judgement: Path) -> Votes:
+def load_votes(judgement: Path) -> Votes:
     """The votes on a judgement's file, none where there are none. Raises InputError for a file that is no votes'."""
     file = file_of(judgement)
     try:
-        return read(Votes, file, f"votes {str(file)!r}")
+        return read_record(Votes, file, f"votes {str(file)!r}")
     except FileNotFoundError:
         return Votes()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"votes {str(file)!r} cannot be read ({reason_of(error)}): move the file away to begin anew."
+            f"votes {str(file)!r} cannot be read ({why_invalid(error)}): move the file away to begin anew."
         ) from error
 
 
@@ -98,7 +98,7 @@ def cast(judgement: Path, one: Comparison, ballot: Ballot, pruned_is_a: bool) ->
     A vote on a pair that has one already is not blind, because after the first the models were named.
     """
     with _ONE_AT_A_TIME:
-        held = load(judgement).votes
+        held = load_votes(judgement).votes
         key = key_of(one)
         vote = Vote(
             choice=_meant(ballot, pruned_is_a),
@@ -116,30 +116,30 @@ def _meant(ballot: Ballot, pruned_is_a: bool) -> Choice:
     return "pruned_model" if (ballot == "A") == pruned_is_a else "original_model"
 
 
-def pruned_is_a(judgement: Judgement, one: Comparison) -> bool:
+def pruned_is_a(judgement: Judgment, one: Comparison) -> bool:
     """Whether the pruned model's answer is shown as A: by chance for each pair, the same whenever it is shown."""
     return hashlib.sha256(f"{_seed(judgement)}/{key_of(one)}".encode()).digest()[0] % 2 == 0
 
 
-def queue(judgement: Judgement) -> list[int]:
+def queue(judgement: Judgment) -> list[int]:
     """The places of the pairs that were answered, in an order by chance, so that the first votes are a fair sample."""
     places = [place for place, one in enumerate(judgement.comparisons) if one.orders or one.scores is not None]
     random.Random(_seed(judgement)).shuffle(places)  # noqa: S311  chance is no secret
     return places
 
 
-def _seed(judgement: Judgement) -> str:
+def _seed(judgement: Judgment) -> str:
     return json.dumps([judgement.seed, judgement.started, *judgement.fingerprints])
 
 
-def choices(judgement: Judgement, votes: Votes) -> dict[int, Choice]:
+def choices(judgement: Judgment, votes: Votes) -> dict[int, Choice]:
     """What the person said to each pair, by its place."""
     held = votes.votes
     found = ((place, held.get(key_of(one))) for place, one in enumerate(judgement.comparisons))
     return {place: vote.choice for place, vote in found if vote is not None}
 
 
-def agreement(judgement: Judgement, votes: Votes) -> Agreement:
+def agreement(judgement: Judgment, votes: Votes) -> Agreement:
     """Person and judge compared. Skipped pairs and those that the judge gave no verdict on count for neither."""
     said = choices(judgement, votes)
     both = [
@@ -151,7 +151,11 @@ def agreement(judgement: Judgement, votes: Votes) -> Agreement:
     for row, (person, judge, _) in enumerate(both):
         crossed[row, person, judge] = 1
     counts = crossed.sum(0)
-    drawn = np.tensordot(picks(len(both), np.random.default_rng(judgement.seed)), crossed, 1) if len(both) > 1 else None
+    drawn = (
+        np.tensordot(resample_counts(len(both), np.random.default_rng(judgement.seed)), crossed, 1)
+        if len(both) > 1
+        else None
+    )
     return Agreement(
         counts=tuple((int(row[0]), int(row[1]), int(row[2])) for row in counts),
         share=_figure(_same(counts), None if drawn is None else _same(drawn)),
@@ -188,5 +192,5 @@ def _figure(value: NDArray[np.float64], drawn: NDArray[np.float64] | None) -> Fi
     known = np.array([]) if drawn is None else drawn[~np.isnan(drawn)]
     if not len(known):
         return Figure(value=float(value))
-    low, high = ends(known)
+    low, high = interval(known)
     return Figure(value=float(value), low=float(low), high=float(high))

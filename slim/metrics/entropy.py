@@ -13,7 +13,7 @@ class Entropy(PerLayer):
         self.keep(view.layer, total=row_sums(view.entropy, view.valid), count=view.valid.sum(1))
 
 
-class NormalisedEntropy(Entropy):
+class NormalizedEntropy(Entropy):
     """Mean over positions with at least two visible keys of H_i / ln n_i, so that lengths compare."""
 
     def update(self, view: LayerView) -> None:
@@ -39,6 +39,6 @@ ENTROPY_NORM = Criterion(
     high_is_prunable=True,
     levels=("head", "group", "block"),
     method="mean of entropy / ln(visible keys) over positions with two keys or more",
-    meter=NormalisedEntropy,
+    meter=NormalizedEntropy,
     shares=head_shares,
 )

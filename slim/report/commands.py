@@ -9,10 +9,10 @@ from slim.answers import AnswerSettings
 from slim.calibration import Calibration
 from slim.evaluation import EvaluationFacts, EvaluationSettings
 from slim.judge.prompt import RUBRIC
-from slim.judge.verdicts import Judgement
-from slim.pace import PaceSettings
-from slim.records import ByThreshold, DatasetFacts, Plan, Record, Settings
-from slim.recovery import Recovered
+from slim.judge.verdicts import Judgment
+from slim.pace import SpeedSettings
+from slim.records import ByThreshold, CalibrationSettings, DatasetFacts, Plan, Record
+from slim.recovery import RecoveryStep
 from slim.repair import RepairSettings
 from slim.report.gather import Gathered, Subject
 from slim.report.names import endpoint_words, named
@@ -67,7 +67,7 @@ def _rows(data: DatasetFacts) -> dict[str, Any]:
 def _calibrated(measured: Calibration) -> list[str]:
     facts, name = measured.facts, _name_of(measured)
     model = None if facts.model.source == bundled.NAME else named(facts.model.source)
-    settings = _unlike(facts.settings, Settings())
+    settings = _unlike(facts.settings, CalibrationSettings())
     lines = [_line("calibrate", model=model, **_rows(facts.dataset), **settings, output=name)]
     if measured.check is not None:
         weights = _pairs(measured.check.weights)
@@ -116,7 +116,7 @@ def _planned(plan: Plan, file: str) -> str:
     return _line("plan", folder, **why, **given, **pins, output=file)
 
 
-def _recovered(step: Recovered, source: str, made: str) -> str:
+def _recovered(step: RecoveryStep, source: str, made: str) -> str:
     """A step of recovery. What it was measured against is what the checkpoint was cut from."""
     if step.method == "repair":
         told = _unlike(_settings(RepairSettings, step), RepairSettings(), ("dtype",))
@@ -133,7 +133,7 @@ def _recovered(step: Recovered, source: str, made: str) -> str:
     )
 
 
-def _settings(kind: type[S], step: Recovered) -> S:
+def _settings(kind: type[S], step: RecoveryStep) -> S:
     """Those that a person chose, of all that a step holds. Raises InputError for one that nobody could have."""
     return kind.checked(**{name: value for name, value in step.settings.items() if name in kind.model_fields})
 
@@ -157,14 +157,14 @@ def _evaluated(name: str, facts: EvaluationFacts) -> str:
     )
 
 
-def _timed(pace: PaceSettings) -> dict[str, Any]:
-    found = _unlike(pace, PaceSettings())
+def _timed(pace: SpeedSettings) -> dict[str, Any]:
+    found = _unlike(pace, SpeedSettings())
     options = {"tokens": "speed_tokens", "steps": "speed_steps", "repeats": "repeats"}
     told = {options[name]: value for name, value in found.items() if name in options}
     return told | ({"speed_rows": ",".join(map(str, pace.batch_sizes))} if "batch_sizes" in found else {})
 
 
-def _judged(name: str, held: Judgement) -> str:
+def _judged(name: str, held: Judgment) -> str:
     told = _unlike(held.answers, AnswerSettings())
     judge = held.judge
     who = {"endpoint": judge.endpoint and endpoint_words(judge.endpoint), "judge_model": judge.name}

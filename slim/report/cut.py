@@ -6,7 +6,7 @@ from slim.cuts import MODELING_FILE, is_stock, kv_groups
 from slim.plan import PLAN_FILE
 from slim.project import speedup
 from slim.records import Plan, Size
-from slim.recovery import RECOVERY_FILE, Recovered, Recovery
+from slim.recovery import RECOVERY_FILE, Recovery, RecoveryStep
 from slim.report.document import Block, Code, Heading, Paragraph, Section, Table
 from slim.report.names import named, without_folders
 
@@ -87,7 +87,7 @@ def layer_table(plan: Plan) -> Table:
     return Table(("layer", "query heads that stay", "KV heads that stay", "what goes"), lines)
 
 
-def steps_table(steps: Sequence[Recovered]) -> Table:
+def steps_table(steps: Sequence[RecoveryStep]) -> Table:
     """A line for each step of a recovery."""
     return Table(
         ("step", "rows of", "KL", "perplexity", "rows", "applied"),
@@ -105,7 +105,7 @@ def steps_table(steps: Sequence[Recovered]) -> Table:
     )
 
 
-def steps_blocks(steps: Sequence[Recovered]) -> list[Block]:
+def steps_blocks(steps: Sequence[RecoveryStep]) -> list[Block]:
     """The steps of a recovery in a table, and how to read it."""
     return [
         Paragraph(
@@ -122,7 +122,7 @@ def recovery_section(recovery: Recovery) -> Section:
     return Section(RECOVERY_TITLE, "recovery", [*steps_blocks(recovery.steps), record])
 
 
-def step_notes(step: Recovered) -> list[str]:
+def step_notes(step: RecoveryStep) -> list[str]:
     """What is to be known of a step, and on which rows it stands."""
     roles = step.rows
     said = [

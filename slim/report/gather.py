@@ -9,11 +9,11 @@ from slim import calibration, evaluation, judge, plan, workspace
 from slim.calibration import Calibration
 from slim.errors import InputError
 from slim.evaluation import Evaluation, EvaluationFacts, ModelScores
-from slim.judge.verdicts import Judgement
+from slim.judge.verdicts import Judgment
 from slim.models import digest, weights_of
 from slim.plan import PLAN_FILE
 from slim.records import Plan
-from slim.recovery import RECOVERY_FILE, Recovery, recovery_of
+from slim.recovery import RECOVERY_FILE, Recovery, load_recovery
 from slim.report.names import named
 
 Loadable = TypeVar("Loadable")
@@ -35,7 +35,7 @@ class Subject:
         places = range(1, len(facts.models))
         return next((place for place in places if facts.models[place].model.fingerprint == self.fingerprint), None)
 
-    def was_judged(self, judgement: Judgement) -> bool:
+    def was_judged(self, judgement: Judgment) -> bool:
         """Whether a judgement is of its answers."""
         return bool(self.fingerprint) and judgement.fingerprints[1] == self.fingerprint
 
@@ -48,7 +48,7 @@ class Gathered:
     subjects: tuple[Subject, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     evaluations: tuple[tuple[str, Evaluation], ...] = ()
-    judgements: tuple[tuple[str, Judgement], ...] = ()
+    judgements: tuple[tuple[str, Judgment], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -62,11 +62,11 @@ def gather(run: Path) -> Gathered:
     run = run.expanduser().absolute()
     name = run.stem if run.suffix == ".json" else run.name
     if (run / evaluation.TABLE).is_file():
-        held = evaluation.load(run)
+        held = evaluation.load_evaluation(run)
         subjects = tuple(_evaluated(one, notes) for one in held.facts.models[1:])
         return _with(name, subjects, ((name, held),), _judged(subjects), notes)
     if (run / "record.json").is_file():
-        return Gathered(name, calibrations=(calibration.load(run),))
+        return Gathered(name, calibrations=(calibration.load_calibration(run),))
     if (run / "config.json").is_file():
         subjects = (_checkpoint(run, notes),)
         return _with(name, subjects, _evaluations(subjects), _judged(subjects), notes)
@@ -76,9 +76,9 @@ def gather(run: Path) -> Gathered:
             "judgement."
         )
     try:
-        verdicts = judge.load(run)
+        verdicts = judge.load_judgment(run)
     except InputError:
-        made = plan.load(run)
+        made = plan.load_plan(run)
         return _with(name, (Subject(name, plan=made, calibration=_measured(made, notes)),), (), (), notes)
     subjects = (_known(verdicts.pruned_model, named(verdicts.pruned_model), verdicts.fingerprints[1], notes),)
     return _with(name, subjects, _evaluations(subjects), ((name, verdicts),), notes)
@@ -88,7 +88,7 @@ def _with(
     name: str,
     subjects: tuple[Subject, ...],
     evaluations: tuple[tuple[str, Evaluation], ...],
-    judgements: tuple[tuple[str, Judgement], ...],
+    judgements: tuple[tuple[str, Judgment], ...],
     notes: list[str],
 ) -> Gathered:
     measured = {one.calibration.path: one.calibration for one in subjects if one.calibration is not None}
@@ -97,11 +97,11 @@ def _with(
 
 def _checkpoint(folder: Path, notes: list[str]) -> Subject:
     """A model folder; one that was never cut has no plan."""
-    made = plan.load(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
+    made = plan.load_plan(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
     if made is None and not (folder / RECOVERY_FILE).is_file():
         raise InputError(f"run {str(folder)!r} is a model that Slim did not make: name a checkpoint that it did.")
     weights = digest(weights_of(folder))
-    return Subject(folder.name, weights, made, recovery_of(folder), None if made is None else _measured(made, notes))
+    return Subject(folder.name, weights, made, load_recovery(folder), None if made is None else _measured(made, notes))
 
 
 def _evaluated(one: ModelScores, notes: list[str]) -> Subject:
@@ -128,7 +128,7 @@ def _measured(made: Plan, notes: list[str]) -> Calibration | None:
         return None
     folder = Path(made.calibration)
     try:
-        found = calibration.load(folder)
+        found = calibration.load_calibration(folder)
     except InputError:
         notes.append(f"the calibration {folder.name} is not there any more, so its maps are left out")
         return None
@@ -139,13 +139,13 @@ def _measured(made: Plan, notes: list[str]) -> Calibration | None:
 
 
 def _evaluations(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Evaluation], ...]:
-    known = _readable(workspace.runs("evaluation"), evaluation.load_facts)
+    known = _readable(workspace.runs("evaluation"), evaluation.load_evaluation_facts)
     mine = [path for path, facts in known if any(one.scores(facts) is not None for one in subjects if one.fingerprint)]
-    return tuple((path.name, one) for path, one in _readable(mine, evaluation.load))
+    return tuple((path.name, one) for path, one in _readable(mine, evaluation.load_evaluation))
 
 
-def _judged(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Judgement], ...]:
-    known = _readable(workspace.runs("judgement"), judge.load)
+def _judged(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Judgment], ...]:
+    known = _readable(workspace.runs("judgement"), judge.load_judgment)
     return tuple((path.stem, one) for path, one in known if any(subject.was_judged(one) for subject in subjects))
 
 

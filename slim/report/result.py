@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from slim.quantities import Quantity, quantities
+from slim.quantities import ComparedMetric, compare_models
 from slim.records import Plan
 from slim.report.document import Points, Section
 from slim.report.gather import Gathered, Subject
@@ -74,7 +74,7 @@ def _evaluated(gathered: Gathered, subject: Subject) -> Iterator[str]:
         place = subject.scores(held.facts)
         if place is None:
             continue
-        found = quantities(held.facts)
+        found = compare_models(held.facts)
         quality = [one for one in found if one.group == "quality" and one.changes[place] is not None]
         pace = next((one for one in found if one.name.startswith("decode-") and one.changes[place] is not None), None)
         if quality:
@@ -87,7 +87,7 @@ def _evaluated(gathered: Gathered, subject: Subject) -> Iterator[str]:
             return
 
 
-def _change(quantity: Quantity, place: int) -> str:
+def _change(quantity: ComparedMetric, place: int) -> str:
     said = TOLD[quantity.standing(place) or "unknown"]
     return f"{quantity.title} {quantity.change_in_words(place)}{f' ({said})' if said else ''}"
 

@@ -6,7 +6,7 @@ from typing import Any
 from slim.evaluation import Evaluation
 from slim.judge.pair_html import VERDICTS
 from slim.judge.review import scores_of
-from slim.judge.verdicts import Comparison, Judgement
+from slim.judge.verdicts import Comparison, Judgment
 from slim.report.document import Block, Heading, Pair, Paragraph, Section
 from slim.report.gather import Gathered, Subject
 
@@ -31,7 +31,7 @@ def samples_section(gathered: Gathered) -> Section | None:
     return Section("Answers side by side", "answers", blocks) if blocks else None
 
 
-def _judged(held: Judgement) -> list[Block]:
+def _judged(held: Judgment) -> list[Block]:
     shown = chosen(held)
     words = (
         f"{len(shown)} of {held.num_samples:,} pairs: up to {WORST} that the pruned model lost by most, one of each "
@@ -47,7 +47,7 @@ def _judged(held: Judgement) -> list[Block]:
     ]
 
 
-def chosen(held: Judgement) -> list[Chosen]:
+def chosen(held: Judgment) -> list[Chosen]:
     """The pairs of a judgement that are shown.
 
     The worst are those that the original won, by how much closer it is to the reference; without one by their place.

@@ -13,27 +13,12 @@ from slim.forecast import removed_mask
 from slim.metrics import CRITERIA
 from slim.records import CalibrationFacts, DatasetFacts, ModelFacts, Plan
 from slim.recover import UNCHANGED
-from slim.recovery import Recovered, Recovery
+from slim.recovery import Recovery, RecoveryStep
 from slim.recovery_charts import NAMES
-from slim.report.cut import (
-    heading,
-    layer_table,
-    loss_blocks,
-    removed_words,
-    size_table,
-    step_notes,
-    steps_blocks,
-)
+from slim.report.cut import heading, layer_table, loss_blocks, removed_words, size_table, step_notes, steps_blocks
 from slim.report.document import Block, Chart, Code, Heading, Paragraph, Section, Table
 from slim.report.gather import Gathered, Subject
-from slim.report.names import (
-    data_words,
-    endpoint_words,
-    named,
-    settings_words,
-    versions_words,
-    without_folders,
-)
+from slim.report.names import data_words, endpoint_words, named, settings_words, versions_words, without_folders
 
 STAGES = ("rows", "settings", "made with", "ran")
 CURVE_POINTS = 2
@@ -100,7 +85,7 @@ def _line(
     name: str,
     data: DatasetFacts | None,
     settings: Mapping[str, Any],
-    facts: CalibrationFacts | Recovered | EvaluationFacts,
+    facts: CalibrationFacts | RecoveryStep | EvaluationFacts,
 ) -> tuple[str, ...]:
     rows = f"{data.rows:,} of {data_words(data)}; {data.tokens:,} tokens" if data else ""
     ran = f"{facts.started}, {_took(facts.seconds)} on {facts.device}"
@@ -144,7 +129,7 @@ def _ranges(measured: Calibration) -> Table:
 
 
 def _maps(measured: Calibration) -> Iterator[Chart]:
-    for found in detail.measures(measured, scores.default_weights(measured)).values():
+    for found in detail.head_scores(measured, scores.default_weights(measured)).values():
         if found.name == "damage":
             continue
         draw = partial(charts.heatmap, found.values, found.title, found.unit, log=found.log)

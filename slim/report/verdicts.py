@@ -8,8 +8,8 @@ import pandas as pd
 from slim import evaluation_charts
 from slim.evaluation import EvaluationFacts
 from slim.evaluation_tables import quality_table, size_table, speed_table
-from slim.judge.verdicts import Judgement
-from slim.quantities import Group, Quantity, quantities
+from slim.judge.verdicts import Judgment
+from slim.quantities import ComparedMetric, Group, compare_models
 from slim.report.cut import heading
 from slim.report.document import Block, Chart, Paragraph, Section, Table
 from slim.report.gather import Gathered
@@ -29,7 +29,7 @@ def evaluation_section(gathered: Gathered) -> Section:
 
 
 def _evaluation(facts: EvaluationFacts) -> Iterator[Block]:
-    found = quantities(facts)
+    found = compare_models(facts)
     names = [one.name for one in facts.models]
     sources = [one.model.source for one in facts.models] + ([facts.dataset.source] if facts.dataset else [])
     if facts.dataset is not None:
@@ -59,7 +59,7 @@ def _table(frame: pd.DataFrame) -> Table:
     return Table(list(frame.columns), [[str(cell) for cell in line] for line in frame.itertuples(index=False)])
 
 
-def _charts(found: Sequence[Quantity], names: Sequence[str]) -> Iterator[Chart]:
+def _charts(found: Sequence[ComparedMetric], names: Sequence[str]) -> Iterator[Chart]:
     if len(names) == 1:
         return
     for group, title in GROUPS.items():
@@ -82,7 +82,7 @@ def verdicts_section(gathered: Gathered) -> Section:
     return Section("Verdicts", "verdicts", blocks)
 
 
-def _verdicts(held: Judgement) -> Iterator[Block]:
+def _verdicts(held: Judgment) -> Iterator[Block]:
     who = {"endpoint": "an endpoint", "local": "a model on the same machine", "reference": "the dataset's own answers"}
     where = f" at {endpoint_words(held.judge.endpoint)}" if held.judge.endpoint else ""
     split = f", split {held.split}" if held.split else ""
@@ -117,7 +117,7 @@ def _verdicts(held: Judgement) -> Iterator[Block]:
     yield Table(("figure", "value"), [*_figure_lines(held)])
 
 
-def _figure_lines(held: Judgement) -> Iterator[tuple[str, str]]:
+def _figure_lines(held: Judgment) -> Iterator[tuple[str, str]]:
     figures, made = held.figures, held.generated
     for title, rate in (
         ("win rate of the pruned model", figures.win_rate),

@@ -18,13 +18,13 @@ from typing import Any
 FOLDER = os.environ.get("SLIM_HALT")
 
 if FOLDER and "slim.jobs.worker" in sys.orig_argv:
-    from slim.jobs.teller import Teller
+    from slim.jobs.teller import JobReporter
 
     _place = Path(FOLDER)
     _share, _, _pattern = (_place / "moment").read_text().partition(" ")
-    _tell = Teller.__call__
+    _tell = JobReporter.__call__
 
-    def _halting(self: Teller, done: float, total: float, message: str) -> None:
+    def _halting(self: JobReporter, done: float, total: float, message: str) -> None:
         _tell(self, done, total, message)
         _know_what_is_known(self.job_id)
         with (_place / f"{self.job_id}.told").open("a") as told:
@@ -64,4 +64,4 @@ if FOLDER and "slim.jobs.worker" in sys.orig_argv:
 
         work.advance = advance
 
-    Teller.__call__ = _halting
+    JobReporter.__call__ = _halting
