@@ -24,7 +24,7 @@ audit: $(READY)  ## what is installed, against today's known vulnerabilities (ne
 	@$(BIN)/python -m tests.audit --online
 
 fuzz: $(READY)  ## files that anybody could have made, CASES of each property; a case that fails is printed
-	@SLIM_FUZZ=$(CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 14400 tests/test_properties_*.py
+	@SLIM_FUZZ=$(CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 14400 tests/properties
 
 bench: $(READY)  ## measure what the documents say
 	@$(BIN)/python -m benchmarks.speed

@@ -1,5 +1,5 @@
 """The dashboard: what every page shares, and the way between them."""
 
-from pages.frame import navigation
+from pages.views.frame import navigation
 
 navigation().run()

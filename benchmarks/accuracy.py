@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import slug, table
-from slim import bundled, evaluation, tasks
-from slim.evaluate import evaluate
-from slim.evaluation import EvaluationSettings
+from slim.data import tasks
+from slim.evaluation import record as evaluation
+from slim.evaluation.evaluate import evaluate
+from slim.evaluation.record import EvaluationSettings
+from slim.models import bundled
 
 
 @dataclass(frozen=True)

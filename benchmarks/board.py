@@ -17,13 +17,13 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.measure import machine, table
 from benchmarks.planner import SHAPES, Shape, made_up
-from slim import calibration as files
-from slim import workspace
-from slim.calibration import Calibration
-from slim.estimate import Estimate
-from slim.metrics import CRITERIA
-from slim.metrics.base import Level
-from slim.records import CriterionFacts
+from slim.calibration import record as files
+from slim.calibration.criteria import CRITERIA
+from slim.calibration.criteria.base import Level
+from slim.calibration.facts import CriterionFacts
+from slim.calibration.record import Calibration
+from slim.core import workspace
+from slim.core.statistics import Estimate
 from tests.browser_setup import FLAGS, ensure_browser, served
 
 WATCH = """() => {

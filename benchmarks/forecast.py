@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.measure import machine
-from slim import bundled, calibrate, models, plan, scores, tasks
-from slim import calibration as calibrations
-from slim import check as checking
-from slim.calibration import Calibration
-from slim.faithfulness import first_heads
-from slim.forecast import removed_columns, removed_mask
-from slim.metrics.kl_output import without
+from slim.calibration import calibrate, scores
+from slim.calibration import check as checking
+from slim.calibration import record as calibrations
+from slim.calibration.check_record import first_heads
+from slim.calibration.criteria.kl_output import without
+from slim.calibration.forecast import removed_columns, removed_mask
+from slim.calibration.record import Calibration
+from slim.data import tasks
+from slim.models import bundled
+from slim.models import load as models
+from slim.planning import threshold as plan
 
 THRESHOLDS = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6)
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)

@@ -16,12 +16,13 @@ import tempfile
 import time
 
 from benchmarks.measure import machine, table
-from slim import models, tasks
-from slim.answers import AnswerSettings, answer, prompts
-from slim.judge import client
-from slim.judge.endpoint import Endpoint
-from slim.judge.prompt import messages
-from slim.timing import interleaved
+from slim.data import tasks
+from slim.evaluation.answers import AnswerSettings, answer, prompts
+from slim.evaluation.timing import interleaved
+from slim.judging import client
+from slim.judging.endpoint import Endpoint
+from slim.judging.prompt import messages
+from slim.models import load as models
 
 CALLS, CONCURRENCY, LATENCY = 200, 16, 0.1
 ROWS, TOKENS = 16, 64

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a table, a line that says on what machine, names. `slim.timing` has the clocks."""
+"""What the benchmarks share: a table, a line that says on what machine, names."""
 
 import os
 import platform

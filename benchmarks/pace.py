@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import machine, table
-from slim import bundled, models
-from slim.models import Loaded
-from slim.pace import Decoding, prefill, tokens
-from slim.plan import load_plan
-from slim.project import CONTEXT, Speedup, everything, project, speedup
-from slim.prune import prune
-from slim.records import ByThreshold, Keep, ModelFacts, Plan
-from slim.timing import interleaved
+from slim.core.records import Keep, ModelFacts
+from slim.evaluation.speed import Decoding, prefill, tokens
+from slim.evaluation.timing import interleaved
+from slim.models import bundled
+from slim.models import load as models
+from slim.models.load import Loaded
+from slim.planning.files import load_plan
+from slim.planning.record import ByThreshold, Plan
+from slim.planning.sizes import CONTEXT, Speedup, everything, project, speedup
+from slim.pruning.surgery import prune
 
 ROWS = (1, 8)
 PROMPT = 64

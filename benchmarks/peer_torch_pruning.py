@@ -18,9 +18,10 @@ import torch
 import torch_pruning
 from torch import nn
 
-from slim import bundled, models
-from slim.architectures import decoder_layers
-from slim.models import Loaded
+from slim.models import bundled
+from slim.models import load as models
+from slim.models.architectures import decoder_layers
+from slim.models.load import Loaded
 
 TRIES = 7
 """Halvings of the interval in which the ratio for torch-pruning is looked for."""

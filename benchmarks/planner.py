@@ -14,11 +14,12 @@ import numpy as np
 from transformers import AutoConfig
 
 from benchmarks.measure import machine, table
-from slim import models
-from slim.budget import curve, plan_by_budget
-from slim.calibration import Calibration
-from slim.records import CalibrationFacts, CalibrationSettings, DatasetFacts
-from slim.sketch import LossSketch
+from slim.calibration.facts import CalibrationFacts, CalibrationSettings
+from slim.calibration.record import Calibration
+from slim.calibration.sketch import LossSketch
+from slim.core.records import DatasetFacts
+from slim.models import load as models
+from slim.planning.budget import curve, plan_by_budget
 
 SEQUENCES, SEGMENTS = 32, 20
 

@@ -25,21 +25,30 @@ from numpy.typing import NDArray
 
 from benchmarks import accuracy, peer_torch_pruning
 from benchmarks.measure import machine, slug, table
-from slim import absorbed, bundled, calibrate, checkpoint, models, recovery, results, tasks
-from slim import calibration as calibrations
-from slim.absorbed import AfterRepairSketch
-from slim.budget import plan_by_budget
-from slim.calibration import Calibration
-from slim.finetune import finetune
-from slim.legal import valid_heads
-from slim.likelihood import Passes
-from slim.models import Loaded
-from slim.plan import build_plan
-from slim.prune import prune
-from slim.records import ByBudget, CalibrationSettings, Keep, Pins, Plan
-from slim.repair import RepairSettings, repair
-from slim.rounds import prune_in_rounds
-from slim.train_settings import TrainSettings
+from slim.calibration import calibrate
+from slim.calibration import record as calibrations
+from slim.calibration.facts import CalibrationSettings
+from slim.calibration.record import Calibration
+from slim.core import cache as results
+from slim.core.records import Keep
+from slim.data import tasks
+from slim.evaluation.likelihood import Passes
+from slim.models import bundled
+from slim.models import load as models
+from slim.models.load import Loaded
+from slim.planning import after_repair as absorbed
+from slim.planning.after_repair import AfterRepairSketch
+from slim.planning.budget import plan_by_budget
+from slim.planning.build import build_plan
+from slim.planning.record import ByBudget, Pins, Plan
+from slim.planning.shapes import valid_heads
+from slim.pruning import checkpoint
+from slim.pruning.surgery import prune
+from slim.recovery.finetune import finetune
+from slim.recovery.iterative import prune_in_rounds
+from slim.recovery.repair import RepairSettings, repair
+from slim.recovery.settings import TrainSettings
+from slim.recovery.workbench import quality
 
 SHARES = (0.2, 0.3, 0.4)
 ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
@@ -201,7 +210,7 @@ class Bench:
                 line.make(place)
             loaded, gone = models.load_model(str(place)), removed(place)
         with results.open_cache() as cache:
-            found = recovery.quality(self.original, loaded, self.told, Passes(8, cache))
+            found = quality(self.original, loaded, self.told, Passes(8, cache))
         kept = {"gone": gone, **found.model_dump(), "machine": machine()}
         (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))
 

@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import machine
-from slim import bundled, calibrate
-from slim.budget import plan_by_budget
-from slim.prune import prune
-from slim.records import CalibrationSettings
-from slim.recovery import load_recovery
+from slim.calibration import calibrate
+from slim.calibration.facts import CalibrationSettings
+from slim.models import bundled
+from slim.planning.budget import plan_by_budget
+from slim.pruning.history import load_recovery
+from slim.pruning.surgery import prune
 
 TRAINING = "--rows 120 --batch-size 2 --max-length 48 --positions all --evaluations 10 --patience 10"
 

@@ -24,8 +24,11 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets import Subprotocol
 
 from benchmarks.measure import machine, table
-from slim import calibrate, calibration, jobs, workspace
-from slim.records import CalibrationSettings
+from slim import jobs
+from slim.calibration import calibrate
+from slim.calibration import record as calibration
+from slim.calibration.facts import CalibrationSettings
+from slim.core.run_index import remember
 from tests.pico import make_pico, save_pico
 
 PATH = ("explore", "prune", "runs", "explore", "calibrate", "prune", "home", "compare", "evaluate", "recover")
@@ -75,7 +78,7 @@ def furnish(home: Path, people: int) -> None:
         (folder / "record.json").write_text(json.dumps(record))
         (folder / "tensors.safetensors").write_bytes((first / "tensors.safetensors").read_bytes())
         calibration.load_calibration(folder)
-        workspace.remember(folder, "calibration")
+        remember(folder, "calibration")
 
 
 async def visit(person: Person, address: str, pages: int, people: int, pause: float) -> None:

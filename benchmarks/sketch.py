@@ -18,9 +18,12 @@ from scipy.stats import spearmanr
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.measure import machine
-from slim import bundled, models, sketch, tasks
-from slim.metrics.kl_output import Ablation, Full, ablate
-from slim.models import Loaded
+from slim.calibration import sketch
+from slim.calibration.criteria.kl_output import Ablation, Full, ablate
+from slim.data import tasks
+from slim.models import bundled
+from slim.models import load as models
+from slim.models.load import Loaded
 
 LENGTH = 192
 WIDE = {"layers": 40, "heads": 32, "kv_heads": 8, "width": 512, "head_dim": 16}

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import machine, table
-from slim import bundled, models
-from slim.metrics import CRITERIA
-from slim.metrics.kl_output import kl_divergence
-from slim.models import Loaded
-from slim.pace import tokens
-from slim.probe import Probe
-from slim.timing import in_fresh_process, interleaved, peak_growth
+from slim.calibration.criteria import CRITERIA
+from slim.calibration.criteria.kl_output import kl_divergence
+from slim.evaluation.speed import tokens
+from slim.evaluation.timing import in_fresh_process, interleaved, peak_growth
+from slim.models import bundled
+from slim.models import load as models
+from slim.models.load import Loaded
+from slim.models.probe import Probe
 
 STATISTICS = ("entropy", "kl_uniform", "variance", "block_influence")
 TIMED = (512, 1024)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.frame import (
+from pages.views.frame import (
     facts_line,
     newest_job,
     next_step,
@@ -13,11 +13,12 @@ from pages.frame import (
     show_job,
     show_maps,
 )
-from pages.task_data import Reading, choose_data, choose_source, open_task, show_counts, show_text
-from slim import bundled, jobs
-from slim.calibrate import checked_settings
-from slim.tasks import Positions
-from slim.tokenizer import at_hand
+from pages.views.task_data import Reading, choose_data, choose_source, open_task, show_counts, show_text
+from slim import jobs
+from slim.calibration.calibrate import checked_settings
+from slim.data.tasks import Positions
+from slim.models import bundled
+from slim.models.tokenizer import at_hand
 
 KL = {"fisher": "Forecast", "exact": "Measured, much slower", "none": "Leave out"}
 POSITIONS: dict[Positions, str] = {"all": "Every token", "answer": "The answer only"}

@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from pages.frame import follow_job, newest_job, page_title, plain_errors, show_job
-from pages.judge_form import request
-from pages.playground import show_playground
-from pages.verdicts_view import show_past
-from slim import jobs, workspace
+from pages.views.frame import follow_job, newest_job, page_title, plain_errors, show_job
+from pages.views.judge_form import request
+from pages.views.playground import show_playground
+from pages.views.verdicts_view import show_past
+from slim import jobs
+from slim.core.run_index import runs
 
 RUN, VIEW = "compare-judgement", "compare-view"
 TRY, JUDGE = "Try a prompt", "Judge"
@@ -14,7 +15,7 @@ TRY, JUDGE = "Try a prompt", "Judge"
 
 def show_judge() -> None:
     """The judgements that were made, the one under way, and the form for another."""
-    past = workspace.runs("judgement")
+    past = runs("judgement")
     busy = follow_job(job, "judgement", RUN)
 
     form = st.expander("A new judgement", icon=":material/gavel:", expanded=not past)

@@ -2,10 +2,11 @@
 
 import streamlit as st
 
-from pages.evaluation_form import request
-from pages.evaluation_view import show_past
-from pages.frame import follow_job, newest_job, page_title, plain_errors, show_job
-from slim import jobs, workspace
+from pages.views.evaluation_form import request
+from pages.views.evaluation_view import show_past
+from pages.views.frame import follow_job, newest_job, page_title, plain_errors, show_job
+from slim import jobs
+from slim.core.run_index import runs
 
 RUN = "evaluate-run"
 
@@ -13,7 +14,7 @@ page_title("Evaluate")
 st.caption("Are the smaller models still good, and how much faster are they? Every difference has its interval.")
 with plain_errors():
     job = newest_job("evaluate")
-    past = workspace.runs("evaluation")
+    past = runs("evaluation")
 busy = follow_job(job, "evaluation", RUN)
 
 form = st.expander("A new evaluation", icon=":material/add_chart:", expanded=not past)

@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.criteria import show_faithfulness
-from pages.frame import PLOT, chosen_calibration, escaped, facts_line, page_title, sentence, weight_sliders
-from pages.head_detail import Shown, chosen_head, clickable, head_table, show_head
-from pages.task_vs_general import show_difference
-from slim import charts, detail, scores
-from slim.calibration import Calibration
-from slim.detail import HeadScore
-from slim.errors import SlimError
-from slim.faithfulness import rank_correlation
-from slim.metrics import CRITERIA
+from pages.views.criteria import show_faithfulness
+from pages.views.frame import PLOT, chosen_calibration, escaped, facts_line, page_title, sentence, weight_sliders
+from pages.views.head_detail import Shown, chosen_head, clickable, head_table, show_head
+from pages.views.task_vs_general import show_difference
+from slim.calibration import charts, scores
+from slim.calibration import head_detail as detail
+from slim.calibration.check_record import rank_correlation
+from slim.calibration.criteria import CRITERIA
+from slim.calibration.head_detail import HeadScore
+from slim.calibration.record import Calibration
+from slim.core.errors import SlimError
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

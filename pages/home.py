@@ -2,9 +2,12 @@
 
 import streamlit as st
 
-from pages import login
-from pages.frame import newest_job, page_title, plain_errors, sentence
-from slim import bundled, jobs, workspace
+from pages.views import login
+from pages.views.frame import newest_job, page_title, plain_errors, sentence
+from slim import jobs
+from slim.core import workspace
+from slim.core.run_index import runs
+from slim.models import bundled
 
 STEPS = (
     ("speed", "Calibrate", "Run the model on rows of your task and measure every attention head and block."),
@@ -22,7 +25,7 @@ st.markdown(
 )
 
 with plain_errors():
-    calibrations, checkpoints = workspace.runs("calibration"), workspace.runs("checkpoint")
+    calibrations, checkpoints = runs("calibration"), runs("checkpoint")
     running = newest_job("calibrate")
 
 with st.container(border=True):
@@ -50,12 +53,12 @@ login.show_sharing()
 if not calibrations and not checkpoints:
     st.caption(f"Nothing yet. Runs are kept in {sentence(str(workspace.home()))}.")
 left, right = st.columns(2)
-for column, title, page, runs in (
+for column, title, page, made in (
     (left, "Calibrations", "pages/explore.py", calibrations),
     (right, "Pruned models", "pages/compare.py", checkpoints),
 ):
-    if runs:
+    if made:
         with column.container(border=True):
-            st.page_link(page, label=f"{title} ({len(runs)})", icon=":material/folder_open:")
-            for path in runs[:5]:
+            st.page_link(page, label=f"{title} ({len(made)})", icon=":material/folder_open:")
+            for path in made[:5]:
                 st.text(path.name)

@@ -2,15 +2,17 @@
 
 import streamlit as st
 
-from pages.board import board, write_link
-from pages.budget_form import budget_plan
-from pages.frame import chosen_calibration, newest_job, page_title, plain_errors, result_of, sentence, show_job
-from pages.plan_view import compare_plans, show_curve, show_map, show_projection, show_words
-from pages.preview import show_preview
-from pages.pruned_view import repair_choice, show_pruned
-from pages.publish import show_export, show_publish
-from slim import jobs, plan, workspace
-from slim.records import Plan
+from pages.views.board import board, write_link
+from pages.views.budget_form import budget_plan
+from pages.views.frame import chosen_calibration, newest_job, page_title, plain_errors, result_of, sentence, show_job
+from pages.views.plan_view import compare_plans, show_curve, show_map, show_projection, show_words
+from pages.views.preview import show_preview
+from pages.views.pruned_view import repair_choice, show_pruned
+from pages.views.publish import show_export, show_publish
+from slim import jobs
+from slim.core import workspace
+from slim.planning.files import save_plan
+from slim.planning.record import Plan
 
 page_title("Prune")
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -48,12 +50,12 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
     cut = st.button("Prune", type="primary", icon=":material/content_cut:", disabled=busy or made.removed_heads == 0)
     if st.button("Save the plan", icon=":material/save:"):
         with plain_errors():
-            saved = plan.save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
+            saved = save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
         st.toast(sentence(f"Saved: {saved}"))
     repaired, rounds = repair_choice(made)
 if cut:
     with plain_errors():
-        file = plan.save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
+        file = save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
         jobs.start("prune", plan=str(file), repaired=repaired, rounds=rounds)
     st.rerun()
 show_job(job)

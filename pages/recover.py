@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from pages.frame import choose_run, follow_job, page_title, plain_errors
-from pages.recovery_form import offer, request, start, suggestion
-from pages.recovery_view import lead_on, newest_recovery, show_loss, show_recovery, show_running
-from slim.checkpoint import recipe
-from slim.recovery import load_recovery
+from pages.views.frame import choose_run, follow_job, page_title, plain_errors
+from pages.views.recovery_form import offer, request, start, suggestion
+from pages.views.recovery_view import lead_on, newest_recovery, show_loss, show_recovery, show_running
+from slim.pruning.checkpoint import recipe
+from slim.pruning.history import load_recovery
 
 RUN = "recover-checkpoint"
 

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from pages.frame import page_title
-from pages.jobs_view import show_jobs
-from pages.runs_view import show_runs
+from pages.views.frame import page_title
+from pages.views.jobs_view import show_jobs
+from pages.views.runs_view import show_runs
 
 page_title("Runs")
 st.caption("Everything that was made here, and what it was made from: model, calibration, plan, checkpoint, verdict.")

@@ -7,7 +7,11 @@ os.environ.pop("COLUMNS", None)  # a console that is made while it is set keeps 
 
 from slim.cli import QUIET
 
-TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or Path(__file__).parent.parent / "cache" / "tests").absolute()
+ROOT = Path(__file__).resolve().parent.parent
+APP = str(ROOT / "app.py")
+FILES = ROOT / "tests" / "files"
+"""What earlier builds wrote."""
+TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or ROOT / "cache" / "tests").absolute()
 """What is kept between runs: the unpacked bundled model and an environment without slim."""
 
 os.environ |= QUIET  # before the libraries that read it are imported

@@ -47,7 +47,9 @@ FIXED = {
     "urllib3": ("2.6.0", "CVE-2025-50181, CVE-2025-66418, CVE-2025-66471"),
 }
 """The first version without a known vulnerability, and which."""
-ACCEPTED = {"CVE-2025-69872": "diskcache unpickles what it stored; Slim's stores hold JSON alone (slim/plain_disk.py)"}
+ACCEPTED = {
+    "CVE-2025-69872": "diskcache unpickles what it stored; Slim's stores hold JSON alone (slim/core/json_disk.py)"
+}
 """Vulnerabilities without a fix, and why they do not count here."""
 FREE = re.compile(
     r"\b(0?BSD|MIT|ISC|Apache|MPL|PSF|PSFL|Python|Zlib|CC0|BSL-1\.0|Unlicense|HPND|LGPL)\b", re.IGNORECASE

@@ -11,7 +11,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
 
-from slim.models import Loaded
+from slim.models.load import Loaded
 from tests import TEST_CACHE
 from tests.browser_setup import FLAGS, playwright_browser, served, system_browser
 from tests.commands import Run, in_process

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from slim.errors import LONGEST, SlimError
+from slim.core.errors import LONGEST, SlimError
 
 CASES = int(os.environ.get("SLIM_FUZZ") or 0)
 """Of each property in the opt-in tier; 0 in the usual one."""

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slim import judge, plan
-from slim.calibrate import calibrate
-from slim.check import check
-from slim.evaluate import checked_settings, evaluate
-from slim.finetune import finetune
-from slim.prune import prune
-from slim.records import CalibrationSettings
-from slim.repair import RepairSettings, repair
-from slim.train_settings import TrainSettings
+from slim.calibration.calibrate import calibrate
+from slim.calibration.check import check
+from slim.calibration.facts import CalibrationSettings
+from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.judging import judge
+from slim.planning import threshold as plan
+from slim.planning.files import save_plan
+from slim.pruning.surgery import prune
+from slim.recovery.finetune import finetune
+from slim.recovery.repair import RepairSettings, repair
+from slim.recovery.settings import TrainSettings
 from tests.judge_server import Scripted, by_length, serving, verdict
 from tests.pico import make_pico, save_pico
 
@@ -61,7 +63,7 @@ def pipeline(folder: Path, speed: bool = False) -> Made:
     measured = calibrate(str(folder / "model"), str(rows), settings=settings, output=runs / "measured <i>")
     measured = check(measured, rows=3, heads=6)
     made = plan.plan_by_threshold(measured, 0.75)
-    plan.save_plan(made, runs / "cut.json")
+    save_plan(made, runs / "cut.json")
     prune(made, runs / "cut")
     few = RepairSettings(samples=120, max_length=360, device="cpu")
     repair(str(runs / "cut"), settings=few, output=runs / "repaired")

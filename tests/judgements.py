@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from slim.answers import AnswerSettings
-from slim.judge.figures import figures, overall, remarks
-from slim.judge.rounds import combined
-from slim.judge.verdicts import Comparison, Generated, JudgeFacts, Judgment, Opinion, Summary, Winner
+from slim.evaluation.answers import AnswerSettings
+from slim.judging.both_orders import combined
+from slim.judging.figures import figures, overall, remarks
+from slim.judging.record import Comparison, Generated, JudgeFacts, Judgment, Opinion, Summary, Winner
 
 NONE = Generated(truncated=0, empty=0, not_asked=0, mean_tokens=1)
 LETTERS: dict[str, Winner] = {"o": "original_model", "p": "pruned_model", "t": "tie"}

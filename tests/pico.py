@@ -8,10 +8,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from slim.architectures import architecture_of
-from slim.models import Loaded, load_model, model_facts
-from slim.project import everything, project
-from slim.records import ByThreshold, Keep, ModelFacts, Plan, Unit
+from slim.core.records import Keep, ModelFacts, Unit
+from slim.models.architectures import architecture_of
+from slim.models.load import Loaded, load_model, model_facts
+from slim.planning.record import ByThreshold, Plan
+from slim.planning.sizes import everything, project
 
 NO_HEAD_SIZE = {"head_dim": None, "num_key_value_heads": None, "hidden_size": 48}
 """For configs that know neither a head size nor KV heads; None leaves a setting out."""
@@ -88,7 +89,7 @@ def make_pico(
     seed: int = 0,
     **extra: Any,
 ) -> Loaded:
-    """A model of `model_type` built from its config, every weight random, as `slim.models.load_model` would give it."""
+    """A model of `model_type` built from its config, every weight random, as `load_model` would give it."""
     settings = {
         "vocab_size": BYTES,
         "hidden_size": 24,
@@ -119,7 +120,7 @@ def make_pico(
 
 
 def save_pico(loaded: Loaded, folder: Path) -> Loaded:
-    """The same model after a trip through a folder and the real `slim.models.load_model`."""
+    """The same model after a trip through a folder and the real `slim.models.load.load_model`."""
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     return load_model(str(folder), device="cpu", dtype=loaded.facts.dtype)

@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from slim import calibrate, judge, plan, prune, repair
-from slim.answers import AnswerSettings
-from slim.evaluate import checked_settings, evaluate
-from slim.records import CalibrationSettings
-from slim.repair import RepairSettings
+from slim.calibration import calibrate
+from slim.calibration.facts import CalibrationSettings
+from slim.evaluation.answers import AnswerSettings
+from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.judging import judge
+from slim.planning import threshold as plan
+from slim.planning.files import load_plan, save_plan
+from slim.pruning import surgery as prune
+from slim.recovery import repair
+from slim.recovery.repair import RepairSettings
 from tests.pico import make_pico, save_pico
 
 DATA = "bundled:triage"
@@ -46,8 +51,8 @@ def make_pipeline(home: Path, model: Path) -> Pipeline:
     measured = calibrate.calibrate(
         str(model), DATA, settings=CalibrationSettings(samples=6, max_length=48), output=made.calibration
     )
-    plan.save_plan(plan.plan_by_threshold(measured, 0.7, "head"), made.plan)
-    prune.prune(plan.load_plan(made.plan), made.checkpoint)
+    save_plan(plan.plan_by_threshold(measured, 0.7, "head"), made.plan)
+    prune.prune(load_plan(made.plan), made.checkpoint)
     few = RepairSettings.checked(samples=60, max_length=48, batch_size=4)
     repair.repair(str(made.checkpoint), settings=few, output=made.recovered)
     quick = checked_settings(samples=4, max_length=48, max_new_tokens=2, device="cpu")

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slim.calibrate import measure
-from slim.calibration import Calibration
-from slim.models import Loaded
-from slim.records import CalibrationSettings
-from slim.tasks import Encoded, Example, Task
+from slim.calibration.calibrate import measure
+from slim.calibration.facts import CalibrationSettings
+from slim.calibration.record import Calibration
+from slim.data.tasks import Encoded, Example, Task
+from slim.models.load import Loaded
 
 TASK = Task("rows made here", None, "train", "text", (Example("", "unused"),))
 
 
 def measured(loaded: Loaded, rows: Sequence[Tensor], padding_side: str = "right", **settings: Any) -> Calibration:
-    """`slim.calibrate.measure` on ready rows."""
+    """`slim.calibration.calibrate.measure` on ready rows."""
     chosen = CalibrationSettings.model_validate({"batch_size": 2, "draws": 1} | settings)
     return measure(loaded, Encoded(tuple(rows), 0), TASK, chosen, padding_side=padding_side)
 

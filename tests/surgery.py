@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from slim.models import Loaded, load_model
-from slim.prune import prune
-from slim.records import Keep, Unit
+from slim.core.records import Keep, Unit
+from slim.models.load import Loaded, load_model
+from slim.pruning.surgery import prune
 from tests import reference
 from tests.pico import plan_of, random_rows
 

@@ -8,10 +8,11 @@ from urllib.parse import urlparse
 
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
+from tests import ROOT
+
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 WIDTHS = (1440, 900)
-ROOT = Path(__file__).parent.parent
 PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
 PAGES = {
     "": "Make a language model smaller, knowing the cost first",

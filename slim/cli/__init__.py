@@ -8,19 +8,20 @@ import typer
 
 from slim import __version__
 from slim.cli import (  # noqa: F401  each adds its verbs
-    cut,
-    dashboard,
+    app,
+    calibrate,
     evaluate,
+    export,
     jobs,
     judge,
-    measure,
+    plan,
+    prune,
     recover,
     report,
     runs,
-    share,
 )
-from slim.cli.shared import app, err, out
-from slim.errors import Cancelled, SlimError
+from slim.cli.shared import cli, err, out
+from slim.core.errors import Cancelled, SlimError
 
 VERBS = (
     "calibrate",
@@ -42,7 +43,7 @@ VERBS = (
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What libraries say beside Slim is none of the one line that a person gets. As variables, which they read once they
 are imported: to import them here would make `slim jobs` wait for them."""
-app.registered_commands.sort(key=lambda verb: VERBS.index(verb.name or getattr(verb.callback, "__name__", "")))
+cli.registered_commands.sort(key=lambda verb: VERBS.index(verb.name or getattr(verb.callback, "__name__", "")))
 
 
 def _version(asked: bool) -> None:
@@ -51,7 +52,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@cli.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
         False
@@ -65,7 +66,7 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        if app(standalone_mode=False) == Cancelled.exit_code:  # how typer tells of Ctrl-C
+        if cli(standalone_mode=False) == Cancelled.exit_code:  # how typer tells of Ctrl-C
             raise KeyboardInterrupt
     except SlimError as error:
         err.print(f"slim: {error}", style="red", highlight=False, markup=False, soft_wrap=True)

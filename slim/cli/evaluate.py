@@ -14,20 +14,20 @@ from slim.cli.shared import (
     Dtype,
     Prompt,
     Revision,
-    app,
     at_work,
+    cli,
     err,
     out,
     print_json,
     rows_of,
 )
-from slim.errors import InputError
+from slim.core.errors import InputError
 
 if TYPE_CHECKING:
-    from slim.evaluation import EvaluationFacts
+    from slim.evaluation.record import EvaluationFacts
 
 
-@app.command()
+@cli.command()
 def evaluate(
     checkpoints: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="checkpoints, or any models")],
     baseline: Annotated[
@@ -66,7 +66,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure checkpoints beside the original: quality on held-out rows, standard tasks, speed and memory."""
-    from slim import evaluate as stage
+    from slim.evaluation import evaluate as stage
 
     settings = stage.checked_settings(
         samples=samples,
@@ -131,7 +131,7 @@ def _sizes(text: str) -> list[int]:
 
 def _quality(facts: "EvaluationFacts") -> Table:
     """A line for each measure and model: the figure, and what it is more than the original's."""
-    from slim.evaluation import in_words
+    from slim.evaluation.record import in_words
 
     table = Table("measure", "better", "rows", "model", "figure", "difference to the original")
     table.title = "Quality, with 95% intervals over rows"

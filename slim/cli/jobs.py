@@ -8,11 +8,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from slim.cli.shared import AsJson, app, out, print_json
-from slim.errors import InputError
+from slim.cli.shared import AsJson, cli, out, print_json
+from slim.core.errors import InputError
 
 verbs = typer.Typer(help="The workspace's jobs: those of the dashboard and those of commands.")
-app.add_typer(verbs, name="jobs")
+cli.add_typer(verbs, name="jobs")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="its id, or the start of it")]
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from slim import bundled
 from slim.cli.shared import (
     AsJson,
     Columns,
@@ -15,20 +14,21 @@ from slim.cli.shared import (
     Dtype,
     Prompt,
     Revision,
-    app,
     at_work,
+    cli,
     err,
     out,
     print_json,
     rows_of,
 )
-from slim.errors import InputError, SlimError
+from slim.core.errors import InputError, SlimError
+from slim.models import bundled
 
 if TYPE_CHECKING:
-    from slim.judge.verdicts import Judgment
+    from slim.judging.record import Judgment
 
 
-@app.command()
+@cli.command()
 def judge(
     pruned: Annotated[str, typer.Option(help="checkpoint folder, or any other model")],
     original: Annotated[
@@ -73,8 +73,8 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Compare the answers of two models: by a judge at an endpoint or on this machine, or with the dataset's own."""
-    from slim import judge as stage
-    from slim.judge.endpoint import base_url
+    from slim.judging import judge as stage
+    from slim.judging.endpoint import base_url
 
     settings = stage.AnswerSettings.checked(
         max_new_tokens=max_new_tokens,

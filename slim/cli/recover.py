@@ -16,8 +16,8 @@ from slim.cli.shared import (
     Prompt,
     Revision,
     TrainSplit,
-    app,
     at_work,
+    cli,
     err,
     out,
     print_json,
@@ -27,10 +27,10 @@ from slim.cli.shared import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slim.recovery import RecoveryStep
+    from slim.pruning.history import RecoveryStep
 
 
-@app.command()
+@cli.command()
 def repair(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint that Slim pruned")],
     dataset: Annotated[str | None, typer.Option(help="rows to repair by (default: the calibration's)")] = None,
@@ -49,7 +49,7 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Fit what is left of a pruned checkpoint to what the original gave, without training."""
-    from slim import repair as stage
+    from slim.recovery import repair as stage
 
     settings = stage.RepairSettings.checked(
         samples=rows, batch_size=batch_size, max_length=max_length, positions=positions, seed=seed, device=device
@@ -64,7 +64,7 @@ def repair(
     _tell(made, "Checkpoint", as_json)
 
 
-@app.command()
+@cli.command()
 def finetune(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint, or any model")],
     dataset: Annotated[str, typer.Option(help="bundled:briefs, bundled:triage, a file or a Hub id")] = "bundled:briefs",
@@ -112,7 +112,7 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Train a checkpoint on its task, or on what the original predicts there, and save it where that helped."""
-    from slim import finetune as stage
+    from slim.recovery import finetune as stage
 
     settings = stage.TrainSettings.checked(
         steps=steps,
@@ -158,7 +158,7 @@ def finetune(
 
 def _tell(made: Path, kind: str, as_json: bool) -> None:
     """What the last step of recovery of `made` gave."""
-    from slim.recovery import load_recovery
+    from slim.pruning.history import load_recovery
 
     step = load_recovery(made).steps[-1]
     if as_json:

@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
-from slim.cli.shared import AsJson, app, out, print_json
+from slim.cli.shared import AsJson, cli, out, print_json
 
 
-@app.command()
+@cli.command()
 def report(
     run: Annotated[Path, typer.Argument(help="a calibration, plan, checkpoint, evaluation or judgement")],
     output: Annotated[Path, typer.Option(help="an .html file, or .md for a model card")],
     as_json: AsJson = False,
 ) -> None:
     """Write a run and all that belongs to it as one page that needs no network, or as a model card."""
-    from slim.report import write as stage
+    from slim.runs.report import write as stage
 
     path = stage.write(run, output)
     size = path.stat().st_size

@@ -8,15 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from slim.cli.shared import AsJson, app, out, print_json, progress_bar
-from slim.errors import InputError
-from slim.sizes import format_bytes
+from slim.cli.shared import AsJson, cli, out, print_json, progress_bar
+from slim.core.errors import InputError
+from slim.core.formatting import format_bytes
 
 if TYPE_CHECKING:
-    from slim.lineage import Node
+    from slim.runs.lineage import Node
 
 runs_app = typer.Typer(name="runs", help="Look after the workspace's runs.", no_args_is_help=True)
-app.add_typer(runs_app)
+cli.add_typer(runs_app)
 Run = Annotated[str, typer.Argument(metavar="RUN", help="its path, its name, or what only its name begins with")]
 Yes = Annotated[bool, typer.Option("--yes", help="do it; without this nothing is changed")]
 
@@ -28,7 +28,7 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """Every run with its figures, the newest first."""
-    from slim import lineage
+    from slim.runs import lineage
 
     found = lineage.read_lineage()
     shown = [node for node in found.runs if kind in (None, node.kind, node.stage) and (not tag or tag in node.tags)]
@@ -54,7 +54,8 @@ def list_runs(
 @runs_app.command()
 def show(run: Run, as_json: AsJson = False) -> None:
     """One run: its figures, what it was made from, and what was made from it."""
-    from slim import lineage, runs
+    from slim.runs import lineage
+    from slim.runs import manage as runs
 
     found = lineage.read_lineage()
     node = runs.find_run(found, run)
@@ -80,7 +81,9 @@ def show(run: Run, as_json: AsJson = False) -> None:
 @runs_app.command()
 def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
     """Two runs side by side, what differs first."""
-    from slim import lineage, run_comparison, runs
+    from slim.runs import comparison as run_comparison
+    from slim.runs import lineage
+    from slim.runs import manage as runs
 
     found = lineage.read_lineage()
     both = run_comparison.compare(runs.find_run(found, one), runs.find_run(found, other))
@@ -107,7 +110,8 @@ def rename(
     run: Run, name: Annotated[str, typer.Argument(help="empty: that of its file again")], as_json: AsJson = False
 ) -> None:
     """Show a run by another name; its place stays."""
-    from slim import lineage, runs
+    from slim.runs import lineage
+    from slim.runs import manage as runs
 
     found = lineage.read_lineage()
     _say(runs.rename(found, runs.find_run(found, run), name).key, as_json)
@@ -121,7 +125,8 @@ def tag(
     as_json: AsJson = False,
 ) -> None:
     """Put tags on a run, or take them off."""
-    from slim import lineage, runs
+    from slim.runs import lineage
+    from slim.runs import manage as runs
 
     node = runs.find_run(lineage.read_lineage(), run)
     _say((runs.untag if remove else runs.tag)(node, *tags).key, as_json)
@@ -135,7 +140,8 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Show what would be deleted and what depends on it, and with --yes delete it."""
-    from slim import lineage, runs
+    from slim.runs import lineage
+    from slim.runs import manage as runs
 
     found = lineage.read_lineage()
     chosen = list({node.key: node for node in (runs.find_run(found, name) for name in names)}.values())
@@ -165,7 +171,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write runs as one file for another machine."""
-    from slim import archive, lineage, runs
+    from slim.runs import archive, lineage
+    from slim.runs import manage as runs
 
     found = lineage.read_lineage()
     chosen = [runs.find_run(found, name) for name in names]
@@ -188,7 +195,7 @@ def import_runs(
     file: Annotated[Path, typer.Argument(help="a file that `slim runs export` wrote")], as_json: AsJson = False
 ) -> None:
     """Take the runs of such a file into the workspace, once all of it was looked at."""
-    from slim import archive, lineage
+    from slim.runs import archive, lineage
 
     with progress_bar() as progress:
         keys = [entry.key for entry in archive.import_runs(file, progress=progress)]
@@ -207,7 +214,7 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Show what the disk is used for and what may go, and with --yes remove it."""
-    from slim import disk_use, lineage
+    from slim.runs import disk_use, lineage
 
     wanted = what or list(disk_use.SAFE)
     if strange := [one for one in wanted if one not in disk_use.LEFT]:
@@ -239,7 +246,7 @@ def clean(
 
 def _say(key: str, as_json: bool) -> None:
     """The run as it is now."""
-    from slim import lineage
+    from slim.runs import lineage
 
     node = lineage.read_lineage().nodes[key]
     if as_json:

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from slim.errors import InputError
-from slim.jobs.attached import foreground
-from slim.jobs.teller import JobReporter
-from slim.progress import Progress
+from slim.core.errors import InputError
+from slim.core.progress import Progress
+from slim.jobs.foreground import foreground
+from slim.jobs.reporter import JobReporter
 
-app = typer.Typer(
+cli = typer.Typer(
     name="slim",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

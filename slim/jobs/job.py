@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from slim.progress import remaining_seconds
-from slim.records import Record
+from slim.core.progress import remaining_seconds
+from slim.core.records import Record
 
 State = Literal["queued", "running", "cancelling", "cancelled", "failed", "done"]
 Origin = Literal["page", "command line"]
@@ -36,7 +36,7 @@ class Job(Record):
     device: str = Field(default="cpu", description="whose queue it stands in")
     origin: Origin = "page"
     attached: bool = Field(default=False, description="whether its process is the command that a person gave")
-    confined: str = Field(default="", description="the folders that its paths must lie in, as `slim.paths` has it")
+    confined: str = Field(default="", description="the folders that its paths must lie in, as `slim.core.paths` has it")
     repeats: str | None = Field(default=None, description="the job of which it is the same again")
     state: State = "queued"
     place: float = Field(default=0, description="in the queue, the least first")
@@ -53,7 +53,7 @@ class Job(Record):
     total: float = 1
     message: str = "Waiting for its turn"
     curve: tuple[dict[str, Any], ...] = Field(
-        default=(), description="of a training so far, as `slim.recovery.CurvePoint`"
+        default=(), description="of a training so far, as `slim.pruning.history.CurvePoint`"
     )
     result: str | None = None
     error: str | None = None

@@ -15,8 +15,8 @@ from typing import IO
 import psutil
 
 import slim
-from slim import workspace
-from slim.errors import Cancelled
+from slim.core import workspace
+from slim.core.errors import Cancelled
 from slim.jobs.job import SILENT, Job
 
 ROOT = Path(slim.__file__).resolve().parent.parent

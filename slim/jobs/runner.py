@@ -11,13 +11,13 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from slim.jobs.control import clean, end, ensure_runner, log_of, log_path, queue_of
-from slim.jobs.device import hold
-from slim.jobs.faults import death_reason
+from slim.jobs.devices import hold
+from slim.jobs.failures import death_reason
 from slim.jobs.job import Job
 from slim.jobs.process import end_group, spawn, start_time
+from slim.jobs.queue import clean, end, ensure_runner, log_of, log_path, queue_of
+from slim.jobs.reporter import peak_of
 from slim.jobs.store import JobStore, StoreFull
-from slim.jobs.teller import peak_of
 
 POLL = 0.2
 """Seconds between two looks at a queue whose turn it is not."""

@@ -10,10 +10,10 @@ from typing import Any
 from diskcache import Cache, Timeout
 from pydantic import ValidationError
 
-from slim import workspace
-from slim.errors import SlimError
+from slim.core import workspace
+from slim.core.errors import SlimError
+from slim.core.json_disk import JsonDisk
 from slim.jobs.job import UNFINISHED, Job, State
-from slim.plain_disk import JsonDisk
 
 BALLAST = 2**20
 """Bytes that are given back when the disk is full, so that how a job ended can still be written."""

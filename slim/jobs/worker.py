@@ -4,102 +4,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from slim.errors import Cancelled, SlimError
-from slim.jobs.faults import failure_reason, traced
+from slim.core.errors import Cancelled, SlimError
+from slim.core.paths import CONFINED
+from slim.jobs.failures import failure_reason, traced
 from slim.jobs.job import over
+from slim.jobs.kinds import KINDS
 from slim.jobs.process import start_time, stop
+from slim.jobs.reporter import JobReporter, beating
 from slim.jobs.store import JobStore, StoreFull
-from slim.jobs.teller import JobReporter, beating
-from slim.paths import CONFINED
-from slim.progress import Progress
-
-
-def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import calibrate
-
-    settings = calibrate.checked_settings(**arguments.pop("settings"))
-    return str(calibrate.calibrate(**arguments, settings=settings, progress=progress).path)
-
-
-def _check(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import calibration, check
-
-    done = check.check(calibration.load_calibration(Path(arguments.pop("calibration"))), **arguments, progress=progress)
-    return str(done.path)
-
-
-def _prune(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import plan, repair, rounds
-
-    if "settings" in arguments:
-        arguments["settings"] = repair.RepairSettings.checked(**arguments["settings"])
-    return str(rounds.execute_plan(plan.load_plan(Path(arguments.pop("plan"))), **arguments, progress=progress))
-
-
-def _absorb(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import absorbed, calibration
-
-    absorbed.after_repair_sketch(calibration.load_calibration(Path(arguments["calibration"])), progress)
-    return arguments["calibration"]
-
-
-def _repair(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import repair
-
-    settings = repair.RepairSettings.checked(**arguments.pop("settings"))
-    return str(repair.repair(**arguments, settings=settings, progress=progress))
-
-
-def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import evaluate
-
-    settings = evaluate.checked_settings(**arguments.pop("settings"))
-    return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
-
-
-def _finetune(arguments: dict[str, Any], progress: JobReporter) -> str:
-    from slim import finetune
-
-    settings = finetune.TrainSettings.checked(**arguments.pop("settings"))
-    return str(finetune.finetune(**arguments, settings=settings, progress=progress, watch=progress.curve))
-
-
-def _judge(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import judge
-
-    settings = judge.AnswerSettings.checked(**arguments.pop("settings"))
-    return str(judge.judge(**arguments, settings=settings, progress=progress, tell=print)[1])
-
-
-def _export(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import export
-
-    return str(export.export_gguf(**arguments, progress=progress).path)
-
-
-def _push(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim import push
-
-    return push.push(push.plan_upload(Path(arguments.pop("folder")), **arguments), progress)
-
-
-KINDS: dict[str, Callable[[dict[str, Any], JobReporter], str]] = {
-    "absorb": _absorb,
-    "calibrate": _calibrate,
-    "check": _check,
-    "evaluate": _evaluate,
-    "export": _export,
-    "finetune": _finetune,
-    "judge": _judge,
-    "prune": _prune,
-    "push": _push,
-    "repair": _repair,
-}
 
 
 def run(job_id: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 FOLDER = os.environ.get("SLIM_HALT")
 
 if FOLDER and "slim.jobs.worker" in sys.orig_argv:
-    from slim.jobs.teller import JobReporter
+    from slim.jobs.reporter import JobReporter
 
     _place = Path(FOLDER)
     _share, _, _pattern = (_place / "moment").read_text().partition(" ")
@@ -51,7 +51,7 @@ if FOLDER and "slim.jobs.worker" in sys.orig_argv:
 
     def _know_what_is_known(job_id: str) -> None:
         """What a stage has from an earlier run is told too."""
-        work: Any = getattr(sys.modules.get("slim.rowwise"), "Work", None)
+        work: Any = getattr(sys.modules.get("slim.data.batch_runner"), "Work", None)
         if work is None or hasattr(work, "plain"):
             return
         work.plain = work.advance

@@ -5,7 +5,7 @@
 const KINDS = { float64: Float64Array, float32: Float32Array, uint32: Uint32Array, uint16: Uint16Array };
 const PINNED = 1e6;
 
-/** The id of a payload of slim/board.py. */
+/** The id of a payload of slim/planning/board.py. */
 export function idOf(bytes) {
   return new TextDecoder().decode(bytes.subarray(0, 16));
 }

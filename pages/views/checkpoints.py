@@ -1,0 +1,25 @@
+"""The workspace's checkpoints as a form offers them, and what they were cut from."""
+
+from collections.abc import Sequence
+
+from pages.views.frame import plain_errors
+from slim.core.errors import InputError
+from slim.core.run_index import runs
+from slim.pruning import held_out
+
+
+def checkpoint_names() -> dict[str, str]:
+    """A short name for each checkpoint of the workspace, by its place."""
+    with plain_errors():
+        known = held_out.labels([str(path) for path in runs("checkpoint")])
+    return {source: name for name, source in known.items()}
+
+
+def cut_from(chosen: Sequence[str]) -> tuple[str | None, str | None]:
+    """What all of `chosen` were cut from, or why that is not known."""
+    if not chosen:
+        return None, None
+    try:
+        return held_out.original_of(chosen), None
+    except InputError as error:
+        return None, str(error)

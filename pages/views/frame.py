@@ -1,0 +1,265 @@
+"""What the pages share: watching a job, choosing a run, showing a calibration's maps."""
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from pages.views import login
+from slim import jobs
+from slim.calibration import charts, scores
+from slim.calibration import record as calibration
+from slim.calibration.criteria import CRITERIA
+from slim.calibration.record import CHECK_FILE, Calibration
+from slim.core import paths
+from slim.core.errors import SlimError
+from slim.core.records import Unit
+from slim.core.run_index import runs
+from slim.core.workspace import Kind
+from slim.jobs import Job
+from slim.planning.board_choice import first_state, metrics_of
+
+PAGES = {
+    "home": "home",
+    "calibrate": "speed",
+    "explore": "grid_on",
+    "prune": "content_cut",
+    "recover": "healing",
+    "evaluate": "monitoring",
+    "compare": "compare",
+    "runs": "account_tree",
+}
+"""Each page's file and its icon, in the order of the pipeline."""
+LOG_SCALED = ("kl_output", "variance")
+PLOT = {"displayModeBar": False}
+_framed = False
+
+# Streamlit collects garbage after every run of a page. Without this it would walk all of torch each time, every second
+# while a job is watched.
+gc.collect()
+gc.freeze()
+
+
+def navigation() -> st.Page:
+    """The pages, and the one that was asked for; for who is not let in, the way in stands at the address of each."""
+    global _framed  # noqa: PLW0603
+    _framed = True
+    st.set_page_config(page_title="Slim", page_icon="pages/assets/icon.png", layout="wide")
+    login.warn_once()
+    paths.confine(shared=login.is_shared())
+    if not login.admitted():
+        gates = [st.Page(login.show_gate, title="Slim", url_path=page, default=page == "home") for page in PAGES]
+        return st.navigation(gates, position="hidden")
+    return st.navigation(
+        [
+            st.Page(f"pages/{page}.py", title=page.capitalize(), icon=f":material/{icon}:", default=page == "home")
+            for page, icon in PAGES.items()
+        ],
+        position="top",
+    )
+
+
+def page_title(text: str) -> None:
+    """A page's heading.
+
+    The first visitor of a fresh server may ask for a page directly. Streamlit then runs that file alone, because it
+    takes any folder named pages for its older kind of app until st.navigation was called once: so call it, start over.
+    The same goes for a visitor who is not let in and came here in that moment: they see the way in, and nothing else.
+    """
+    if not _framed or not login.admitted():
+        navigation()
+        st.rerun()
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.title(text)
+        login.show_person()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Shows an error a user can meet as one sentence and ends the page there."""
+    try:
+        yield
+    except SlimError as error:
+        st.error(sentence(str(error)), icon=":material/error:")
+        st.stop()
+
+
+def sentence(text: str) -> str:
+    """An error's text as shown on a page: with a capital and without Markdown's signs taking effect."""
+    return escaped(text[:1].upper() + text[1:])
+
+
+def escaped(text: str) -> str:
+    """Text that a person, a file or a record gave, so that Markdown shows it as it is: no links, pictures or lines."""
+    for sign in r"\`*_$[]<>~#:|&":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.splitlines())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min"
+
+
+def newest_job(kind: str) -> Job | None:
+    return next(iter(jobs.jobs(kind)), None)
+
+
+def show_job(job: Job | None) -> None:
+    """Progress while a job runs, its error when it failed. The page reruns when it ends."""
+    if job is None:
+        return
+    if job.unfinished:
+        _watch(job.id)
+    elif job.state == "failed":
+        st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
+    elif job.state == "cancelled":
+        said = "Paused" if job.kind == "finetune" else "Cancelled"
+        st.info(f"{said}. {jobs.what_is_kept(job)}", icon=":material/cancel:")
+
+
+@st.fragment(run_every=1.0)
+def _watch(job_id: str) -> None:
+    job = jobs.state_of(job_id)
+    if job is None or not job.unfinished:
+        st.rerun()
+    left = job.remaining(time.time())
+    message = escaped(job.message)
+    words = [message, f"{job.fraction:.0%}"] if job.started else [message]
+    if left is not None:
+        words.append(f"about {duration(left)} left")
+    bar, button = st.columns([6, 1], vertical_alignment="bottom")
+    bar.progress(job.fraction, " · ".join(words))
+    label = "Pause" if job.kind == "finetune" else "Cancel"
+    if button.button(label, key=f"cancel-{job_id}", width="stretch", disabled=job.state == "cancelling"):
+        jobs.cancel(job_id)
+        st.rerun()
+
+
+def next_step(label: str, page: str, icon: str) -> None:
+    """A button that leads on to the page where the work continues."""
+    if st.button(label, type="primary", icon=icon):
+        st.switch_page(page)
+
+
+def result_of(job: Job | None) -> Path | None:
+    """What a finished job made, while it is still there."""
+    if job is None or job.state != "done" or job.result is None:
+        return None
+    path = Path(job.result)
+    return path if path.exists() else None
+
+
+def choose_run(kind: Kind, label: str, key: str, maker: str) -> Path:
+    """A select box over the workspace's runs, the newest first. Without any, the page leads to `maker` and ends."""
+    with plain_errors():
+        found = runs(kind)
+    if not found:
+        st.info(f"There is no {label.lower()} yet.", icon=":material/info:")
+        st.page_link(maker, label="Make the first one", icon=":material/arrow_forward:")
+        st.stop()
+    if st.session_state.get(key) not in found:
+        st.session_state.pop(key, None)
+    return st.selectbox(label, found, format_func=lambda path: path.stem if path.suffix else path.name, key=key)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the calibration")
+def _calibration(path: str, written: int) -> Calibration:
+    return calibration.load_calibration(Path(path))
+
+
+def read_calibration(path: Path) -> Calibration:
+    """A calibration, kept in memory while few others are. Raises InputError as `calibration.load` does."""
+    files = [path / "record.json", path / CHECK_FILE]
+    return _calibration(str(path), max(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
+
+
+def open_calibration(path: Path) -> Calibration:
+    """The same; the page ends with one sentence where it cannot be read."""
+    with plain_errors():
+        return read_calibration(path)
+
+
+def went_back() -> bool:
+    """Whether the browser's Back or Forward brought this run, so that its link counts and not what was kept."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
+def follow_link(kind: Kind, key: str) -> None:
+    """Chooses under `key` the run that the page's link names, where nothing was chosen since it was opened."""
+    name = st.query_params.get(kind)
+    if name and (key not in st.session_state or went_back()):
+        with plain_errors():
+            found = [path for path in runs(kind) if path.name == name]
+        if found:
+            st.session_state[key] = found[0]
+        else:
+            st.info(sentence(f"the link's {kind} {name!r} is not here."), icon=":material/link_off:")
+
+
+def follow_job(job: Job | None, kind: Kind, key: str) -> bool:
+    """Chooses under `key` what a job made that was watched here, or what the link names. Whether the job is unfinished.
+
+    What `kind` of run it makes is also what the link calls it.
+    """
+    watched = f"{key}-watched"
+    if job is not None and job.unfinished:
+        st.session_state[watched] = job.id
+    elif job is not None and st.session_state.pop(watched, None) == job.id and (made := result_of(job)):
+        st.session_state[key] = made
+    follow_link(kind, key)
+    return job is not None and job.unfinished
+
+
+def chosen_calibration(key: str) -> tuple[Path, Calibration]:
+    """The calibration chosen on a page, at first the one that the link names."""
+    follow_link("calibration", key)
+    path = choose_run("calibration", "Calibration", key, "pages/calibrate.py")
+    return path, open_calibration(path)
+
+
+def weight_key(unit: Unit, name: str) -> str:
+    """Under which a metric's weight is kept in the session, the same on every page."""
+    return f"weight-{unit}-{name}"
+
+
+def weight_sliders(calibration: Calibration, unit: Unit) -> dict[str, float]:
+    """A slider for each metric that may weigh in the score of a `unit`."""
+    for name, weight in first_state(calibration, unit).weights.items():
+        st.session_state.setdefault(weight_key(unit, name), weight)
+    return {
+        name: st.slider(CRITERIA[name].title, 0.0, 1.0, step=0.05, key=weight_key(unit, name), persist_state="session")
+        for name in metrics_of(calibration, unit)
+    }
+
+
+def facts_line(calibration: Calibration) -> str:
+    """What was calibrated, for Markdown."""
+    facts = calibration.facts
+    known = f", {facts.reused:.0%} of it from the cache" if facts.reused else ""
+    notes = "".join(f"; {note}" for note in facts.notes)
+    return escaped(
+        f"{facts.model.source} on {facts.dataset.source}, {facts.dataset.rows} rows of {facts.dataset.split}, "
+        f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}{known}{notes}"
+    )
+
+
+def show_maps(calibration: Calibration, key: str) -> None:
+    """The four maps, layers × heads: KL, entropy, variance and the composite score."""
+    heads = calibration.level("head")
+    score = scores.composite(calibration, scores.default_weights(calibration), "head")
+    figures = [
+        charts.heatmap(heads[name], CRITERIA[name].title, CRITERIA[name].unit, log=name in LOG_SCALED)
+        for name in ("kl_output" if "kl_output" in heads else "kl_uniform", "entropy", "variance")
+    ]
+    figures.append(charts.heatmap(score, "Composite score", "1 = first to go"))
+    for start in range(0, len(figures), 2):
+        for column, (index, figure) in zip(st.columns(2), enumerate(figures[start : start + 2], start), strict=False):
+            column.plotly_chart(figure, key=f"{key}-{index}", config=PLOT)

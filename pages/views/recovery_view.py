@@ -1,0 +1,195 @@
+"""A checkpoint's recovery on a page: what was lost, how the work goes, and the proof of what it gave."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from pages.views.frame import PLOT, duration, plain_errors, sentence, show_job
+from pages.views.plan_view import show_words
+from slim import jobs
+from slim.jobs import Job
+from slim.planning.record import Plan
+from slim.pruning.history import CurvePoint, Recovery, RecoveryStep
+from slim.recovery import charts as recovery_charts
+from slim.recovery.charts import NAMES
+from slim.recovery.workbench import UNCHANGED
+
+KINDS = ("repair", "finetune")
+"""The jobs that this page starts."""
+WATCH = 2.0
+"""Seconds between two looks at a curve that grows."""
+POINTS = 2
+"""Of a curve that can be seen to fall."""
+
+
+def newest_recovery() -> Job | None:
+    return next((job for job in jobs.jobs() if job.kind in KINDS), None)
+
+
+def show_running(job: Job | None, chosen: Path) -> None:
+    """The job at work with its curve, or how it ended where that was not well, and the button that goes on with it."""
+    if job is None or job.state == "done":
+        return
+    source = Path(str(job.arguments.get("source")))
+    with st.container(border=True):
+        st.markdown(f"**{sentence(f'{_title(job)} of {source.name}')}**")
+        show_job(job)
+        if job.unfinished:
+            _watch_curve(job.id)
+            return
+        _show_curve(job)
+        if job.kind == "finetune" or source == chosen:
+            _go_on(job, source)
+
+
+def _title(job: Job) -> str:
+    return NAMES[job.arguments.get("method", "kd") if job.kind == "finetune" else "repair"]
+
+
+def _go_on(job: Job, source: Path) -> None:
+    """Starts the same again: a training goes on from its last saved state."""
+    label, icon = ("Go on", ":material/resume:") if job.kind == "finetune" else ("Try again", ":material/refresh:")
+    with st.container(horizontal=True):
+        if st.button(label, type="primary", icon=icon, disabled=not source.exists()):
+            with plain_errors():
+                jobs.start(job.kind, **job.arguments)
+            st.rerun()
+        if st.button("Leave it", icon=":material/close:"):
+            jobs.forget(job.id)
+            st.rerun()
+
+
+@st.fragment(run_every=WATCH)
+def _watch_curve(job_id: str) -> None:
+    job = jobs.state_of(job_id)
+    if job is not None:
+        _show_curve(job)
+
+
+def _show_curve(job: Job) -> None:
+    points = [CurvePoint.model_validate(point) for point in job.curve]
+    if len(points) < POINTS:
+        if points:
+            st.caption(f"Before it: KL to the original {points[0].kl:.3f} nats/token on the validation rows.")
+        return
+    steps = job.arguments.get("settings", {}).get("steps")
+    st.plotly_chart(recovery_charts.curve(points, steps), key="recover-live", config=PLOT)
+    first, last = points[0], points[-1]
+    st.caption(
+        f"Step {last.step}: KL to the original {first.kl:.3f} → {last.kl:.3f} nats/token, "
+        f"loss {first.validation:.3f} → {last.validation:.3f}, on validation rows."
+    )
+
+
+def show_loss(plan: Plan, recovery: Recovery) -> None:
+    """What was removed, and what that was forecast to cost and does."""
+    one, two, three, four = st.columns(4)
+    share = plan.after.parameters / plan.before.parameters - 1
+    one.metric(
+        "Parameters", f"{plan.after.parameters / 1e6:,.1f} M", f"{share:.1%}", delta_color="inverse", border=True
+    )
+    total = plan.model.layers * plan.model.heads
+    _metric(two, "Heads removed", f"{plan.removed_heads}", f"{plan.removed_heads / total:.0%} of {total}")
+    f, r = plan.forecast, plan.repaired
+    words = f"Forecast when it was planned, KL to the original: {f}" if f else "The calibration was made without KL."
+    if r:
+        words += f"; once repaired {r}"
+    _metric(
+        three,
+        "Forecast loss",
+        f"{f.nats_per_token:.3f}" if f else "not made",
+        f"{r.nats_per_token:.3f} repaired" if r else "nats/token",
+        words,
+    )
+    help_of_measured = "KL to the original on rows that took no part in the recovery, after its last step."
+    if recovery.steps:
+        last = recovery.steps[-1].after
+        _metric(four, "Measured loss", f"{last.kl:.3f}", f"perplexity {last.ratio:.2f}×", help_of_measured)
+    else:
+        _metric(four, "Measured loss", "not yet", "with the first step", help_of_measured)
+    show_words(plan)
+
+
+def _metric(place: Any, title: str, value: str, delta: str, help: str | None = None) -> None:
+    place.metric(title, value, delta, delta_color="off", delta_arrow="off", border=True, help=help)
+
+
+def show_recovery(recovery: Recovery) -> None:
+    """The last step's proof, then every step so far."""
+    last = recovery.steps[-1]
+    show_steps(recovery.steps)
+    if len(last.curve) >= POINTS:
+        st.plotly_chart(recovery_charts.curve(last.curve), key="recover-curve", config=PLOT)
+    with st.expander("Every step in figures", icon=":material/table:"):
+        st.dataframe(table(recovery), hide_index=True)
+        for number, step in enumerate(recovery.steps, 1):
+            st.caption(sentence(f"{number}. {said(step)}"))
+
+
+def show_steps(steps: Sequence[RecoveryStep]) -> None:
+    """What the last step gave in words, and each of them as a line from before to after."""
+    last = steps[-1]
+    if last.applied:
+        st.success(f"**{NAMES[last.method]}**: {proof(last)}.", icon=":material/check_circle:")
+    else:
+        st.warning(
+            f"**{NAMES[last.method]}** was not applied: {UNCHANGED}.",
+            icon=":material/block:",
+        )
+    st.plotly_chart(recovery_charts.changes(steps), key="recover-changes", config=PLOT)
+
+
+def proof(step: RecoveryStep) -> str:
+    """Before and after on rows that took no part."""
+    rows = f"{step.after.rows} rows that took no part in it ({step.after.predicted:,} predicted tokens)"
+    return f"{recovery_charts.in_words(step.before, step.after)}, on {rows}"
+
+
+def table(recovery: Recovery) -> pd.DataFrame:
+    """A line for each step."""
+    steps = recovery.steps
+    return pd.DataFrame(
+        {
+            "step": [NAMES[step.method] for step in steps],
+            "KL to the original, nats/token": [f"{step.before.kl:.4f} → {step.after.kl:.4f}" for step in steps],
+            "perplexity, times the original's": [
+                f"{step.before.ratio:.3f}× → {step.after.ratio:.3f}×" for step in steps
+            ],
+            "counted": [
+                "the answer" if step.settings.get("positions") == "answer" else "every token" for step in steps
+            ],
+            "applied": ["yes" if step.applied else "no: no better" for step in steps],
+            "rows told of": [step.after.rows for step in steps],
+            "took": [duration(step.seconds) for step in steps],
+        }
+    )
+
+
+def said(step: RecoveryStep) -> str:
+    """On which rows, where, and what is to be known of it."""
+    data, roles = step.dataset, step.rows
+    words = [
+        f"{NAMES[step.method]} on {data.source}, split {data.split}: {roles.get('learn', 0)} rows to learn from, "
+        f"{roles.get('choose', 0)} to choose by, {roles.get('decide', 0)} to decide, {roles.get('report', 0)} told of; "
+        f"on {step.device}"
+    ]
+    return ". ".join([*words, *(note[:1].upper() + note[1:] for note in step.notes)]) + "."
+
+
+def lead_on(path: Path, recover: bool = False, primary: bool = True) -> None:
+    """The steps that follow, with this checkpoint chosen there; the first of them is `primary`."""
+    kind = "primary" if primary else "secondary"
+    with st.container(horizontal=True):
+        if recover and st.button("Recover more of it", type=kind, icon=":material/healing:"):
+            st.session_state["recover-checkpoint"] = path
+            st.switch_page("pages/recover.py")
+        if st.button("Evaluate it", type="secondary" if recover else kind, icon=":material/monitoring:"):
+            st.session_state["evaluate-checkpoints"] = [str(path)]
+            st.switch_page("pages/evaluate.py")
+        if st.button("Compare its answers with the original's", icon=":material/compare:"):
+            st.session_state["compare-checkpoint"] = path
+            st.session_state["judge-pruned"] = str(path)
+            st.switch_page("pages/compare.py")

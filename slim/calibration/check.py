@@ -1,0 +1,200 @@
+"""Checking a calibration: leaves heads out on rows of their own and holds every criterion against what it cost."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slim.calibration import scores
+from slim.calibration.check_record import (
+    SHARES,
+    SMALL_SHARES,
+    CriterionCheck,
+    Removal,
+    Verdict,
+    first_heads,
+    fit_correction,
+    rank_correlation,
+)
+from slim.calibration.criteria import CRITERIA
+from slim.calibration.criteria.kl_output import Ablation, Full, ablate
+from slim.calibration.forecast import removed_columns
+from slim.calibration.record import Calibration, save_check
+from slim.calibration.reload import same_model, task_of
+from slim.core.errors import SlimError
+from slim.core.progress import Progress, silent
+from slim.data import tasks
+from slim.data.batch_runner import out_of_memory
+from slim.models.load import Loaded
+
+ROWS, HEADS = 6, 60
+FINE = {"composite", "kl_output", "variance", "sketch"}
+"""What orders heads well enough that its small removals say how small forecasts are off."""
+FITTED_BELOW = 2.0
+"""Nats/token; what is forecast to cost more is ruin, and says nothing about how far a useful forecast is off."""
+
+
+def check(
+    calibration: Calibration,
+    *,
+    weights: Mapping[str, float] | None = None,
+    rows: int = ROWS,
+    heads: int = HEADS,
+    progress: Progress = silent,
+) -> Calibration:
+    """The calibration with what was measured to check it, saved beside its record.
+
+    `weights` are the composite's, `rows` how many rows of the same data are measured on, `heads` how many heads are
+    left out alone. Raises InputError when the model or the data are not those of the calibration any more.
+    """
+    loaded = same_model(calibration, progress)
+    encoded, unseen = rows_to_check(calibration, loaded, rows)
+    found = measure_check(calibration, loaded, encoded, unseen, weights, heads, progress)
+    return save_check(calibration, found)
+
+
+def rows_to_check(calibration: Calibration, loaded: Loaded, rows: int) -> tuple[tasks.Encoded, bool]:
+    """Rows of the calibration's data that it did not see, and True; those it did see where there are no others."""
+    task, settings = task_of(calibration.facts.dataset), calibration.facts.settings
+    seen = tasks.choose(task, settings.samples, settings.seed)
+    drawn = tasks.choose(task, settings.samples + 4 * rows, settings.seed + 1)
+    others = [example for example in drawn if example not in set(seen)][:rows]
+    chosen = others or (seen[1::2] or seen)[:rows]
+    return tasks.encode(chosen, loaded.tokenizer, settings.max_length, settings.positions), bool(others)
+
+
+def measure_check(
+    calibration: Calibration,
+    loaded: Loaded,
+    encoded: tasks.Encoded,
+    unseen: bool = True,
+    weights: Mapping[str, float] | None = None,
+    heads: int = HEADS,
+    progress: Progress = silent,
+) -> CriterionCheck:
+    """What each criterion predicts and what is true on the rows `encoded`."""
+    begun, facts, settings = time.monotonic(), loaded.facts, calibration.facts.settings
+    weights = dict(weights or scores.default_weights(calibration))
+    orders = criteria(calibration, weights)
+    alone = some_heads(facts.layers, facts.heads, heads, settings.seed)
+    sets = {(name, share): first_heads(order, share) for name, order in orders.items() for share in SHARES}
+    for name in FINE & orders.keys():
+        sets |= {(name, share): first_heads(orders[name], share) for share in SMALL_SHARES}
+    distinct = {removed.tobytes(): removed for removed in sets.values()}
+    masks = np.stack(list(distinct.values()))  # (S, L, H)
+    removed = np.concatenate((masks, np.zeros((*masks.shape[:2], 2), dtype=bool)), -1)  # (S, L, H+2)
+
+    single, costs, surprise = np.zeros(len(alone)), np.zeros(len(masks)), np.zeros(len(masks))
+    full, count, done = 0.0, 0, 0.0
+    total = encoded.tokens * (0.6 * len(alone) + len(masks))
+    places = {head: index for index, head in enumerate(alone)}
+    for batch in tasks.batches(encoded, min(settings.batch_size, 4)):
+        tokens = batch.ids.numel()
+        chosen = [[Ablation("head", (head,)) for at, head in alone if at == layer] for layer in range(facts.layers)]
+        try:
+            for layer, found in enumerate(ablate(loaded, batch, chosen)):
+                for ablation, cost in zip(chosen[layer], found.sum(0), strict=True):
+                    single[places[layer, ablation.columns[0]]] += cost
+                done += 0.6 * len(chosen[layer]) * tokens
+                progress(min(done, total), total, "Leaving out single heads")
+            with torch.no_grad(), Full(loaded, batch) as whole:
+                for part in whole.parts(removed):
+                    nats, negative = whole.compare(removed[part])
+                    costs[part] += nats.sum(0)
+                    surprise[part] += negative.sum(0)
+                    done += len(masks[part]) * tokens
+                    progress(min(done, total), total, "Following each criterion")
+                full += whole.surprise().sum()
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise SlimError("out of memory while checking: calibrate with a smaller max_length.") from error
+            raise
+        count += int(batch.predicted.sum())
+    costs, surprise, damage = costs / count, surprise / count, single / count
+    at = {key: index for index, key in enumerate(distinct)}
+    forecasts = _forecasts(calibration, masks)
+    verdicts = []
+    for name, order in orders.items():
+        value, low, high = rank_correlation(np.array([order[head] for head in alone]), damage, settings.seed)
+        removals = [
+            Removal(
+                share=share,
+                heads=int(sets[name, share].sum()),
+                forecast=None if forecasts is None else forecasts[index],
+                kl=costs[index],
+                perplexity=float(np.exp(min(surprise[index], 300))),
+            )
+            for share in SHARES
+            for index in [at[sets[name, share].tobytes()]]
+        ]
+        verdicts.append(
+            Verdict(
+                criterion=name,
+                correlation=_known(value),
+                low=_known(low),
+                high=_known(high),
+                removals=tuple(removals),
+            )
+        )
+    correction = None
+    if forecasts is not None:
+        useful = forecasts < FITTED_BELOW
+        correction = fit_correction(forecasts[useful], costs[useful])
+    return CriterionCheck(
+        rows=len(encoded.rows),
+        tokens=count,
+        unseen=unseen,
+        perplexity=float(np.exp(full / count)),
+        weights=weights,
+        heads=alone,
+        damage=tuple(damage),
+        verdicts=tuple(verdicts),
+        correction=correction,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def criteria(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
+    """Prunability (L, H) by everything that orders heads: each metric, the sketch, the composite, and chance."""
+    facts, settings = calibration.facts.model, calibration.facts.settings
+    chance = np.random.default_rng(settings.seed).random((facts.layers, facts.heads))
+    orders = {"random": scores.prunability(chance, True)}
+    for name, levels in calibration.metrics.items():
+        if "head" in levels:
+            orders[name] = scores.prunability(levels["head"], CRITERIA[name].high_is_prunable)
+        elif "block" in levels:
+            blocks = scores.prunability(levels["block"], CRITERIA[name].high_is_prunable)
+            orders[name] = np.repeat(blocks[:, None], facts.heads, 1)
+    if calibration.sketch is not None and settings.kl == "exact":
+        orders["sketch"] = scores.prunability(calibration.sketch.fold(0).heads().value, False)
+    orders["composite"] = scores.composite(calibration, weights, "head")
+    return orders
+
+
+def some_heads(layers: int, heads: int, count: int, seed: int) -> tuple[tuple[int, int], ...]:
+    """`count` heads spread evenly over the layers, or all of them where there are fewer."""
+    if count >= layers * heads:
+        return tuple((layer, head) for layer in range(layers) for head in range(heads))
+    generator = np.random.default_rng(seed)
+    per_layer = np.full(layers, count // layers)
+    per_layer[generator.choice(layers, count % layers, replace=False)] += 1
+    return tuple(
+        (layer, int(head))
+        for layer in range(layers)
+        for head in sorted(generator.choice(heads, min(heads, per_layer[layer]), replace=False))
+    )
+
+
+def _forecasts(calibration: Calibration, masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """Uncorrected forecast of each set of heads on the rows that did not choose."""
+    if calibration.sketch is None:
+        return None
+    unseen = calibration.sketch.fold(1)
+    removed = np.stack([removed_columns(mask) for mask in masks])
+    return unseen.costs(removed).sum(0) / unseen.tokens.sum()
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,30 @@
+"""How large a head's weights are: the rule that knows neither the task nor the data."""
+
+import numpy as np
+import torch
+
+from slim.calibration.criteria.base import Criterion, Scores
+from slim.models.architectures import write_weights
+from slim.models.load import Loaded
+
+
+@torch.no_grad()
+def magnitude(loaded: Loaded) -> Scores:
+    """Root mean square of the output projection's weights that read a head, a group's heads or all heads of a block."""
+    facts = loaded.facts
+    weights = write_weights(loaded.model, loaded.architecture)  # (E, H·D) each
+    squares = torch.stack([weight.float().square().mean(0).double().cpu() for weight in weights])  # (L, H·D)
+    heads = squares.unflatten(1, (facts.heads, facts.head_dim)).mean(-1).numpy()  # (L, H)
+    groups = heads.reshape(facts.layers, facts.kv_heads, facts.group).mean(-1)
+    return {"head": np.sqrt(heads), "group": np.sqrt(groups), "block": np.sqrt(heads.mean(-1))}
+
+
+CRITERION = Criterion(
+    name="magnitude",
+    title="Weight magnitude",
+    unit="RMS",
+    high_is_prunable=False,
+    levels=("head", "group", "block"),
+    method="root mean square of the output projection's weights that read the head; low = removable, whatever the task",
+    of_weights=magnitude,
+)

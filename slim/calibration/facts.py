@@ -1,0 +1,76 @@
+"""The record of a calibration without its arrays."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from slim.core.migrations import Outdated, Raw
+from slim.core.records import DatasetFacts, ModelFacts, Record
+
+
+class CalibrationSettings(Record):
+    """What a person chooses for a calibration."""
+
+    samples: int = Field(default=32, ge=1)
+    max_length: int = Field(default=320, ge=2, description="tokens of a row beyond which it is cut")
+    batch_size: int = Field(default=4, ge=1)
+    positions: Literal["all", "answer"] = Field(default="all", description="predictions that loss and KL count")
+    kl: Literal["fisher", "exact", "none"] = "fisher"
+    draws: int = Field(default=1, ge=1, description="random directions per row in the loss sketch")
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
+
+
+class CriterionFacts(Record):
+    """What a metric's numbers are: they travel with them."""
+
+    unit: str
+    high_is_prunable: bool
+    levels: tuple[Literal["head", "group", "block"], ...]
+    method: str
+    rows: int = Field(ge=0, description="rows the figure comes from; 0 where it is of the weights alone")
+    positions: int = Field(ge=0, description="token positions the mean runs over")
+
+
+class CalibrationFacts(Record):
+    """`record.json` of a calibration; its arrays stand beside it in `tensors.safetensors`."""
+
+    schema_version: Literal[2] = 2
+    kind: Literal["calibration"] = "calibration"
+    model: ModelFacts
+    dataset: DatasetFacts
+    settings: CalibrationSettings
+    metrics: dict[str, CriterionFacts]
+    versions: dict[str, str]
+    device: str
+    started: str
+    seconds: float = Field(ge=0)
+    reused: float = Field(default=0, ge=0, le=1, description="share of the work that was known from earlier runs")
+    notes: tuple[str, ...] = Field(default=(), description="what happened on the way that a reader should know")
+
+
+class Forecast(Record):
+    """Forecast KL(original ‖ pruned) in nats per token, with the interval that 95% of resampled sequences give.
+
+    One sequence alone gives no interval.
+    """
+
+    nats_per_token: float = Field(ge=0)
+    low: float | None = Field(default=None, ge=0)
+    high: float | None = Field(default=None, ge=0)
+    sequences: int = Field(ge=1)
+    factor: float = Field(default=1, gt=0, description="correction fitted on measured plans that is in these figures")
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.nats_per_token:.3f} nats/token (one row, no interval)"
+        return f"{self.nats_per_token:.3f} nats/token [{self.low:.3f}, {self.high:.3f}]"
+
+
+def _calibration_1(raw: Raw) -> Raw:
+    if lacking := {"model", "metrics"} - raw.keys():  # of every version
+        raise LookupError(f"it lacks {min(lacking)!r}")
+    raise Outdated(
+        "0.1.0", "whose figures have no intervals and whose loss sketch knows no blocks", "run `slim calibrate` again"
+    )

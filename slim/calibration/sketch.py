@@ -1,0 +1,174 @@
+"""The loss sketch: what removing ANY heads, blocks or MLPs will cost, forecast from one gradient per row and draw.
+
+Give every head, attention block and MLP a gate g = 1 on what it adds. To second order KL(p ‖ p without what is in d) is
+½ dᵀF d, with F the Fisher information of the gates (Fisher pruning, Theis et al. 2018, arXiv:1801.05787). F is sampled:
+at every predicted position draw a vector v on the logits with covariance diag(p) − ppᵀ; one backward pass then gives a
+score vector s = Σ_t J_tᵀ v_t whose outer product has expectation F.
+
+Two things make few draws enough. v is the signed mean of many sampled tokens, Σ ±(e_y − p)/√m: the same covariance as
+one token's without its heavy tails, and sparse, so that the way back through the output head is a few rows of its
+weight. And a row's tokens are cut into segments with gates of their own: s falls apart into one score vector per
+segment, and summing their squares keeps what a head does within a stretch of text while leaving out cross terms that
+are almost all noise.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from slim.core.statistics import Estimate, ratio_of_sums
+from slim.data.batch_runner import no_numbers
+from slim.data.tasks import Batch
+from slim.models.load import Loaded
+from slim.models.probe import Probe
+
+VERSION = 1
+"""Goes up when the code gives other scores than before: kept results of older code are not used then."""
+SEGMENT = 16
+"""Tokens whose gates are one."""
+SAMPLED = 16
+"""Tokens drawn per position and draw."""
+BLOCK, MLP = -2, -1
+"""The columns after a layer's heads: all that its attention block adds, and all that its MLP adds."""
+
+
+@dataclass(frozen=True)
+class LossSketch:
+    """Score rows, each of one segment of one draw of one of N sequences, over every layer's H heads, block and MLP."""
+
+    scores: NDArray[np.float32]  # (R, L, H+2)
+    sequence: NDArray[np.int64]  # (R,) 0..N-1
+    tokens: NDArray[np.int64]  # (N,) predicted positions times draws
+
+    def single(self, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of leaving out each column alone.  # (L, H+2)"""
+        return ratio_of_sums(self.energies(np.square(self.scores, dtype=np.float64)), self.tokens, seed)
+
+    def heads(self, seed: int = 0) -> Estimate:
+        """The same of the heads alone.  # (L, H)"""
+        single = self.single(seed)
+        return Estimate(*(part[:, :BLOCK] for part in (single.value, single.low, single.high)))
+
+    def groups(self, size: int, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of leaving out `size` neighbouring heads together.  # (L, H / size)"""
+        joined = self.scores[:, :, :BLOCK].reshape(*self.scores.shape[:2], -1, size).sum(-1, dtype=np.float64)
+        return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
+
+    def layers(self, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of leaving out whole layers, MLP and all.  # (L,)"""
+        joined = self.scores[..., BLOCK:].sum(-1, dtype=np.float64)
+        return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
+
+    def costs(self, removed: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Σ over positions of the forecast KL of each sequence without `removed` (…, L, H+2), times draws.  # (N, …)"""
+        chosen = removed.reshape(-1, self.scores[0].size).astype(np.float32)
+        energy = np.square(self.scores.reshape(len(self.scores), -1) @ chosen.T, dtype=np.float64)  # (R, sets)
+        return self.energies(energy).reshape(-1, *removed.shape[:-2])
+
+    def energies(self, squares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Half the sum of `squares` (R, …) over the rows of each sequence.  # (N, …)"""
+        total = np.zeros((len(self.tokens), *squares.shape[1:]))
+        np.add.at(total, self.sequence, squares)
+        return 0.5 * total
+
+    def fold(self, which: int) -> "LossSketch":
+        """Every other sequence: choose on one fold, forecast on the other, or the forecast flatters the choice."""
+        if len(self.tokens) < 2:
+            return self
+        rows = self.sequence % 2 == which
+        return LossSketch(self.scores[rows], self.sequence[rows] // 2, self.tokens[which::2])
+
+
+def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> list[NDArray[np.float32]]:
+    """The score vectors of each row of a batch, draw after draw.  # B of (draws · segments, L, H+2)"""
+    facts, device, dtype = loaded.facts, loaded.model.device, loaded.model.dtype
+    rows, length = batch.ids.shape
+    segments = -(-length // SEGMENT)
+    gates = torch.ones(rows, segments, facts.layers, facts.heads + 2, device=device, requires_grad=True)
+    with Probe(loaded.model, loaded.architecture) as probe, torch.enable_grad():
+        places = (batch.valid.cumsum(1) - 1).clamp_min(0).to(device) // SEGMENT  # (B, T), by the row's own tokens
+        per_token = gates.to(dtype)[torch.arange(rows, device=device)[:, None], places]  # (B, T, L, H+2)
+        probe.gates, probe.deltas = per_token[..., :BLOCK], per_token[..., BLOCK:]
+        with HeadInput(loaded.model) as head:
+            logits = loaded.model(**batch.inputs(device), use_cache=False).logits
+        directions = Directions(head, logits, batch, draws, seed)
+        del logits
+        found: list[list[Tensor]] = [[] for _ in range(rows)]
+        for draw in range(draws):
+            (score,) = torch.autograd.grad(
+                head.hidden, gates, directions.of(draw), retain_graph=draw < draws - 1
+            )  # (B, S, L, H+2)
+            for row, tokens in enumerate(batch.valid.sum(1).tolist()):
+                found[row].append(score[row, : -(-tokens // SEGMENT)])
+    return [torch.cat(parts).float().cpu().numpy() for parts in found]
+
+
+class HeadInput:
+    """Keeps what goes into the output head and what comes out of it, before anything is done to the logits."""
+
+    hidden: Tensor  # (B, T, E)
+    raw: Tensor  # (B, T, V)
+
+    def __init__(self, model: Any) -> None:
+        self.head = model.get_output_embeddings()
+
+    def __enter__(self) -> "HeadInput":
+        self._handle = self.head.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, head: Any, args: tuple[Tensor], output: Tensor) -> None:
+        self.hidden, self.raw = args[0], output
+
+
+class Directions:
+    """Cotangents of the output head's input: v pulled back through the head, one draw after the other."""
+
+    def __init__(self, head: HeadInput, logits: Tensor, batch: Batch, draws: int, seed: int) -> None:
+        self.weight, self.hidden = head.head.weight, head.hidden  # (V, E), (B, T, E)
+        self.rows: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        slope = None if logits is head.raw else torch.autograd.grad(logits.sum(), head.raw, retain_graph=True)[0]
+        with torch.no_grad():
+            for row, chosen in enumerate(batch.predicted.to(logits.device)):
+                places = chosen.nonzero()[:, 0]
+                if not len(places):
+                    continue
+                p = logits[row, places].to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)  # (n, V)
+                if not bool(p.sum().isfinite()):
+                    raise no_numbers("its predictions", batch, torch.arange(len(batch.ids)) != row)
+                generator = torch.Generator(p.device).manual_seed(_seed(batch.ids[row][batch.valid[row]], seed))
+                count = SAMPLED * draws
+                tokens = torch.multinomial(p, count, replacement=True, generator=generator)  # (n, count)
+                signs = torch.randint(0, 2, tokens.shape, generator=generator, device=p.device) * 2.0 - 1
+                factors = signs.to(self.weight.dtype)
+                if slope is not None:
+                    p = p * slope[row, places]
+                    factors = factors * slope[row, places].gather(1, tokens).to(factors.dtype)
+                mean = p.to(self.weight.dtype) @ self.weight  # (n, E)
+                self.rows[row] = (places, tokens, torch.stack((factors, signs.to(factors.dtype))), mean)
+
+    def of(self, draw: int) -> Tensor:
+        """Σ ±(c_y W_y − Σ_v p_v c_v W_v)/√m at the predicted positions, with c the slope of the logits.  # (B, T, E)"""
+        drawn = slice(draw * SAMPLED, (draw + 1) * SAMPLED)
+        direction = torch.zeros_like(self.hidden)
+        for row, (places, tokens, (factors, signs), mean) in self.rows.items():
+            picked = embedding_bag(
+                tokens[:, drawn], self.weight, per_sample_weights=factors[:, drawn].contiguous(), mode="sum"
+            )  # (n, E)
+            pulled = picked - signs[:, drawn].sum(1, keepdim=True) * mean
+            direction[row, places] = pulled / math.sqrt(SAMPLED)
+        return direction
+
+
+def _seed(ids: Tensor, seed: int) -> int:
+    """A seed of a row's own, so that its draws do not depend on the rows beside it."""
+    return zlib.crc32(ids.numpy().tobytes(), seed)

@@ -1,0 +1,18 @@
+"""The versions that a record needs to be understood later."""
+
+import platform
+
+import torch
+import transformers
+
+import slim
+
+
+def versions() -> dict[str, str]:
+    """What a record needs to be understood later."""
+    return {
+        "slim": slim.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

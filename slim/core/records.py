@@ -1,0 +1,89 @@
+"""The frozen records of every stage. Each is checked when it is made and survives a trip through JSON unchanged."""
+
+from math import prod
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slim.core.errors import InputError
+
+Unit = Literal["head", "group", "block", "layer"]
+"""What is removed as one: a query head, the query heads of a KV head, an attention block, or a layer, MLP and all."""
+MOST = 2**16
+"""Of layers, heads or entries of a head: a file that says more is no model's."""
+Keep = tuple[tuple[int, ...] | None, ...]
+"""Per layer the query heads that stay, ascending. Empty: its attention block is gone. None: all of the layer is."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """A record of what a person gave. Raises InputError naming the first value that cannot be."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
+
+
+def why_invalid(error: Exception) -> str:
+    """Why a file is no record: the first field that cannot be, or what a library says in its first line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg'].removeprefix('Value error, ')}"
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+class ModelFacts(Record):
+    """What the later stages need to know of a model without loading it."""
+
+    source: str
+    fingerprint: str
+    model_type: str
+    layers: int = Field(ge=1, le=MOST)
+    heads: int = Field(ge=1, le=MOST)
+    kv_heads: int = Field(ge=1, le=MOST)
+    head_dim: int = Field(ge=1, le=MOST)
+    dtype: str = Field(description="number format of the stored weights")
+    itemsize: int = Field(ge=1, le=16, description="bytes of one number")
+    shapes: dict[str, tuple[Annotated[int, Field(ge=0, le=2**40)], ...]] = Field(
+        description="every stored tensor once, tied weights counted once"
+    )
+
+    @model_validator(mode="after")
+    def _grouped(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        return self
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(prod, self.shapes.values()))
+
+
+class DatasetFacts(Record):
+    source: str
+    config: str | None = None
+    revision: str | None = None
+    split: str
+    kind: str
+    template: str | None = None
+    columns: dict[str, str] = {}
+    prompt: str | None = None
+    rows: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    truncated_rows: int = Field(ge=0)
+    lost_tokens: int = Field(default=0, ge=0, description="cut off the truncated rows")
+    left_out: int = Field(default=0, ge=0, description="rows that predict nothing")
+
+
+Place = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+"""(layer, head or KV group); the second is 0 for blocks and layers."""

@@ -1,0 +1,131 @@
+"""Going through rows in batches: what is known is looked up, what does not fit is halved, what is done is kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slim.core.cache import Arrays, RowCache
+from slim.core.errors import SlimError
+from slim.core.progress import Progress
+from slim.data import tasks
+
+
+@dataclass
+class Work:
+    """Token-forwards done so far, told as progress."""
+
+    progress: Progress
+    total: float
+    done: float = 0.0
+    known: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.progress(0, self.total, "Starting")
+
+    def advance(self, amount: float, message: str, known: bool = False) -> None:
+        """`known` work was done by an earlier run."""
+        self.done += amount
+        self.known += amount if known else 0
+        self.progress(min(self.done, self.total), self.total, message)
+
+    @property
+    def reused(self) -> float:
+        """Share of the work so far that was known, 0..1."""
+        return self.known / self.done if self.done else 0.0
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def run_batches(
+    encoded: tasks.Encoded,
+    chosen: Sequence[int],
+    compute: Callable[[tasks.Batch], list[Arrays]],
+    kept: RowCache,
+    batch_size: int,
+    padding_side: str,
+    advance: Callable[[int, bool], None],
+    note: Callable[[str], None],
+) -> list[Arrays]:
+    """The arrays of each of the `chosen` rows, in their order, computed in batches of rows of like length.
+
+    `advance` hears how many tokens are done and whether they were known. A batch that does not fit in memory is halved,
+    and so are those after it. Raises SlimError when a single row does not fit.
+    """
+    found: dict[int, Arrays] = {}
+    for index in chosen:
+        known = kept.get(encoded.rows[index], encoded.start(index))
+        if known is not None:
+            found[index] = known
+            advance(len(encoded.rows[index]), True)
+    pending = sorted((index for index in chosen if index not in found), key=lambda index: len(encoded.rows[index]))
+    size = batch_size
+    while pending:
+        part = pending[:size]
+        (batch,) = tasks.batches(subset(encoded, part), len(part), padding_side)
+        try:
+            arrays = compute(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise SlimError(
+                    f"out of memory on a single row of {len(encoded.rows[part[0]]):,} tokens: "
+                    "choose a smaller max_length, a smaller dtype or another device."
+                ) from error
+            size = max(1, len(part) // 2)
+            note(f"{len(part)} rows at a time did not fit in memory, so it went on with {size}")
+            continue
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        for place, result in zip(batch.rows, arrays, strict=True):
+            index = part[place]
+            kept.put(encoded.rows[index], encoded.start(index), result)
+            found[index] = result
+            advance(len(encoded.rows[index]), False)
+        pending = pending[len(part) :]
+    return [found[index] for index in chosen]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
+
+
+def no_numbers(where: str, batch: tasks.Batch, fine: Tensor) -> SlimError:
+    """Names the first row of `batch` that is not `fine` (B,)."""
+    row = int((~fine).nonzero()[0, 0])
+    ids = batch.ids[row][batch.valid[row]].tolist()
+    return SlimError(
+        f"the model gives NaN or infinite numbers in {where}, on the row of {len(ids)} tokens that starts with "
+        f"{ids[:8]}: try dtype float32, or leave that row out."
+    )
+
+
+def stacked(rows: Sequence[Arrays]) -> Arrays:
+    """The rows' arrays side by side, rows first; those of different lengths are filled up with NaN at the end."""
+    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stack(arrays: list[NDArray]) -> NDArray:
+    longest = max(array.shape[-1] if array.ndim else 0 for array in arrays)
+    if all(array.shape == arrays[0].shape for array in arrays):
+        return np.stack(arrays)
+    widths = [[(0, 0)] * (array.ndim - 1) + [(0, longest - array.shape[-1])] for array in arrays]
+    return np.stack([np.pad(a, width, constant_values=np.nan) for a, width in zip(arrays, widths, strict=True)])
+
+
+def subset(encoded: tasks.Encoded, chosen: Sequence[int]) -> tasks.Encoded:
+    """The chosen rows alone, in that order."""
+    starts = tuple(encoded.starts[index] for index in chosen) if encoded.starts else ()
+    return tasks.Encoded(tuple(encoded.rows[index] for index in chosen), 0, starts)

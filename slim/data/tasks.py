@@ -1,0 +1,202 @@
+"""Task data: the rows of a source, fitted to a template, as examples; and which of them are drawn."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from slim.core.errors import InputError
+from slim.core.progress import Progress, silent
+from slim.core.records import DatasetFacts
+from slim.data.columns import ColumnMapping, fit_mapping
+from slim.data.encode import Batch, Encoded, Positions, batches, encode, messages_of, text_of
+from slim.data.source import Row, Source
+from slim.data.sources import BUNDLED, DATA, GENERAL, SPLITS, open_source
+from slim.data.templates import TEMPLATES, Example, Template
+
+__all__ = [
+    "BUNDLED",
+    "DATA",
+    "GENERAL",
+    "SPLITS",
+    "TEMPLATES",
+    "Batch",
+    "ColumnMapping",
+    "Encoded",
+    "Example",
+    "Positions",
+    "Task",
+    "Template",
+    "batches",
+    "choose",
+    "columns_of",
+    "encode",
+    "load_task",
+    "messages_of",
+    "text_of",
+    "wording",
+]
+
+WORDINGS = {
+    ("bundled:briefs", "summarisation"): "Summarise this passage in one or two sentences.\n\n{text}",
+    ("bundled:triage", "classification"): (
+        "Which desk should answer this customer's message? Reply with one word: {labels}.\n\n{text}"
+    ),
+}
+"""Wordings of the bundled datasets, where the template's own would say less."""
+PEEK = 1000
+"""Rows that are looked at to see which columns there are, and rows that are shown of a source too large to keep."""
+KEPT_BYTES = 2**26
+"""About how much of the rows is kept in memory. Drawing from a larger source reads it once from start to end."""
+ROW_BYTES = 300
+"""What a row takes in memory besides its text."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The rows of one split of a dataset and what they ask for.
+
+    `examples` are all of them, or the first where the source is too large to keep. Then `stream` reads them all, each
+    with the share of the source that is read by then, and `rows` is an estimate. `left_out` counts, among the rows read
+    so far, those that lack what the template needs. `revision` is the commit of a Hub dataset.
+    """
+
+    source: str
+    config: str | None
+    split: str
+    kind: str
+    examples: tuple[Example, ...]
+    revision: str | None = None
+    layout: ColumnMapping | None = None
+    left_out: int = 0
+    estimated_rows: int | None = None
+    stream: Callable[[], Iterator[tuple[Example, float]]] | None = field(default=None, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """How many rows can be drawn; an estimate where `stream` is given."""
+        return len(self.examples) if self.estimated_rows is None else self.estimated_rows
+
+
+def load_task(
+    source: str = "bundled:briefs",
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    template: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    prompt: str | None = None,
+) -> Task:
+    """The rows of `source`: `bundled:NAME`, a .jsonl/.csv/.parquet/.txt file, or a Hub id with its `revision`.
+
+    `template` is the name of a preset, `columns` says which column holds which of its roles, `prompt` is the wording
+    with roles or columns in braces. What is not given is guessed from the names of the columns.
+
+    Raises InputError for a source that is not there or damaged, columns that no template fits, or no rows at all.
+    """
+    opened = open_source(source, config, split, revision)
+    layout = fit_mapping(_columns(opened), template, columns, prompt, source)
+    if prompt is None:
+        layout = replace(layout, prompt=wording(source, layout.template))
+    kept, share = _keep(opened, layout)
+    labels = layout.labels(row.values for row in kept)
+    found = [layout.example(row.values, row.number, labels) for row in kept]
+    examples = tuple(example for example in found if example is not None)
+    if not examples:
+        raise InputError(
+            f"dataset {source!r}: every row of split {opened.split!r} is empty in {' + '.join(layout.needed)}: "
+            "name other columns or another file."
+        )
+    large = share is not None
+    return Task(
+        source=source,
+        config=config,
+        split=opened.split,
+        kind=layout.template.name,
+        examples=examples[:PEEK] if large else examples,
+        revision=opened.revision,
+        layout=layout,
+        left_out=len(found) - len(examples),
+        estimated_rows=round(len(examples) / share) if large else None,
+        stream=(lambda: _stream(opened, layout, labels)) if large else None,
+    )
+
+
+def columns_of(
+    source: str, config: str | None = None, split: str | None = None, revision: str | None = None
+) -> tuple[str, ...]:
+    """The names of the columns of a source, in their order. Raises InputError as `load_task` does."""
+    return _columns(open_source(source, config, split, revision))
+
+
+def wording(source: str, template: Template) -> str:
+    """The prompt that a template asks with where none is given."""
+    return WORDINGS.get((source, template.name), template.prompt)
+
+
+def choose(task: Task, samples: int, seed: int, progress: Progress = silent) -> list[Example]:
+    """`samples` rows drawn without replacement, all of them when there are fewer.
+
+    A stream is read once (reservoir sampling; Vitter 1985, algorithm R), so that only what is drawn is in memory.
+    """
+    if samples < 1:
+        raise InputError(f"samples={samples}: at least 1 row is needed.")
+    chance = random.Random(seed)  # noqa: S311  chance is no secret
+    if task.stream is None:
+        return chance.sample(task.examples, min(samples, len(task.examples)))
+    drawn: list[Example] = []
+    for count, (example, share) in enumerate(task.stream()):
+        if count < samples:
+            drawn.append(example)
+        elif (place := chance.randrange(count + 1)) < samples:
+            drawn[place] = example
+        if count % PEEK == 0:
+            progress(share, 1, "Drawing rows")
+    return drawn
+
+
+def _columns(source: Source) -> tuple[str, ...]:
+    names = {name: None for row in islice(source.rows(), PEEK) for name in row.values}
+    if not names:
+        raise InputError(f"dataset {source.name!r} has no rows: name a file or a split that has some.")
+    return tuple(names)
+
+
+def _keep(source: Source, layout: ColumnMapping) -> tuple[list[Row], float | None]:
+    """The rows that fit in memory, only what is read of them; where they are not all, their share of the source."""
+    kept: list[Row] = []
+    size = 0
+    for row in source.rows():
+        values = {name: row.values[name] for name in layout.read if name in row.values}
+        kept.append(row._replace(values=values))
+        size += ROW_BYTES + sum(len(str(value)) for value in values.values())
+        if size > KEPT_BYTES:
+            return kept, row.share
+    return kept, None
+
+
+def _stream(source: Source, layout: ColumnMapping, labels: str) -> Iterator[tuple[Example, float]]:
+    for row in source.rows():
+        example = layout.example(row.values, row.number, labels)
+        if example is not None:
+            yield example, row.share
+
+
+def dataset_facts(task: Task, encoded: Encoded) -> DatasetFacts:
+    """What a record says of the rows it comes from."""
+    layout = task.layout
+    return DatasetFacts(
+        source=task.source,
+        config=task.config,
+        revision=task.revision,
+        split=task.split,
+        kind=task.kind,
+        template=layout.template.name if layout else None,
+        columns=dict(layout.columns) if layout else {},
+        prompt=layout.prompt if layout else None,
+        rows=len(encoded.rows),
+        tokens=encoded.tokens,
+        truncated_rows=encoded.truncated_rows,
+        lost_tokens=encoded.lost_tokens,
+        left_out=encoded.left_out,
+    )

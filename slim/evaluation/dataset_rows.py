@@ -1,0 +1,162 @@
+"""A dataset's own rows, held out: drawn, read, answered or ranked by every model of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from diskcache import Cache
+
+from slim.core.errors import InputError
+from slim.core.progress import Progress, silent
+from slim.data import tasks
+from slim.data.batch_runner import Work
+from slim.evaluation.answers import AnswerSettings, answer, context_of, prompts, stops_of
+from slim.evaluation.likelihood import Passes, against, ranked
+from slim.evaluation.metrics import KL, PERPLEXITY, RANKED, RANKED_WHOLE, Columns
+from slim.evaluation.record import EvaluationSettings
+from slim.evaluation.row_table import ScoreColumns
+from slim.evaluation.scorers import Scorer, scorer_of
+from slim.models.load import Loaded
+from slim.pruning import held_out
+
+CHOICES = "choices"
+"""The kind of task whose answers are ranked and not written."""
+ANSWERED_AT_ONCE = 4
+"""Answers generated together, in batches that are read together: a step holds the logits of one position a row."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rows: all that is asked, their tokens, why they are held out, and how answers are scored."""
+
+    task: tasks.Task
+    examples: tuple[tasks.Example, ...]
+    encoded: tasks.Encoded
+    why: str
+    scorer: Scorer | None
+    max_new_tokens: int | None
+
+
+def draw(
+    task: tasks.Task,
+    loaded: Mapping[str, Loaded],
+    sources: Sequence[str],
+    settings: EvaluationSettings,
+    progress: Progress = silent,
+) -> Drawn:
+    """Rows that none of the `sources` was calibrated on, as the first of `loaded` reads them.
+
+    Raises InputError where the models do not share a vocabulary, or a row is longer than one of them reads.
+    """
+    first, original = next(iter(loaded.items()))
+    vocabulary = original.tokenizer.get_vocab()
+    for name, one in loaded.items():
+        if one.tokenizer.get_vocab() != vocabulary:
+            raise InputError(
+                f"model {name!r} has another vocabulary than {first!r}, so perplexity and KL cannot be compared: "
+                "name the model it was cut from as the baseline."
+            )
+    examples, why = held_out.draw(task, settings.samples, settings.seed, sources, progress)
+    encoded = tasks.encode(examples, original.tokenizer, settings.max_length, settings.positions)
+    longest = max(encoded.lengths)
+    for name, one in loaded.items():
+        if longest > context_of(one):
+            raise InputError(
+                f"max_length={settings.max_length}: {name!r} reads at most {context_of(one):,} tokens and a row has "
+                f"{longest:,}: choose {context_of(one)} or less."
+            )
+    scorer = scorer_of(task.kind, [example.answer for example in task.examples])
+    most = (settings.max_new_tokens or scorer.max_new_tokens) if scorer else None
+    return Drawn(task, tuple(examples), encoded, why, scorer, most)
+
+
+@dataclass
+class Reader:
+    """Reads the `drawn` rows as each of the `loaded` models, the first of which is the original.
+
+    What happened on the way is in `notes`, how many answers of each model were cut in `truncated`.
+    """
+
+    loaded: Mapping[str, Loaded]
+    drawn: Drawn
+    settings: EvaluationSettings
+    cache: Cache | None = None
+    progress: Progress = silent
+    notes: list[str] = field(default_factory=list)
+    truncated: dict[str, int] = field(default_factory=dict)
+
+    def parts(self) -> list[ScoreColumns]:
+        """Likelihoods, and what the dataset's kind of task is scored by."""
+        drawn, found = self.drawn, [self.likelihood()]
+        if drawn.task.kind == CHOICES:
+            scored, why = self.ranking(), "their choices cannot be compared within max_length"
+        elif drawn.scorer is not None:
+            scored, why = self.answers(drawn.scorer), "the prompt leaves no room for an answer"
+        else:
+            self.notes.append(f"rows of the kind {drawn.task.kind!r} have no score besides their likelihood")
+            return found
+        kept = scored.scored()
+        if left := len(scored.places) - (len(kept.places) if kept else 0):
+            self.notes.append(f"{left} of {len(scored.places)} rows were not scored: {why}")
+        return [*found, *([kept] if kept else [])]
+
+    def likelihood(self) -> ScoreColumns:
+        """Perplexity of every model, and the KL of each to the original."""
+        first, original = next(iter(self.loaded.items()))
+        encoded, columns = self.drawn.encoded, {}
+        for name, one in self.loaded.items():
+            if name != first:
+                columns[first], columns[name] = against(
+                    original, one, encoded, self._passes(encoded.tokens, f"Reading as {name}")
+                )
+        if not columns:
+            columns[first], _ = against(original, original, encoded, self._passes(encoded.tokens, "Reading"))
+        return ScoreColumns("", (PERPLEXITY, KL), encoded.places, columns)
+
+    def ranking(self) -> ScoreColumns:
+        """Which choice every model finds likeliest."""
+        examples, columns = self.drawn.examples, {}
+        total = self.drawn.encoded.tokens * max(len(example.choices) for example in examples)
+        for name, one in self.loaded.items():
+            longest = min(self.settings.max_length, context_of(one))
+            columns[name] = ranked(one, examples, longest, self._passes(total, f"Ranking choices as {name}"))
+        return ScoreColumns("", (RANKED, RANKED_WHOLE), range(len(examples)), columns)
+
+    def answers(self, scorer: Scorer) -> ScoreColumns:
+        """What every model answers to the same prompts under the same stop rules, scored."""
+        examples = self.drawn.examples
+        asked = prompts(examples, next(iter(self.loaded.values())).tokenizer)
+        stops = {stop for one in self.loaded.values() for stop in stops_of(one)}
+        chosen = AnswerSettings(
+            max_new_tokens=self.drawn.max_new_tokens or scorer.max_new_tokens,
+            batch_size=ANSWERED_AT_ONCE * self.settings.batch_size,
+            seed=self.settings.seed,
+        )
+        columns: dict[str, Columns] = {}
+        texts = {}
+        for name, one in self.loaded.items():
+            given, notes = answer(one, asked, chosen, stops, self.cache, partial(_named, self.progress, name))
+            self.notes += notes
+            asked_all = np.array([0.0 if answered.failure is None else np.nan for answered in given])
+            scores = scorer.columns([answered.text for answered in given], [example.answer for example in examples])
+            columns[name] = {measure: column + asked_all for measure, column in scores.items()}
+            texts[name] = {
+                "answer": [answered.text for answered in given],
+                "answer_tokens": [answered.tokens for answered in given],
+                "truncated": [answered.truncated for answered in given],
+            }
+            self.truncated[name] = sum(answered.truncated for answered in given)
+        return ScoreColumns("", scorer.measures, range(len(examples)), columns, texts)
+
+    def _passes(self, tokens: int, message: str) -> Passes:
+        work = Work(self.progress, max(1, tokens))
+
+        def advance(done: int, known: bool) -> None:
+            work.advance(done, message, known)
+
+        return Passes(self.settings.batch_size, self.cache, advance, self.notes.append)
+
+
+def _named(progress: Progress, name: str, done: float, total: float, message: str) -> None:
+    progress(done, total, f"{message} as {name}")

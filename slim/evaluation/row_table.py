@@ -1,0 +1,105 @@
+"""Parts of an evaluation: measures that share their rows, and what every row adds to them for every model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slim.data.tasks import Example
+from slim.evaluation.metrics import KL, Columns, Metric, assess
+from slim.evaluation.record import MetricFacts, Score
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """`columns` and `texts` are of each model by name; `places` are the rows' places among all that were drawn.
+
+    `task` is a standard task, or empty for the dataset's own rows.
+    """
+
+    task: str
+    measures: tuple[Metric, ...]
+    places: Sequence[int]
+    columns: Mapping[str, Columns]
+    texts: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+
+    def key(self, measure: Metric) -> str:
+        """The measure's name in the record."""
+        return f"{self.task}/{measure.name}" if self.task else measure.name
+
+    def scored(self) -> "ScoreColumns | None":
+        """The rows that every model has a figure for; None where there are none."""
+        fine = np.all([np.isfinite(column) for mine in self.columns.values() for column in mine.values()], axis=0)
+        if not fine.any():
+            return None
+        chosen: list[int] = np.flatnonzero(fine).tolist()
+        return replace(
+            self,
+            places=[self.places[place] for place in chosen],
+            columns={
+                model: {name: column[fine] for name, column in mine.items()} for model, mine in self.columns.items()
+            },
+            texts={
+                model: {name: [values[place] for place in chosen] for name, values in mine.items()}
+                for model, mine in self.texts.items()
+            },
+        )
+
+
+def facts_of(parts: Sequence[ScoreColumns]) -> dict[str, MetricFacts]:
+    """What the numbers of each measure are."""
+    return {
+        part.key(measure): MetricFacts(
+            task=part.task,
+            title=measure.title,
+            unit=measure.unit,
+            higher_is_better=measure.higher_is_better,
+            digits=measure.digits,
+            rows=len(part.places),
+        )
+        for part in parts
+        for measure in part.measures
+    }
+
+
+def scores_of(parts: Sequence[ScoreColumns], model: str, original: str, seed: int) -> dict[str, Score]:
+    """A model's figures, and their differences to the original's. The KL is one to the original by itself."""
+    found = {}
+    for part in parts:
+        for measure in part.measures:
+            if measure is KL and model == original:
+                continue
+            first = None if measure is KL or model == original else part.columns[original]
+            figure, difference = assess(measure, part.columns[model], first, seed)
+            found[part.key(measure)] = Score(figure=figure, difference=difference)
+    return found
+
+
+def table(parts: Sequence[ScoreColumns], examples: Sequence[Example]) -> pd.DataFrame:
+    """A line for each model and row: what was asked, answered and expected, and what it adds to every measure."""
+    frames: dict[tuple[str, str], pd.DataFrame] = {}
+    for part in parts:
+        for model, columns in part.columns.items():
+            frame = frames.setdefault((model, part.task), _empty(part, examples))
+            for name, values in (dict(part.texts.get(model, {})) | dict(columns)).items():
+                frame[name] = pd.Series(_plain(values), index=list(part.places))
+    whole = [frame.assign(model=model, task=task, row=frame.index) for (model, task), frame in frames.items()]
+    first = ["model", "task", "row"]
+    if not whole:
+        return pd.DataFrame({name: [] for name in first})
+    joined = pd.concat(whole, ignore_index=True)
+    return joined.reindex(columns=first + [name for name in joined.columns if name not in first])
+
+
+def _empty(part: ScoreColumns, examples: Sequence[Example]) -> pd.DataFrame:
+    if part.task:
+        return pd.DataFrame(index=list(part.places))
+    asked = {"prompt": [one.prompt for one in examples], "reference": [one.answer for one in examples]}
+    return pd.DataFrame(asked, index=range(len(examples)))
+
+
+def _plain(values: Any) -> Any:
+    """Numbers and texts as they are; what else a standard task keeps of a row as text."""
+    return [str(value) for value in values] if isinstance(values, np.ndarray) and values.dtype.kind == "O" else values

@@ -1,0 +1,237 @@
+"""How fast models are and what they take, side by side: prefill, decoding, first token, memory, cache, load time, size.
+
+`python -m slim.evaluation.speed SOURCE DEVICE DTYPE ROWS TOKENS STEPS` prints one model's peak memory, which takes a
+process of its own.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from subprocess import CalledProcessError
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.utils import logging
+
+from slim.core.errors import InputError, SlimError
+from slim.core.hub import snapshot
+from slim.core.progress import Progress, silent
+from slim.core.records import Record
+from slim.evaluation.timing import in_fresh_process, in_turn, peak_growth
+from slim.models import load as models
+from slim.models.load import Loaded
+
+WORD = " word"
+"""What a prompt is made of where its text matters: a token or more in every vocabulary."""
+
+
+class SpeedSettings(Record):
+    """What a person chooses for the timing."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1,), min_length=1, description="rows at a time"
+    )
+    tokens: int = Field(default=256, ge=1, description="of the prompt")
+    steps: int = Field(default=32, ge=1, description="tokens that are decoded")
+    repeats: int = Field(default=5, ge=1, description="runs of each, in turn, of which the median counts")
+
+
+class Timed(Record):
+    """A median, and how many times as fast as the original: the median, lowest and highest of runs side by side."""
+
+    value: float = Field(ge=0)
+    times: float = Field(gt=0, description="as fast as the original")
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+    def words(self, digits: int) -> str:
+        """The median and its ratio to the original's: "41.2  1.21× [1.15, 1.30]"."""
+        return f"{self.value:,.{digits}f}  {self.times:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+
+
+class Speed(Record):
+    """A model's pace at one batch size."""
+
+    rows: int = Field(ge=1)
+    prefill: Timed = Field(description="prompt tokens/s")
+    decode: Timed = Field(description="new tokens/s, of all rows together")
+    first_token: Timed = Field(description="seconds from the prompt's text to the first token's")
+    cache_bytes: int = Field(ge=0, description="of keys and values when the last token is decoded")
+
+
+class Footprint(Record):
+    """What a model takes on disk and in memory."""
+
+    file_bytes: int = Field(ge=0, description="of the weights' files")
+    load: Timed = Field(description="seconds, the files being in the system's cache")
+    peak_bytes: int = Field(ge=0, description="weights and what prefill and decoding of the largest batch add")
+
+
+def tokens(loaded: Loaded, rows: int, length: int) -> Tensor:
+    """Any tokens: what they say changes no cost.  # (rows, length)"""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(loaded.model.config.vocab_size, (rows, length), generator=generator)
+    return ids.to(loaded.model.device)
+
+
+@torch.inference_mode()
+def prefill(loaded: Loaded, ids: Tensor, logits_to_keep: int = 0) -> None:
+    """A prompt's keys and values, and the logits of its last positions; 0 keeps those of all."""
+    loaded.model(ids, use_cache=True, logits_to_keep=logits_to_keep)
+
+
+class Decoding:
+    """One token after the other, all rows at once."""
+
+    def __init__(self, loaded: Loaded, prompt: Tensor, steps: int) -> None:
+        self.loaded, self.prompt, self.steps = loaded, prompt, steps
+        self.cache = DynamicCache()
+        self.bytes = 0
+        with torch.inference_mode():
+            loaded.model(prompt, cache=self.cache, use_cache=True)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        """`steps` tokens after the prompt, and back to it."""
+        ids = self.prompt[:, -1:]
+        for _ in range(self.steps):
+            logits = self.loaded.model(ids, cache=self.cache, use_cache=True).logits
+            ids = logits[:, -1].argmax(-1, keepdim=True)
+        self.bytes = cache_bytes(self.cache)
+        self.cache.crop(-self.steps)
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Bytes of all keys and values that `cache` holds."""
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+@torch.inference_mode()
+def first_token(loaded: Loaded, text: str, rows: int, length: int) -> str:
+    """The first token's text after a prompt cut at `length` tokens, from its text on."""
+    encoded = loaded.tokenizer([text] * rows, return_tensors="pt", truncation=True, max_length=length)
+    ids = encoded["input_ids"].to(loaded.model.device)  # type: ignore[union-attr]
+    logits = loaded.model(ids, use_cache=True, logits_to_keep=1).logits
+    return str(loaded.tokenizer.decode(logits[0, -1].argmax()))
+
+
+def measure_speed(
+    loaded: Mapping[str, Loaded], settings: SpeedSettings, progress: Progress = silent
+) -> dict[str, list[Speed]]:
+    """Of each model its pace at each batch size; the first is the original that the others are held against.
+
+    All are timed in one run, in turn. Raises InputError for a prompt longer than a model reads.
+    """
+    check_speed_settings(loaded, settings)
+    total = 3 * len(loaded) * len(settings.batch_sizes) * (settings.repeats + 1)
+    done = iter(range(1, total + 1))
+
+    def ran() -> None:
+        progress(next(done), total, "Timing")
+
+    found: dict[str, list[Speed]] = {name: [] for name in loaded}
+    for rows in settings.batch_sizes:
+        ids = {name: tokens(one, rows, settings.tokens) for name, one in loaded.items()}
+        decoding = {name: Decoding(one, ids[name], settings.steps) for name, one in loaded.items()}
+        filling = {name: partial(prefill, one, ids[name], 1) for name, one in loaded.items()}
+        starting = {
+            name: partial(first_token, one, WORD * settings.tokens, rows, settings.tokens)
+            for name, one in loaded.items()
+        }
+        filled, started = (in_turn(each, settings.repeats, ran) for each in (filling, starting))
+        decoded = in_turn(decoding, settings.repeats, ran)
+        prompt, new = rows * settings.tokens, rows * settings.steps
+        for name in loaded:
+            found[name].append(
+                Speed(
+                    rows=rows,
+                    prefill=_timed(filled, name, lambda seconds, count=prompt: count / seconds),
+                    decode=_timed(decoded, name, lambda seconds, count=new: count / seconds),
+                    first_token=_timed(started, name, float),
+                    cache_bytes=decoding[name].bytes,
+                )
+            )
+    return found
+
+
+def footprints(
+    loaded: Mapping[str, Loaded], settings: SpeedSettings, device: str, dtype: str, progress: Progress = silent
+) -> dict[str, Footprint]:
+    """What each model takes; the first is the original. Loading is timed in turn, memory in a process for each."""
+    sources = {name: one.facts.source for name, one in loaded.items()}
+    loading = {name: partial(models.load_model, source, device=device, dtype=dtype) for name, source in sources.items()}
+    seconds = in_turn(loading, settings.repeats)
+    found = {}
+    for place, (name, source) in enumerate(sources.items()):
+        progress(place, len(sources), "Measuring memory")
+        found[name] = Footprint(
+            file_bytes=file_bytes(source),
+            load=_timed(seconds, name, float),
+            peak_bytes=_peak_apart(source, device, dtype, settings),
+        )
+    return found
+
+
+def file_bytes(source: str) -> int:
+    """Bytes of the files that a model's weights lie in."""
+    place = Path(models.locate(source))
+    folder = place if place.is_dir() else snapshot(str(place))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def peak_bytes(source: str, device: str, dtype: str, rows: int, length: int, steps: int) -> int:
+    """Bytes that loading a model, prefill and decoding take at most, on the device the model is on."""
+    held: list[Loaded] = []
+
+    def run() -> None:
+        held.append(models.load_model(source, device=device, dtype=dtype))
+        Decoding(held[0], tokens(held[0], rows, length), steps)()
+
+    growth = peak_growth(run)
+    return torch.cuda.max_memory_allocated(held[0].model.device) if held[0].model.device.type == "cuda" else growth
+
+
+def _peak_apart(source: str, device: str, dtype: str, settings: SpeedSettings) -> int:
+    numbers = (max(settings.batch_sizes), settings.tokens, settings.steps)
+    try:
+        return int(in_fresh_process("slim.evaluation.speed", (source, device, dtype, *map(str, numbers))))
+    except (CalledProcessError, ValueError, IndexError) as error:
+        raise SlimError(
+            f"the memory of {source!r} could not be measured in a process of its own: take a smaller batch."
+        ) from error
+
+
+def _timed(seconds: Mapping[str, list[float]], name: str, figure: Callable[[float], float]) -> Timed:
+    original = seconds[next(iter(seconds))]
+    ratios = [one / mine for one, mine in zip(original, seconds[name], strict=True)]
+    return Timed(
+        value=figure(statistics.median(seconds[name])),
+        times=statistics.median(ratios),
+        low=min(ratios),
+        high=max(ratios),
+    )
+
+
+def check_speed_settings(loaded: Mapping[str, Loaded], settings: SpeedSettings) -> None:
+    """Raises InputError for a prompt that leaves a model no room for what is decoded."""
+    wanted = settings.tokens + settings.steps
+    for one in loaded.values():
+        limit = getattr(one.model.config, "max_position_embeddings", None)
+        if limit and wanted > limit:
+            raise InputError(
+                f"tokens={settings.tokens}, steps={settings.steps}: {one.facts.source!r} reads at most {limit:,} "
+                "tokens: choose fewer."
+            )
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    source, device, dtype, *numbers = sys.argv[1:]
+    print(json.dumps(peak_bytes(source, device, dtype, *map(int, numbers))))

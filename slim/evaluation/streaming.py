@@ -1,0 +1,88 @@
+"""Greedy answers token by token, with the pace of each model's own steps, so that two can stream side by side."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from slim.core.records import Keep
+from slim.models.load import Loaded
+from slim.pruning.trial import masked
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer so far."""
+
+    text: str
+    tokens: int
+    seconds: float
+    """Spent generating after the first token."""
+    first: float
+    """Seconds to the first token."""
+    finished: bool
+    """Whether the model ended by itself."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decode pace; None before the second token."""
+        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else None
+
+
+def prompt_ids(loaded: Loaded, prompt: str) -> torch.Tensor:
+    """The prompt as the model expects it: through its chat template where it has one.  # (1, T)"""
+    if loaded.tokenizer.chat_template:
+        turns = [{"role": "user", "content": prompt}]
+        encoded = loaded.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        encoded = loaded.tokenizer(prompt, return_tensors="pt")
+    return encoded["input_ids"].to(loaded.model.device)  # type: ignore[union-attr, call-overload]
+
+
+def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | None = None) -> Iterator[Answer]:
+    """The greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    stop = model.generation_config.eos_token_id if model.generation_config else None
+    stops = set(stop) if isinstance(stop, list) else {stop}
+    ids, tokens = prompt_ids(loaded, prompt), []
+    cache = DynamicCache(config=model.config)
+    first = seconds = 0.0
+    for step in range(max_new_tokens):
+        began = time.perf_counter()
+        with torch.inference_mode(), masked(loaded, keep) if keep else nullcontext():
+            logits = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
+            ids = logits[:, -1].argmax(-1, keepdim=True)  # (1, 1)
+        token, spent = int(ids), time.perf_counter() - began
+        first, seconds = (spent, 0.0) if step == 0 else (first, seconds + spent)
+        if token in stops:
+            yield Answer(_text(tokenizer, tokens), len(tokens), seconds, first, True)
+            return
+        tokens.append(token)
+        yield Answer(_text(tokenizer, tokens), len(tokens), seconds, first, False)
+
+
+def side_by_side(
+    models: Sequence[Loaded | tuple[Loaded, Keep]], prompt: str, max_new_tokens: int = 128
+) -> Iterator[tuple[int, Answer]]:
+    """The models' answers in turns, a token each, so that all stream at once and none slows another's clock.
+
+    A model beside what it is to keep answers as it would if the rest were removed.
+    """
+    pairs = [model if isinstance(model, tuple) else (model, None) for model in models]
+    streams = {index: stream(loaded, prompt, max_new_tokens, keep) for index, (loaded, keep) in enumerate(pairs)}
+    while streams:
+        for index in list(streams):
+            answer = next(streams[index], None)
+            if answer is None:
+                del streams[index]
+            else:
+                yield index, answer
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,92 @@
+"""Pairs of answers: both models asked the same rows by the same rules, one model in memory at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from slim.core import cache as results
+from slim.core.errors import SlimError
+from slim.core.progress import Progress, silent
+from slim.data.templates import Example
+from slim.evaluation import answers
+from slim.evaluation.answers import AnswerSettings, ModelAnswer
+from slim.models import load as models
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row and what both models say to it."""
+
+    example: Example
+    original: ModelAnswer
+    pruned: ModelAnswer
+
+    @property
+    def question(self) -> str:
+        """All that was said before the answer, as one text."""
+        return question_of(self.example)
+
+    @property
+    def failure(self) -> str | None:
+        """Why a model was not asked, where one was not."""
+        for name, one in (("original", self.original), ("pruned", self.pruned)):
+            if one.failure:
+                return f"{name} model: {one.failure}"
+        return None
+
+
+def question_of(example: Example) -> str:
+    """All that was said before the answer of a row, as one text."""
+    if len(example.turns) > 1:
+        return "\n\n".join(f"{who}: {text}" for who, text in example.turns)
+    return example.prompt
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The pairs, the fingerprints of both models' weights, and what happened on the way."""
+
+    pairs: list[Pair]
+    fingerprints: tuple[str, str]
+    notes: list[str]
+
+
+def answered(
+    sources: tuple[str, str],
+    examples: Sequence[Example],
+    settings: AnswerSettings,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = silent,
+    trouble: SlimError | None = None,
+) -> Answered:
+    """What the original and the pruned model of `sources` answer to `examples`.
+
+    The prompts and stop rules are the original's for both, unless their tokenizers differ. Raises `trouble`, where it
+    is given, instead of generating what is not known from an earlier run.
+    """
+    said: list[list[ModelAnswer]] = []
+    fingerprints: list[str] = []
+    notes: dict[str, None] = {}
+    first: PreTrainedTokenizerBase | None = None
+    prompts, stops = [], ()
+    for source in sources:
+        loaded = models.load_model(source, device=device, dtype=dtype, progress=progress)
+        if first is None or not _same(first, loaded.tokenizer):
+            if first is not None:
+                notes["the models' tokenizers differ, so each reads the rows and ends its answers by its own"] = None
+            first = loaded.tokenizer
+            prompts, stops = answers.prompts(examples, first), answers.stops_of(loaded)
+        with results.open_cache() as cache:
+            found, told = answers.answer(loaded, prompts, settings, stops, cache, progress, trouble)
+        said.append(found)
+        fingerprints.append(loaded.facts.fingerprint)
+        notes |= dict.fromkeys(told)
+        del loaded
+    pairs = [Pair(*row) for row in zip(examples, *said, strict=True)]
+    return Answered(pairs, (fingerprints[0], fingerprints[1]), list(notes))
+
+
+def _same(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template

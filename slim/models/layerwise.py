@@ -1,0 +1,136 @@
+"""A model one layer at a time: the hidden states of rows are carried through it, so a pass runs one layer alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim.data.tasks import Batch
+from slim.models.architectures import Architecture, decoder_layers
+
+
+class Passed(nn.Module):
+    """Stands for a layer that is not run: hands on what was computed before, or what it gets."""
+
+    def __init__(self, hidden: Tensor | None = None) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states if self.hidden is None else self.hidden
+
+
+class _Enough(Exception):
+    """All that was to be seen of a pass has been seen."""
+
+
+@contextmanager
+def replaced(layers: nn.ModuleList, instead: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Inside, the layers with these numbers are others."""
+    original = list(layers)
+    try:
+        for place, layer in instead.items():
+            layers[place] = layer
+        yield
+    finally:
+        for place, layer in enumerate(original):
+            layers[place] = layer
+
+
+def started_at(layers: nn.ModuleList, start: int, hidden: Tensor | None) -> AbstractContextManager[None]:
+    """The model runs from layer `start` on with `hidden` (B, T, E) as its input; the layers before it are skipped."""
+    return replaced(layers, {place: Passed(hidden if place == start - 1 else None) for place in range(start)})
+
+
+def _alone(layers: nn.ModuleList, index: int) -> AbstractContextManager[None]:
+    return replaced(layers, {place: Passed() for place in range(len(layers)) if place != index})
+
+
+class Stream:
+    """Rows on their way through a model: `hidden` is what enters the layer `index`.  # (B, T, E) of each batch"""
+
+    def __init__(self, model: Any, architecture: Architecture, batches: Sequence[Batch]) -> None:
+        self.model, self.batches = model, batches
+        self.layers = decoder_layers(model, architecture)
+        self.index = 0
+        self.hidden: list[Tensor] = []
+        with _alone(self.layers, -1):
+            for batch in batches:
+                self.hidden.append(self._entering(batch))
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer at hand."""
+        return self.layers[self.index]
+
+    @torch.no_grad()
+    def seen(self, modules: Mapping[str, nn.Module], until: str | None = None) -> Iterator[dict[str, Tensor]]:
+        """Runs the layer at hand over every batch and gives what entered and left each of `modules`, as NAME.in and
+        NAME.out, and what left the layer as `left`. With `until`, the run stops where that module is entered."""
+        for place in range(len(self.batches)):
+            yield self._run(place, modules, until)
+
+    def left(self, place: int, learning: bool = False) -> Tensor:
+        """What leaves the layer at hand in a batch; with gradients where it is `learning`.  # (B, T, E)"""
+        with torch.set_grad_enabled(learning):
+            return self._run(place, {}, None)["left"]
+
+    def advance(self, left: Sequence[Tensor] | None = None) -> None:
+        """Goes through the layer at hand as it is now; `left` is what leaves it where that is known."""
+        self.hidden = list(left) if left is not None else [seen["left"] for seen in self.seen({})]
+        self.index += 1
+
+    @torch.no_grad()
+    def _entering(self, batch: Batch) -> Tensor:
+        found: list[Any] = []
+        handle = self.layers[0].register_forward_hook(lambda module, args, output: found.append(output))
+        try:
+            self._forward(batch)
+        finally:
+            handle.remove()
+        return found[0]
+
+    def _run(self, place: int, modules: Mapping[str, nn.Module], until: str | None) -> dict[str, Tensor]:
+        hidden = self.hidden[place]
+        seen: dict[str, Tensor] = {}
+
+        def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        def entered(name: str) -> Any:
+            def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen[f"{name}.in"] = args[0] if args else kwargs["hidden_states"]
+                if name == until:
+                    raise _Enough
+
+            return note
+
+        def leaving(name: str) -> Any:
+            def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                seen[name] = output[0] if isinstance(output, tuple) else output
+                if name == "left":
+                    raise _Enough
+
+            return note
+
+        with ExitStack() as stack:
+            stack.enter_context(_alone(self.layers, self.index))
+            handles = [
+                self.layer.register_forward_pre_hook(given, with_kwargs=True),
+                self.layer.register_forward_hook(leaving("left")),
+            ]
+            for name, module in modules.items():
+                handles.append(module.register_forward_pre_hook(entered(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(leaving(f"{name}.out")))
+            for handle in handles:
+                stack.callback(handle.remove)
+            with suppress(_Enough):
+                self._forward(self.batches[place])
+        return seen
+
+    def _forward(self, batch: Batch) -> None:
+        self.model(**batch.inputs(self.model.device), use_cache=False, logits_to_keep=1)

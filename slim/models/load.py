@@ -1,0 +1,220 @@
+"""Loading a model: bundled, a folder, a GGUF file or a Hub id; always safetensors, never a folder's own code."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import slim
+import slim.models.probe  # noqa: F401  registers the attention that some families are loaded with
+from slim.core import paths
+from slim.core.errors import InputError
+from slim.core.hub import snapshot
+from slim.core.progress import Progress, silent
+from slim.core.records import ModelFacts
+from slim.models import bundled
+from slim.models.architectures import Architecture, architecture_of, check_config
+from slim.models.folder_check import check_weights, read_folder, unreadable
+from slim.models.modeling import PerLayerAttentionMixin
+
+ROOM_FOR_WEIGHTS = 0.6
+"""Share of a card's memory that weights may take; the rest is for what a forward keeps."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode with frozen weights, its tokenizer, and what is known of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: ModelFacts
+
+    @property
+    def architecture(self) -> Architecture:
+        return architecture_of(self.facts.model_type)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises InputError when a device is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used here: choose `cpu` or `auto`.") from error
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """`auto` is float32. Raises InputError for what is no floating-point format."""
+    found = torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype {dtype!r} is no number format of weights: name float32, bfloat16, float16 or float64.")
+    return found
+
+
+def locate(source: str, progress: Progress = silent) -> str:
+    """The folder or Hub id that `source` stands for. Raises InputError when it is neither."""
+    if source == bundled.NAME:
+        return str(bundled.bundled_model(progress))
+    if source.startswith("bundled:"):
+        raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
+    path = paths.local(source, "model")
+    if path.suffix == ".gguf" and path.is_file():
+        return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", progress))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model {source!r} is a folder without a config.json: name a Hugging Face model folder.")
+        return str(path)
+    if path.exists() or not HUB_ID.fullmatch(source):
+        raise InputError(
+            f"model {source!r} was not found: name {bundled.NAME!r}, a model folder, a .gguf file "
+            "or a Hub id (owner/name)."
+        )
+    return source
+
+
+def load_model(
+    source: str = bundled.NAME, *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
+) -> Loaded:
+    """The model that `source` names on `device`, ready to measure, prune or generate.
+
+    `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32.
+
+    Raises InputError for an unknown source, a folder that is no model, a family that is not supported, a model whose
+    weights are not safetensors or not those of its config, or a device that is not there.
+    """
+    place = Path(locate(source, progress))
+    of_hub = not place.is_dir()
+    folder = snapshot(str(place)) if of_hub else place
+    target, wanted = resolve_device(device), resolve_dtype(dtype)
+    stored = read_folder(source, folder)
+    placement = placement_of(stored.config, device, wanted)
+    try:
+        model_class: Any = class_of(stored.config)
+        with torch.device("meta"):
+            empty = model_class(stored.config)
+        empty.tie_weights()
+        check_weights(source, empty, stored.shapes)
+        model, report = model_class.from_pretrained(
+            str(folder),
+            config=stored.config,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=stored.config._attn_implementation,
+            device_map=placement,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+    except InputError:
+        raise
+    except Exception as error:  # numbers that no class expects fail anywhere in it
+        raise InputError(unreadable(source, error)) from error
+    if report["missing_keys"]:
+        raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
+    model.requires_grad_(False)
+    model.eval()
+    if placement is None:
+        model.to(target)
+    named = paths.local(source, "model")
+    name = str(named.absolute()) if named.exists() else source
+    fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
+    return Loaded(model, tokenizer, model_facts(model, name, fingerprint, stored.dtype))
+
+
+def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that has encoded something. Raises what its libraries do where its settings let it encode nothing."""
+    tokenizer("a")
+    return tokenizer
+
+
+def facts_from_config(source: str, config: PreTrainedConfig) -> ModelFacts:
+    """What a config tells of a model without its weights. The fingerprint is empty.
+
+    Raises InputError for one that no model can be built from.
+    """
+    check_config(config)
+    try:
+        with torch.device("meta"):
+            model = class_of(config)(config)
+        return model_facts(model, source, "", config.dtype)
+    except InputError:
+        raise
+    except Exception as error:  # as in `load`
+        raise InputError(unreadable(source, error)) from error
+
+
+def placement_of(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> str | None:
+    """transformers' `device_map` for a model: one card after the other where the first cannot hold it, else none."""
+    if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return None
+    size = facts_from_config("", config).parameters * dtype.itemsize
+    room = torch.cuda.get_device_properties(0).total_memory * ROOM_FOR_WEIGHTS
+    return "sequential" if size > room else None
+
+
+def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """transformers' class for `config`, or Slim's on top of it where layers differ; never one from a folder."""
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return pruned_class(config) if config.is_heterogeneous else stock
+
+
+def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The stock class of `config`'s family, with an attention of its own shape in each layer."""
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    family = architecture_of(config.model_type).for_modeling()
+    return type(f"Slim{stock.__name__}", (PerLayerAttentionMixin, stock), {"slim_family": family})
+
+
+def model_facts(
+    model: PreTrainedModel, source: str, fingerprint: str, stored: torch.dtype | str | None = None
+) -> ModelFacts:
+    """What the later stages need to know of `model`; `stored` is its number format on disk, whatever it runs in."""
+    dtype = stored if isinstance(stored, torch.dtype) else model.dtype
+    config = model.config
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    heads = config.num_attention_heads
+    return ModelFacts(
+        source=source,
+        fingerprint=fingerprint,
+        model_type=config.model_type,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=str(dtype).removeprefix("torch."),
+        itemsize=dtype.itemsize,
+        shapes=shapes,
+    )
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files with weights in a folder; no pipe, which would be waited for."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+
+
+def digest(files: list[Path]) -> str:
+    """What stands for the contents of `files`, in their order."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def device_name(loaded: Loaded) -> str:
+    """The device, and which card it is."""
+    device = loaded.model.device
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

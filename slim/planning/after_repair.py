@@ -1,0 +1,315 @@
+"""What a removal will cost once it is repaired: the loss sketch of what is left over by what remains.
+
+Repair gives every output projection the least-squares estimate of what is missing, so a head whose output the others
+and the MLP can express costs nothing in the end, however much it does now. Here this is forecast before anything is
+removed: with x the heads' outputs and z what the MLP's output projection reads, the outputs x_r of the heads that go
+are regressed on [x_k, z], and only the residual enters the sketch,
+
+    effect of a choice = Σ_t uₜ,r · (xₜ,r − x̂ₜ,r),    u = the sketch's direction pulled back to x.
+
+The regression is by rows of its own (Frisch-Waugh: z is partialled out once per layer, so that a choice of heads costs
+one small solve). Effects of layers add up as in the sketch, and half their squared sum is the forecast.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from slim.calibration.facts import Forecast
+from slim.calibration.record import Calibration
+from slim.calibration.reload import calibrated_rows, same_model
+from slim.calibration.sketch import SEGMENT, Directions, HeadInput
+from slim.core import workspace
+from slim.core.errors import InputError
+from slim.core.progress import Progress, silent
+from slim.core.records import Keep
+from slim.core.statistics import ratio_of_sums
+from slim.data import tasks
+from slim.data.batch_runner import subset
+from slim.models.architectures import decoder_layers
+from slim.models.load import Loaded
+from slim.planning.layer_options import Kept, all_candidates
+
+FILE = "absorbed.safetensors"
+RIDGE = 0.1
+"""λ of the regressions, in mean squares of what they read."""
+CHUNK = 64
+"""Segments whose products are in memory at once."""
+
+
+@dataclass(frozen=True)
+class AfterRepairSketch:
+    """Effects of what each layer may keep, on segments of N sequences that the regressions did not see."""
+
+    kept: list[list[Kept]]
+    effects: list[NDArray[np.float32]]  # per layer (options, R)
+    sequence: NDArray[np.int64]  # (R,) 0..N-1
+    tokens: NDArray[np.int64]  # (N,) predicted positions
+
+    def fold(self, which: int) -> "AfterRepairSketch":
+        """Every other sequence: choose on one fold, forecast on the other."""
+        rows = self.sequence % 2 == which
+        return AfterRepairSketch(
+            self.kept, [effect[:, rows] for effect in self.effects], self.sequence[rows] // 2, self.tokens[which::2]
+        )
+
+    def forecast(self, keep: Keep, seed: int) -> Forecast | None:
+        """Of a plan once it is repaired, on the sequences that did not choose; None for what was not measured."""
+        unseen = self.fold(1)
+        total = np.zeros(len(unseen.sequence))
+        for layer, heads in enumerate(keep):
+            if heads not in self.kept[layer]:
+                return None
+            total += unseen.effects[layer][self.kept[layer].index(heads)]
+        nats = np.zeros(len(unseen.tokens))
+        np.add.at(nats, unseen.sequence, 0.5 * np.square(total))
+        found = ratio_of_sums(nats, unseen.tokens, seed)
+        if len(nats) < 2:
+            return Forecast(nats_per_token=float(found.value), sequences=len(nats))
+        return Forecast(
+            nats_per_token=float(found.value), low=float(found.low), high=float(found.high), sequences=len(nats)
+        )
+
+
+def after_repair_sketch(calibration: Calibration, progress: Progress = silent) -> AfterRepairSketch:
+    """The sketch, measured on the calibration's own rows and kept beside it; read again where it is there already.
+
+    Raises InputError where model or data are not those of the calibration any more, or too few.
+    """
+    if calibration.path is not None and (calibration.path / FILE).is_file():
+        return load_after_repair(calibration.path)
+    loaded = same_model(calibration, progress)
+    encoded = calibrated_rows(calibration, loaded)
+    found = measure_after_repair(loaded, encoded, calibration, progress)
+    if calibration.path is not None:
+        save_after_repair(found, calibration.path)
+    return found
+
+
+def measure_after_repair(
+    loaded: Loaded, encoded: tasks.Encoded, calibration: Calibration, progress: Progress = silent
+) -> AfterRepairSketch:
+    """The sketch of `loaded`: every other row fits the regressions, the rest says what they leave."""
+    if calibration.sketch is None:
+        raise InputError("calibration: it has no loss sketch: calibrate with --kl fisher or exact.")
+    if _after_norm(loaded):
+        raise InputError(
+            f"model type {loaded.facts.model_type!r}: a norm follows what attention puts out, so what repair makes up "
+            "for is no straight line there: plan without it."
+        )
+    if len(encoded.rows) < 6:
+        raise InputError(f"samples: {len(encoded.rows)} rows are too few to say what repair makes up for: take 6.")
+    settings, facts = calibration.facts.settings, loaded.facts
+    fit, rest = (
+        list(tasks.batches(subset(encoded, range(start, len(encoded.rows), 2)), settings.batch_size))
+        for start in (0, 1)
+    )
+    kept = all_candidates(facts, calibration.sketch.fold(0))
+    total = len(fit) + 3 * len(rest) + facts.layers
+    moments = _Moments(loaded)
+    for done, batch in enumerate(fit):
+        progress(done, total, "Reading what heads and MLPs put out")
+        moments.add(batch)
+    found = _Outputs(loaded, moments, settings.seed)
+    for done, batch in enumerate(rest):
+        progress(len(fit) + 3 * done, total, "Sketching what remains")
+        found.add(batch)
+    effects = []
+    for layer, options in enumerate(kept):
+        progress(len(fit) + 3 * len(rest) + layer, total, "Regressing what may go on what may stay")
+        effects.append(found.effects(layer, options, moments.residual(layer, found.of_z[layer])))
+    sequence = np.array(found.sequence)
+    return AfterRepairSketch(kept, effects, sequence, np.array(found.tokens))
+
+
+class _Watched:
+    """What the output projections of every layer's attention and MLP read in a forward."""
+
+    def __init__(self, loaded: Loaded, leaf: bool = False) -> None:
+        self.loaded, self.leaf = loaded, leaf
+        self.x: list[Tensor] = []
+        self.z: list[Tensor] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        architecture = self.loaded.architecture
+        self.x, self.z = [], []
+        with ExitStack() as stack:
+            for layer in decoder_layers(self.loaded.model, architecture):
+                for name, kept in ((architecture.output, self.x), (architecture.mlp_output, self.z)):
+                    hook = layer.get_submodule(name).register_forward_pre_hook(self._keeping(kept))
+                    stack.callback(hook.remove)
+            yield
+
+    def _keeping(self, kept: list[Tensor]) -> Any:
+        def keep(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+            value = args[0]
+            if self.leaf and kept is self.x and not kept:
+                value = value.detach().requires_grad_()  # everything after it then has a gradient
+            kept.append(value)
+            return (value,)
+
+        return keep
+
+
+class _Moments:
+    """Second moments of x and z of every layer; what regressions need."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.joint: list[Tensor | float] = [0.0] * loaded.facts.layers  # of [x, z], per layer (F, F)
+
+    @torch.no_grad()
+    def add(self, batch: tasks.Batch) -> None:
+        watched = _Watched(self.loaded)
+        with watched.watching():
+            self.loaded.model(**batch.inputs(self.loaded.model.device), use_cache=False, logits_to_keep=1)
+        valid = batch.valid.to(self.loaded.model.device)
+        for layer, (x, z) in enumerate(zip(watched.x, watched.z, strict=True)):
+            values = torch.cat([x[valid], z.reshape(*x.shape[:2], -1)[valid]], -1).float()  # (n, F_x + F_z)
+            self.joint[layer] = self.joint[layer] + values.T @ values
+
+    def of_z(self, layer: int) -> Tensor:
+        """What predicts x from z.  # (F_z, F_x)"""
+        joint, width = self._split(layer)
+        zz, zx = joint[width:, width:], joint[width:, :width]
+        return _regression(zz, zx)
+
+    def residual(self, layer: int, of_z: Tensor) -> Tensor:
+        """Second moments of what z does not predict of x.  # (F_x, F_x)"""
+        joint, width = self._split(layer)
+        change = of_z.double()
+        xz = joint[:width, width:].double() @ change
+        return joint[:width, :width].double() - xz - xz.T + change.T @ joint[width:, width:].double() @ change
+
+    def _split(self, layer: int) -> tuple[Tensor, int]:
+        joint = self.joint[layer]
+        if not isinstance(joint, Tensor):
+            raise RuntimeError("no rows were read")
+        return joint, self.loaded.facts.heads * self.loaded.facts.head_dim
+
+
+class _Outputs:
+    """Of rows that no regression saw: what z leaves of x, and the sketch's direction there."""
+
+    def __init__(self, loaded: Loaded, moments: _Moments, seed: int) -> None:
+        self.loaded, self.seed = loaded, seed
+        self.x: list[list[Tensor]] = [[] for _ in range(loaded.facts.layers)]
+        self.u: list[list[Tensor]] = [[] for _ in range(loaded.facts.layers)]
+        self.segment: list[Tensor] = []
+        self.sequence: list[int] = []
+        self.tokens: list[int] = []
+        self.of_z = [moments.of_z(layer) for layer in range(loaded.facts.layers)]
+
+    def add(self, batch: tasks.Batch) -> None:
+        model, watched = self.loaded.model, _Watched(self.loaded, leaf=True)
+        with torch.enable_grad(), watched.watching(), HeadInput(model) as head:
+            logits = model(**batch.inputs(model.device), use_cache=False).logits
+        directions = Directions(head, logits, batch, 1, self.seed)
+        pulled = torch.autograd.grad(head.hidden, watched.x, directions.of(0))
+        valid = batch.valid.to(model.device)
+        places = (batch.valid.cumsum(1) - 1).clamp_min(0) // SEGMENT  # (B, T)
+        for row, here in enumerate(batch.valid):
+            self.segment.append(places[row][here] + len(self.sequence))
+            self.sequence += [len(self.tokens)] * (int(places[row][here].max()) + 1)
+            self.tokens.append(int(batch.predicted[row].sum()))
+        for layer, (x, z, u) in enumerate(zip(watched.x, watched.z, pulled, strict=True)):
+            known = z.detach().reshape(*x.shape[:2], -1)[valid].float() @ self.of_z[layer]
+            self.x[layer].append(x[valid].detach().float() - known)
+            self.u[layer].append(u[valid].float())
+
+    def effects(self, layer: int, options: Sequence[Kept], moments: Tensor) -> NDArray[np.float32]:
+        """Of each option of a layer on each segment.  # (options, R)"""
+        x, u = torch.cat(self.x[layer]), torch.cat(self.u[layer])  # (n, F) twice
+        segment, size = torch.cat(self.segment).to(x.device), self.loaded.facts.head_dim
+        left = torch.stack([_left_over(option or (), moments, size) for option in options]).flatten(1)  # (options, F²)
+        found = torch.zeros(len(options), len(self.sequence), device=x.device)
+        for start in range(0, len(self.sequence), CHUNK):
+            count = min(CHUNK, len(self.sequence) - start)
+            products = x.new_zeros(count, x.shape[1], x.shape[1])
+            for place in range(count):
+                here = segment == start + place
+                products[place] = x[here].T @ u[here]
+            found[:, start : start + count] = left @ products.flatten(1).T
+        return found.cpu().numpy()
+
+
+def _after_norm(loaded: Loaded) -> bool:
+    return loaded.architecture.attention_adds != loaded.architecture.attention
+
+
+def _left_over(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
+    """What takes x to what the kept heads leave of the others: D with x D = x_r − x̂_r in their columns.  # (F, F)"""
+    width = len(moments)
+    stays = torch.zeros(width, dtype=torch.bool, device=moments.device)
+    for head in kept:
+        stays[head * size : (head + 1) * size] = True
+    found = torch.diag((~stays).to(moments))
+    if stays.any() and not stays.all():
+        gone = (~stays).nonzero()[:, 0]
+        here = stays.nonzero()[:, 0]
+        found[here[:, None], gone] = -_regression(moments[here][:, here], moments[here][:, gone]).to(moments)
+    return found.float()
+
+
+def _regression(xx: Tensor, xy: Tensor) -> Tensor:
+    """Ridge regression from second moments.  # (F, E)"""
+    xx = xx.double()
+    mean = xx.diagonal().mean().clamp_min(1e-12)  # what is gone already puts out nothing
+    xx = xx + RIDGE * mean * torch.eye(len(xx)).to(xx)
+    return torch.cholesky_solve(xy.double(), torch.linalg.cholesky(xx)).float()
+
+
+def save_after_repair(sketch: AfterRepairSketch, folder: Path) -> None:
+    """Puts it beside the calibration in `folder`."""
+    arrays: dict[str, np.ndarray] = {"sequence": sketch.sequence, "tokens": sketch.tokens}
+    for layer, (kept, effects) in enumerate(zip(sketch.kept, sketch.effects, strict=True)):
+        heads = max((max(option) + 1 for option in kept if option), default=1)
+        mask = np.zeros((len(kept), heads), dtype=np.uint8)
+        for place, option in enumerate(kept):
+            mask[place, list(option or ())] = 1
+        arrays |= {f"{layer}.kept": mask, f"{layer}.effects": effects}
+    with workspace.new_file(folder / FILE, sum(array.nbytes for array in arrays.values())) as file:
+        save_file(arrays, file)
+
+
+def _check(sketch: AfterRepairSketch) -> None:
+    """Raises ValueError for arrays that are not what `save` writes."""
+    counted = (sketch.sequence, sketch.tokens)
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in counted) or not sketch.tokens.sum() > 0:
+        raise ValueError("its sequences are no whole numbers")
+    if not all(
+        effect.ndim == 2 and effect.dtype.kind == "f" and np.isfinite(effect).all() for effect in sketch.effects
+    ):
+        raise ValueError("its effects are no finite numbers")
+    if len(sketch.sequence) and not 0 <= sketch.sequence.min() <= sketch.sequence.max() < len(sketch.tokens):
+        raise ValueError("it names a sequence that is not there")
+
+
+def load_after_repair(folder: Path) -> AfterRepairSketch:
+    """The sketch beside a calibration. Raises InputError where it is damaged."""
+    try:
+        arrays = load_file(folder / FILE)
+        layers = range((len(arrays) - 2) // 2)
+        kept: list[list[Kept]] = [
+            [tuple(map(int, np.flatnonzero(row))) for row in arrays[f"{layer}.kept"]] for layer in layers
+        ]
+        effects = [arrays[f"{layer}.effects"] for layer in layers]
+        sketch = AfterRepairSketch(kept, effects, arrays["sequence"], arrays["tokens"])
+        _check(sketch)
+        if any(len(k) != len(e) or e.shape[1] != len(sketch.sequence) for k, e in zip(kept, effects, strict=True)):
+            raise ValueError("its arrays do not fit together")
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
+        raise InputError(
+            f"calibration {str(folder)!r}: its {FILE} is damaged: delete it, it is measured again."
+        ) from error
+    return sketch

@@ -1,0 +1,262 @@
+"""Local distillation: each layer of a pruned model learns to give what the original has there, one layer at a time.
+
+The rows run through the original and through the pruned model side by side, as in closed-form repair. A layer reads
+what the layers before it, which have learnt already, give, and learns to leave the original's residual where it is read
+next, so that it mends earlier errors, too. No gradient goes through more than the layer at hand.
+
+Its loss is the mean over tokens of the squared distance relative to the squared size of what is wanted: what comes next
+reads the residual through a norm, and a few tokens with massive activations count no more than any other.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import get_cosine_schedule_with_warmup, set_seed
+
+from slim.calibration.criteria.base import exact
+from slim.core import workspace
+from slim.core.errors import InputError, SlimError
+from slim.core.records import Keep
+from slim.core.resources import Workload
+from slim.data import tasks
+from slim.data.batch_runner import Work, out_of_memory
+from slim.data.tasks import Batch
+from slim.models.architectures import Architecture
+from slim.models.layerwise import Stream
+from slim.models.load import Loaded, resolve_dtype
+from slim.pruning import held_out
+from slim.pruning.checkpoint import PLAN_FILE
+from slim.recovery.least_squares import Original, intact
+from slim.recovery.lora import adapted_layer
+from slim.recovery.repair import STREAMS
+from slim.recovery.settings import BACKWARD, TrainSettings, precision_of
+from slim.recovery.workbench import RecoveryContext
+
+LARGEST_GRADIENT = 1.0
+"""Norm to which a larger one is cut."""
+
+
+@dataclass(frozen=True)
+class DistilledLayer:
+    """How a layer of the pruned model learnt: its error on the choosing rows before and after, and the step that was
+    best, 0 where none was better than before."""
+
+    layer: int
+    step: int
+    before: float
+    after: float
+
+
+def keep_of(source: str) -> Keep:
+    """What a checkpoint's plan left of each of the original's layers. Raises InputError where there is none."""
+    plan = held_out.plan_of(source)
+    if plan is None:
+        raise InputError(
+            f"checkpoint {source!r} has no {PLAN_FILE}: method 'local' is for what Slim pruned; take 'kd' or 'lora'."
+        )
+    return plan.keep
+
+
+def distill_layers(at: RecoveryContext, settings: TrainSettings, folder: Path, work: Work) -> list[DistilledLayer]:
+    """Trains the student of `at` in place, and says how each layer learnt. Layers in `folder` were finished before.
+
+    Raises SlimError where a loss is no number, or memory or disk is full.
+    """
+    keep = keep_of(at.source)
+    rows = {role: list(tasks.batches(at.drawn[role], settings.micro_batch)) for role in ("learn", "choose")}
+    cost, layers = layer_cost(at, settings), sum(heads is not None for heads in keep)
+
+    def advance(layer: int, share: float, said: str, known: bool = False) -> None:
+        work.advance(share * cost, f"Layer {layer + 1} of {layers}{said}", known)
+
+    try:
+        return distill(at.teacher, at.student, keep, rows["learn"], rows["choose"], settings, folder, advance)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise SlimError(
+            "out of memory while a layer learnt: choose a smaller micro_batch, max_length or samples, or "
+            "another device."
+        ) from error
+
+
+def distill(
+    original: Loaded,
+    pruned: Loaded,
+    keep: Keep,
+    learn: Sequence[Batch],
+    choose: Sequence[Batch],
+    settings: TrainSettings,
+    folder: Path,
+    advance: Callable[..., None] = lambda layer, share, said, known=False: None,
+) -> list[DistilledLayer]:
+    """Trains `pruned` in place; `keep` says what of each of the original's layers stayed in it.
+
+    Steps are of rows in `learn`, the best is chosen by those in `choose`. What comes before the first removal stays as
+    it is. `advance` hears of each layer which share of its work is done.
+    """
+    rows = [*learn, *choose]
+    was = Original(original, keep, rows)
+    now = Stream(pruned.model, pruned.architecture, rows)
+    pruned.model.requires_grad_(False)
+    found = []
+    for index in range(len(was.stay)):
+        if was.intact(index):
+            was.stream.advance()
+            now.advance(was.stream.hidden)
+            continue
+        goals, file = was.leaving(index), folder / f"layer-{index}.safetensors"
+        lesson = _finished(file, now.layer)
+        if lesson is None:
+            lesson = _Learner(now, goals, len(learn), settings, pruned.architecture).taught(advance)
+            _save(file, now.layer, lesson)
+        else:
+            advance(index, 1.0, " was known", True)
+        found.append(lesson)
+        now.advance()
+    return found
+
+
+class _Learner:
+    """The layer at hand of a stream, with what it should give; the first `count` of the stream's batches are learnt."""
+
+    def __init__(
+        self, now: Stream, goals: Sequence[Tensor], count: int, settings: TrainSettings, architecture: Architecture
+    ) -> None:
+        self.now, self.goals, self.settings, self.architecture = now, goals, settings, architecture
+        self.learn, self.choose = range(count), range(count, len(now.batches))
+        self.autocast = precision_of(settings, now.model.device) == "bfloat16"
+
+    def taught(self, advance: Callable[..., None]) -> DistilledLayer:
+        """Trains the layer; it then has the weights of the best step, or those it had."""
+        settings, index = self.settings, self.now.index
+        set_seed(settings.seed + index)
+        layer: Any = self.now.layer
+        adapter = adapted_layer(layer, settings.rank, self.architecture) if settings.weights == "adapter" else None
+        if adapter is None:
+            layer.requires_grad_(True)
+        learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=0.0)
+        warmup = round(settings.warmup * settings.steps)
+        schedule = get_cosine_schedule_with_warmup(optimiser, warmup, settings.steps)
+        before = best = self._error()
+        at, kept, worse, step = 0, _copied(learning), 0, 0
+        for step, places in zip(range(1, settings.steps + 1), self._draws(), strict=False):
+            said = f", step {step} of {settings.steps}"
+            loss = self._gradients(places)
+            if not math.isfinite(loss):
+                raise SlimError(
+                    f"the loss is {loss} in layer {index + 1} at step {step}: choose a smaller learning_rate. The "
+                    "layers before it are kept for the same run."
+                )
+            torch.nn.utils.clip_grad_norm_(learning, LARGEST_GRADIENT)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            advance(index, 1 / settings.steps, f"{said}: loss {loss:.4f}")
+            if step % settings.every == 0 or step == settings.steps:
+                error = self._error()
+                worse = 0 if error < best else worse + 1
+                if error < best:
+                    best, at, kept = error, step, _copied(learning)
+                if worse == settings.patience:
+                    break
+        advance(index, 1 - step / settings.steps, f": error {before:.4f} → {best:.4f}")
+        with torch.no_grad():
+            for parameter, weights in zip(learning, kept, strict=True):
+                parameter.copy_(weights)
+        if adapter is not None:
+            adapter.merge_and_unload()  # type: ignore[operator]
+        layer.requires_grad_(False)
+        return DistilledLayer(index, at, before, best)
+
+    def _draws(self) -> Iterator[list[int]]:
+        """The batches of each step, so many rows of them; each batch once before any comes again."""
+        generator = torch.Generator().manual_seed(self.settings.seed + self.now.index)
+        step: list[int] = []
+        while True:
+            for place in torch.randperm(len(self.learn), generator=generator).tolist():
+                step.append(place)
+                if sum(len(self.now.batches[one].rows) for one in step) >= self.settings.batch_size:
+                    yield step
+                    step = []
+
+    def _gradients(self, places: Sequence[int]) -> float:
+        """Of the mean over all tokens of a step, one batch in memory at a time; gives that mean."""
+        tokens = sum(int(self.now.batches[place].valid.sum()) for place in places)
+        whole = 0.0
+        for place in places:
+            with torch.autocast(self.now.model.device.type, torch.bfloat16, enabled=self.autocast):
+                left = self.now.left(place, learning=True)
+            loss = error_of(left, self.goals[place], self.now.batches[place].valid) / tokens
+            loss.backward()
+            whole += float(loss.detach())
+        return whole
+
+    def _error(self) -> float:
+        """Of the layer as it is, on the rows that choose."""
+        valid = [self.now.batches[place].valid for place in self.choose]
+        found = [
+            float(error_of(self.now.left(place), self.goals[place], here))
+            for place, here in zip(self.choose, valid, strict=True)
+        ]
+        return sum(found) / sum(int(here.sum()) for here in valid)
+
+
+def error_of(left: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
+    """Summed over the valid tokens (B, T): squared distance of what is left from the goal (B, T, E), relative to it."""
+    valid = valid.to(left.device)
+    wanted = exact(goal[valid])
+    distance = (exact(left[valid]) - wanted).square().sum(-1)
+    return (distance / wanted.square().sum(-1).clamp_min(torch.finfo(wanted.dtype).tiny)).sum()
+
+
+def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
+    """What a local distillation takes on its device."""
+    facts, keep, dtype = at.student.facts, keep_of(at.source), resolve_dtype(settings.dtype)
+    taught = sum(not intact(keep, at.teacher.facts.heads, index) for index in range(facts.layers))
+    drawn = [at.drawn["learn"], at.drawn["choose"]]
+    tokens = sum(part.tokens for part in drawn)
+    sizes = [sum(map(math.prod, one.facts.shapes.values())) for one in (at.student, at.teacher)]
+    width = at.student.model.config.hidden_size
+    row = settings.micro_batch * min(settings.max_length, max(drawn[0].lengths))
+    held = sum(sizes) + 4 * sizes[0] // facts.layers + (tokens * STREAMS + 40 * row) * width
+    return at.workload(taught * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
+
+
+def layer_cost(at: RecoveryContext, settings: TrainSettings) -> float:
+    """Forwards through the whole model that one layer's lesson takes, and going on in both models."""
+    drawn, choose = at.drawn["learn"], at.drawn["choose"]
+    steps = settings.steps * settings.batch_size * drawn.tokens / len(drawn.rows) * (1 + BACKWARD[settings.weights])
+    return (steps + 2 * drawn.tokens + (settings.evaluations + 3) * choose.tokens) / at.student.facts.layers
+
+
+def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _save(file: Path, layer: nn.Module, lesson: DistilledLayer) -> None:
+    """Keeps a finished layer: its weights where they changed, and how it learnt."""
+    state = {name: weights.detach().cpu() for name, weights in layer.named_parameters() if lesson.step}
+    said = {name: repr(value) for name, value in asdict(lesson).items()}
+    with workspace.new_file(file, sum(weights.nbytes for weights in state.values())) as partial:
+        save_file(state, partial, metadata=said)
+
+
+@torch.no_grad()
+def _finished(file: Path, layer: nn.Module) -> DistilledLayer | None:
+    """Gives a layer the weights of a finished one; None where it is not finished."""
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as stored:
+        said = stored.metadata()
+        for name in stored.keys():  # noqa: SIM118  it has keys and is no mapping
+            layer.get_parameter(name).copy_(stored.get_tensor(name))
+    return DistilledLayer(int(said["layer"]), int(said["step"]), float(said["before"]), float(said["after"]))

@@ -1,0 +1,56 @@
+"""What of a model learns: a LoRA on its matrices, and no dropout beside it."""
+
+import warnings
+from collections.abc import Iterable
+
+import peft
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from slim.models.architectures import Architecture, decoder_layers
+from slim.models.load import Loaded
+
+DROPOUTS = ("attention_dropout", "attn_dropout", "dropout", "layerdrop", "dropout_p", "activation_dropout")
+"""What modules call the dropout that they do themselves."""
+
+
+def adapted(loaded: Loaded, rank: int) -> PeftModel:
+    """The model with a LoRA on every matrix of its layers, which changes nothing yet (Hu et al. 2021)."""
+    names = matrices(decoder_layers(loaded.model, loaded.architecture))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's old name for it
+        return peft.get_peft_model(loaded.model, _config(names, rank, loaded.architecture, "CAUSAL_LM"))  # type: ignore[return-value]
+
+
+def adapted_layer(layer: nn.Module, rank: int, architecture: Architecture) -> PeftModel:
+    """A decoder layer, changed in place, with a LoRA on every matrix of it, which changes nothing yet."""
+    return peft.get_peft_model(layer, _config(matrices([layer]), rank, architecture))  # type: ignore[arg-type,return-value]
+
+
+def matrices(layers: Iterable[nn.Module]) -> list[str]:
+    """The names, within a decoder layer, of all that multiplies with a matrix."""
+    return sorted(
+        {name for layer in layers for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    )
+
+
+def without_dropout(model: nn.Module) -> None:
+    """What the original predicts is no noisy target, and there is little to learn in so few steps."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _config(names: list[str], rank: int, architecture: Architecture, task: str | None = None) -> LoraConfig:
+    return LoraConfig(
+        task_type=task,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=names,
+        fan_in_fan_out=architecture.transposed,
+    )

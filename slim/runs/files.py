@@ -1,0 +1,78 @@
+"""Which files a run of each kind is made of: what is counted, deleted, exported and let in again."""
+
+import re
+from pathlib import Path
+
+from slim.calibration.record import CHECK_FILE
+from slim.core.workspace import Kind
+from slim.evaluation import record as evaluation
+from slim.judging.votes import file_of as votes_of
+from slim.models.folder_check import WEIGHTS
+from slim.planning.after_repair import FILE as ABSORBED
+from slim.pruning.checkpoint import CARRIED, MODELING_FILE, PLAN_FILE
+from slim.pruning.history import RECOVERY_FILE
+
+PLAN, JUDGEMENT, VOTES = "plan.json", "judgement.json", "judgement.votes.json"
+"""What the files of runs that are no folders are called where runs lie together."""
+REQUIRED: dict[Kind, tuple[str, ...]] = {
+    "calibration": ("record.json", "tensors.safetensors"),
+    "plan": (PLAN,),
+    "checkpoint": ("config.json",),
+    "evaluation": ("record.json", evaluation.TABLE, evaluation.SCORES),
+    "judgement": (JUDGEMENT,),
+}
+POSSIBLE: dict[Kind, tuple[str, ...]] = {
+    "calibration": (CHECK_FILE, ABSORBED),
+    "plan": (),
+    "checkpoint": (WEIGHTS, PLAN_FILE, RECOVERY_FILE, MODELING_FILE, "README.md"),
+    "evaluation": (),
+    "judgement": (VOTES,),
+}
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+TEMPLATES = "additional_chat_templates/"
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(?<!\.)")
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that are devices on Windows."""
+
+
+def belongs(kind: Kind, name: str) -> bool:
+    """Whether a run of a kind may hold a file of this name, which is a path within the run."""
+    if name in REQUIRED[kind] or name in POSSIBLE[kind]:
+        return True
+    if kind != "checkpoint":
+        return False
+    if name.startswith(TEMPLATES):
+        return is_plain(name.removeprefix(TEMPLATES)) and name.endswith(".jinja")
+    return bool(SHARD.fullmatch(name)) or (is_plain(name) and Path(name).suffix in CARRIED)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name means one and the same file on every system."""
+    return bool(PLAIN.fullmatch(name)) and not RESERVED.fullmatch(name)
+
+
+def files_of(kind: Kind, path: Path) -> dict[str, Path]:
+    """The files of a run by their names within it, those that do not belong there included. Links are files here."""
+    if kind == "plan":
+        return {PLAN: path}
+    if kind == "judgement":
+        votes = votes_of(path)
+        return {JUDGEMENT: path} | ({VOTES: votes} if votes.is_file() else {})
+    return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if not is_folder(file)}
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself, not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder. Links are not followed; what vanishes meanwhile counts nothing."""
+    files = path.rglob("*") if is_folder(path) else (path,)
+    total = 0
+    for file in files:
+        try:
+            total += 0 if is_folder(file) else file.lstat().st_size
+        except OSError:
+            continue
+    return total

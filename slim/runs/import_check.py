@@ -1,0 +1,203 @@
+"""Runs that come in an archive: where they go, whether they are what they say, and how they name each other here."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from slim.calibration import record as calibration
+from slim.calibration.facts import CalibrationFacts
+from slim.core import workspace
+from slim.core.errors import InputError
+from slim.core.migrations import read_record
+from slim.core.records import ModelFacts, Record
+from slim.core.workspace import Kind
+from slim.evaluation import record as evaluation
+from slim.evaluation.record import EvaluationFacts
+from slim.judging import judge, votes
+from slim.judging.record import Judgment
+from slim.judging.votes import Votes
+from slim.models.architectures import architecture_of
+from slim.models.folder_check import read_folder
+from slim.planning.files import load_plan
+from slim.planning.record import Plan
+from slim.pruning import checkpoint
+from slim.pruning.checkpoint import MODELING_FILE, PLAN_FILE
+from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
+from slim.runs import files as run_files
+from slim.runs.files import JUDGEMENT, PLAN, VOTES
+from slim.runs.manage import LONGEST, is_name
+from slim.runs.manifest import Manifest, PackedRun
+
+Moved = Mapping[str, str]
+"""What records called other runs where they come from, and their folders here."""
+
+
+def places(manifest: Manifest) -> list[Path]:
+    """A path in the workspace for each run that nothing occupies, as like its name as can be."""
+    found: list[Path] = []
+    for run in manifest.runs:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", run.file_name).strip("-.")[:LONGEST]
+        stem = stem if run_files.is_plain(stem) else f"imported-{run.kind}"
+        suffix = ".json" if run.kind in ("plan", "judgement") else ""
+        folder = workspace.subfolder(f"{run.kind}s")
+        number, path = 1, folder / f"{stem}{suffix}"
+        while path in found or any(place.exists() or place.is_symlink() for place in finals_of(run.kind, path)):
+            number += 1
+            path = folder / f"{stem}-{number}{suffix}"
+        found.append(path)
+    return found
+
+
+def finals_of(kind: Kind, final: Path) -> list[Path]:
+    """What a run consists of beside other runs: itself, and what always lies beside it."""
+    return [final, votes.file_of(final)] if kind == "judgement" else [final]
+
+
+def staged(stack: ExitStack, run: PackedRun, final: Path, arrived: list[Path]) -> dict[str, Path]:
+    """Where the files of a run are written until `stack` ends well and puts them in their places.
+
+    `arrived` is told of every place as it is taken.
+    """
+
+    def enter(path: Path, new: Callable[[Path], AbstractContextManager[Path]]) -> Path:
+        stack.enter_context(_noted(path, arrived))  # first, so that it ends last: when the path is in its place
+        return stack.enter_context(new(path))
+
+    if run.kind == "plan":
+        return {PLAN: enter(final, workspace.new_file)}
+    if run.kind == "judgement":
+        paths = {JUDGEMENT: final, VOTES: votes.file_of(final)}
+        return {file.name: enter(paths[file.name], workspace.new_file) for file in run.files}
+    folder = enter(final, workspace.new_folder)
+    return {file.name: folder / file.name for file in run.files}
+
+
+@contextmanager
+def _noted(path: Path, arrived: list[Path]) -> Iterator[None]:
+    yield
+    arrived.append(path)
+
+
+def shown_name(run: PackedRun) -> str | None:
+    """The name that a person gave a run, or that of its file where no file here may be called so."""
+    name = run.name or ("" if run_files.is_plain(run.file_name) else run.file_name)
+    return name if is_name(name) else None
+
+
+def check(kind: Kind, held: Mapping[str, Path]) -> None:
+    """Raises InputError where the files of a run cannot be read as such. Nothing of them is run."""
+    first = next(iter(held.values()))
+    match kind:
+        case "calibration":
+            calibration.load_calibration(first.parent)
+        case "plan":
+            load_plan(held[PLAN])
+        case "checkpoint":
+            _check_checkpoint(held["config.json"].parent)
+        case "evaluation":
+            evaluation.load_evaluation(first.parent)
+        case "judgement":
+            judge.load_judgment(held[JUDGEMENT])
+            if VOTES in held:
+                _parsed(Votes, held[VOTES])
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """A checkpoint that Slim made: with its plan or its recovery, and no code but Slim's own, word for word."""
+    stored = read_folder(str(folder), folder)
+    if (folder / PLAN_FILE).exists():
+        checkpoint.recipe(folder)
+        load_recovery(folder)
+    elif not load_recovery(folder).steps:
+        raise InputError(f"it has neither {PLAN_FILE} nor {RECOVERY_FILE}: it is no checkpoint that Slim made.")
+    config: Any = stored.config
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    stock = found.__name__
+    file = folder / MODELING_FILE
+    wanted = checkpoint.auto_map(stock) if config.is_heterogeneous else None
+    for name in ("config.json", "tokenizer_config.json"):
+        if _auto_map(folder / name) != (wanted if name == "config.json" else None):
+            raise InputError(f"{name}: its auto_map is not the one that Slim writes: it may lead to others' code.")
+    if config.is_heterogeneous != file.exists():
+        raise InputError(f"{MODELING_FILE}: a checkpoint has it where its layers differ, and only there.")
+    if file.exists():
+        text = checkpoint.modeling_text(stock, architecture_of(config.model_type))
+        if file.read_bytes() != text.encode():
+            raise InputError(
+                f"{MODELING_FILE}: it is not the one that this Slim writes, and no other code is let in: export it "
+                "with this version."
+            )
+
+
+def _auto_map(file: Path) -> object:
+    try:
+        found = json.loads(file.read_bytes()) if file.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file.name} is no JSON: {error}.") from error
+    return found.get("auto_map") if isinstance(found, dict) else found
+
+
+def rewrite(kind: Kind, held: Mapping[str, Path], moved: Moved) -> None:
+    """Lets the records of a run name other runs of its archive by their folders here."""
+    for (of, name), (record, change) in REWRITERS.items():
+        if of == kind and name in held:
+            found = _parsed(record, held[name])
+            changed = change(found, moved)
+            if changed != found:
+                held[name].write_text(changed.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _parsed(record: type[Record], file: Path) -> Any:
+    try:
+        return read_record(record, file, file.name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"it is no {record.__name__.lower()} that can be read: export it again.") from error
+
+
+def _model(found: ModelFacts, moved: Moved) -> ModelFacts:
+    return found.model_copy(update={"source": moved.get(found.source, found.source)})
+
+
+def _calibration(found: CalibrationFacts, moved: Moved) -> CalibrationFacts:
+    return found.model_copy(update={"model": _model(found.model, moved)})
+
+
+def _plan(found: Plan, moved: Moved) -> Plan:
+    there = moved.get(found.calibration, found.calibration)
+    return found.model_copy(update={"model": _model(found.model, moved), "calibration": there})
+
+
+def _recovery(found: Recovery, moved: Moved) -> Recovery:
+    steps = []
+    for step in found.steps:
+        original = step.settings.get("original")
+        there = moved.get(original, original) if isinstance(original, str) else original
+        changes = step.settings | ({"original": there} if "original" in step.settings else {})
+        steps.append(step.model_copy(update={"settings": changes}))
+    return found.model_copy(update={"steps": tuple(steps)})
+
+
+def _evaluation(found: EvaluationFacts, moved: Moved) -> EvaluationFacts:
+    models = (one.model_copy(update={"model": _model(one.model, moved)}) for one in found.models)
+    return found.model_copy(update={"models": tuple(models)})
+
+
+def _judgement(found: Judgment, moved: Moved) -> Judgment:
+    names = {name: getattr(found, name) for name in ("original_model", "pruned_model")}
+    return found.model_copy(update={name: moved.get(source, source) for name, source in names.items()})
+
+
+REWRITERS: dict[tuple[Kind, str], tuple[type[Record], Callable[[Any, Moved], Any]]] = {
+    ("calibration", "record.json"): (CalibrationFacts, _calibration),
+    ("plan", PLAN): (Plan, _plan),
+    ("checkpoint", PLAN_FILE): (Plan, _plan),
+    ("checkpoint", RECOVERY_FILE): (Recovery, _recovery),
+    ("evaluation", "record.json"): (EvaluationFacts, _evaluation),
+    ("judgement", JUDGEMENT): (Judgment, _judgement),
+}
+"""The records that name models and runs, by the kind of run and the file within it."""

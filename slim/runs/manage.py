@@ -1,0 +1,157 @@
+"""What a person does with a run: finds it by a name, renames it, tags it, deletes it with what depends on it named."""
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slim import jobs
+from slim.core import workspace
+from slim.core.errors import InputError
+from slim.core.run_index import Reference, drop_reference, put_reference, reference
+from slim.core.workspace import Kind
+from slim.runs import files as run_files
+from slim.runs.lineage import Lineage, Node
+
+LONGEST = 80
+"""Characters of a name or a tag."""
+LISTED = 5
+"""Names in one sentence; more are counted."""
+
+
+def find_run(lineage: Lineage, text: str) -> Node:
+    """The run that `text` names: its path, its name, its key, or what only one name begins with.
+
+    Raises InputError where there is none, or there are several.
+    """
+    place = str(Path(text).expanduser().absolute())
+    for names in (
+        lambda node: text == node.key or place == str(node.path),
+        lambda node: text in _names(node),
+        lambda node: bool(text) and any(name.startswith(text) for name in _names(node)),
+    ):
+        found = [node for node in lineage.runs if names(node)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(f"{node.stage} {str(node.path)!r}" for node in found[:LISTED])
+            raise InputError(f"run {text!r} may be any of {len(found)}: name one by its path: {listed}.")
+    raise InputError(f"run {text!r} is not in the workspace: `slim runs list` shows what is.")
+
+
+def _names(node: Node) -> tuple[str, ...]:
+    """What a run may be called: as it is shown, and as its file."""
+    path = node.path or Path()
+    return node.name, path.name, path.stem if path.suffix == ".json" else path.name, node.key
+
+
+def rename(lineage: Lineage, node: Node, name: str) -> Reference:
+    """Shows a run by another name; an empty one gives it its file's again. Its place stays, which other records name.
+
+    Raises InputError for a name that is too long, holds control characters, or is that of another run.
+    """
+    name = _checked("name", name) if name.strip() else ""
+    if taken := [other for other in lineage.runs if other.key != node.key and name and name in _names(other)]:
+        raise InputError(f"name {name!r} is that of the {taken[0].stage} {str(taken[0].path)!r}: choose another.")
+    return _changed(node, name=name or None)
+
+
+def tag(node: Node, *tags: str) -> Reference:
+    """Puts tags on a run. Raises InputError for one that is empty, too long, or holds control characters."""
+    return _changed(node, tags=tuple(dict.fromkeys((*_reference(node).tags, *(_checked("tag", one) for one in tags)))))
+
+
+def untag(node: Node, *tags: str) -> Reference:
+    """Takes tags off a run. Raises InputError for one that it does not have."""
+    held = _reference(node).tags
+    for one in tags:
+        if one not in held:
+            raise InputError(f"tag {one!r} is none of {node.name!r}: it has {', '.join(map(repr, held)) or 'none'}.")
+    return _changed(node, tags=tuple(one for one in held if one not in tags))
+
+
+def is_name(text: str) -> bool:
+    """Whether a run, or a tag, may be called so."""
+    return 0 < len(text) <= LONGEST and not any(unicodedata.category(sign).startswith("C") for sign in text)
+
+
+def _checked(field: str, text: str) -> str:
+    text = text.strip()
+    if not is_name(text):
+        raise InputError(f"{field} {text[:LONGEST]!r}: write 1 to {LONGEST} characters, all of them printable.")
+    return text
+
+
+def _changed(node: Node, **changes: object) -> Reference:
+    return put_reference(_reference(node).model_copy(update=changes))
+
+
+def _reference(node: Node) -> Reference:
+    found = reference(node.key)
+    if found is None:
+        raise InputError(f"run {node.name!r} is not in the workspace any more: `slim runs list` shows what is.")
+    return found
+
+
+def dependents(lineage: Lineage, nodes: Iterable[Node]) -> list[Node]:
+    """What was made from these runs and is not among them, the nearest first."""
+    nodes = list(nodes)
+    chosen = {node.key for node in nodes}
+    found = {other.key: other for node in nodes for other in lineage.dependents(node.key) if other.path is not None}
+    return [node for key, node in found.items() if key not in chosen]
+
+
+def delete(nodes: Sequence[Node]) -> None:
+    """Removes these runs from the disk and from the workspace's list, the last first; each is gone at once.
+
+    All are looked at before the first goes. Raises InputError, and removes nothing, for what is no run, a link, a run
+    that a job works with, or a folder that holds anything but the run's own files.
+    """
+    for node in nodes:
+        _check_deletable(node)
+    for node in reversed(nodes):
+        path, kind = _place(node)
+        if kind in ("plan", "judgement"):
+            for file in reversed(run_files.files_of(kind, path).values()):
+                workspace.discard(file)
+        else:
+            workspace.discard(path)
+        drop_reference(node.key)
+
+
+def _check_deletable(node: Node) -> None:
+    path, kind = _place(node)
+    if path.is_symlink():
+        raise InputError(
+            f"run {str(path)!r} is a link, and what it leads to is not the workspace's: remove it by hand."
+        )
+    held = run_files.files_of(kind, path)
+    if strange := [name for name, file in held.items() if not run_files.belongs(kind, name) or file.is_symlink()]:
+        raise InputError(
+            f"run {str(path)!r} holds {strange[0]!r}, which is none of a {kind}'s files: move it away first."
+        )
+    if not any(name in held for name in run_files.REQUIRED[kind]):
+        raise InputError(f"run {str(path)!r} holds no {kind} any more: remove it by hand.")
+    for job in jobs.jobs():
+        if job.unfinished and any(Path(text).expanduser().absolute() == path for text in _texts(job.arguments)):
+            raise InputError(
+                f"run {node.name!r}: a job ({job.kind}) works with it: cancel the job, or wait for its end."
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _place(node: Node) -> tuple[Path, Kind]:
+    if node.path is None or node.kind is None:
+        raise InputError(f"{node.name!r} is a model that runs were made of, not a run: name a run.")
+    return node.path, node.kind

@@ -1,0 +1,243 @@
+"""A checkpoint as one GGUF file for llama.cpp: of its family where all layers are alike, else of `deci`."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFType,
+    GGUFWriter,
+    LlamaFileType,
+    get_tensor_name_map,
+    quantize,
+)
+from torch import Tensor
+
+from slim.core import workspace
+from slim.core.errors import InputError
+from slim.core.progress import Progress, silent
+from slim.models import load as models
+from slim.models.load import Loaded
+from slim.models.tokenizer import facts_at_hand
+from slim.serving.gguf_tokenizer import add_vocabulary
+
+NumberFormat = Literal["auto", "f32", "f16", "bf16", "q8_0"]
+FORMATS = {
+    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
+STORED = {"float32": "f32", "float64": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""What `auto` is for a model stored so."""
+FAMILIES = {
+    "llama": MODEL_ARCH.LLAMA,
+    "mistral": MODEL_ARCH.LLAMA,
+    "qwen2": MODEL_ARCH.QWEN2,
+    "qwen3": MODEL_ARCH.QWEN3,
+}
+"""llama.cpp's architecture of a family whose layers are alike."""
+NO_DECI = {"qwen3": "its heads' query and key norms have no place in `deci`"}
+"""Families whose layers must be alike, and why."""
+PAIRED = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)
+"""Architectures that rotate neighbouring entries of a head, and read factors of the rotation from the file."""
+LAYER = "model.layers.{}."
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file and what a person should know of it."""
+
+    path: Path
+    architecture: str
+    number_format: str
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def export_gguf(
+    source: str, output: Path, number_format: NumberFormat = "auto", progress: Progress = silent
+) -> Exported:
+    """Writes the model that `source` names to the new file `output`; `auto` keeps the stored number format.
+
+    Vectors stay float32, as llama.cpp wants them, and so do matrices whose rows q8_0 cannot take, in float16.
+
+    Raises InputError for a family or a plan that llama.cpp has no form for, or an `output` that cannot be written.
+    """
+    facts = facts_at_hand(source)
+    if facts is not None:
+        _check_family(facts.model_type)
+    workspace.check_file(output)
+    progress(0, 2, "Loading the model")
+    loaded = models.load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", progress=progress)
+    _check_family(loaded.facts.model_type)
+    if loaded.model.config.hidden_act != "silu":
+        raise InputError(
+            f"model type {loaded.facts.model_type!r} with hidden_act={loaded.model.config.hidden_act!r} cannot be "
+            "exported: llama.cpp computes silu for it."
+        )
+    chosen = STORED[loaded.facts.dtype] if number_format == "auto" else number_format
+    state = {name: parameter.data for name, parameter in loaded.model.named_parameters() if parameter.numel()}
+    heads = [_heads(state, layer, loaded.facts.head_dim) for layer in range(loaded.facts.layers)]
+    arch = _architecture(loaded.facts.model_type, heads)
+    notes = []
+    if heads[0] == (0, 0):
+        heads[0] = (1, 1)
+        state |= _silent_head(state, loaded.facts.head_dim)
+        notes.append("layer 0 is written with one head that adds nothing, as llama.cpp reads the size of a head there")
+    factors = _rope_factors(loaded, arch)
+    context = _context(loaded)
+    if context < loaded.model.config.max_position_embeddings:
+        notes.append(f"the context ends at {context} tokens, the sliding window that llama.cpp would not keep to")
+    tensors = dict(_tensors(state, heads, arch, FORMATS[chosen][0]))
+    if factors is not None:
+        tensors["rope_freqs.weight"] = factors, GGMLQuantizationType.F32
+    progress(1, 2, "Writing the file")
+    needed = sum(_bytes(tensor, kind) for tensor, kind in tensors.values())
+    with (
+        workspace.new_file(output, needed) as partial,
+        closing(GGUFWriter(partial, MODEL_ARCH_NAMES[arch])) as writer,
+    ):
+        _add_metadata(writer, loaded, heads, context)
+        writer.add_file_type(FORMATS[chosen][1])
+        add_vocabulary(writer, loaded.tokenizer, state["model.embed_tokens.weight"].shape[0], source)
+        _write(writer, tensors)
+    progress(2, 2, "Written")
+    return Exported(output, MODEL_ARCH_NAMES[arch], chosen, output.stat().st_size, tuple(notes))
+
+
+def _check_family(model_type: str) -> None:
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"model type {model_type!r} cannot be exported: GGUF is written for {', '.join(FAMILIES)} only. "
+            "`slim serve` serves every checkpoint."
+        )
+
+
+def _architecture(model_type: str, heads: list[tuple[int, int]]) -> MODEL_ARCH:
+    """llama.cpp's for layers with these heads. Raises InputError where it has none."""
+    if len(set(heads)) == 1:
+        return FAMILIES[model_type]
+    if reason := NO_DECI.get(model_type):
+        raise InputError(
+            f"model type {model_type!r} cannot be exported when its layers differ, as {reason}: plan with --uniform."
+        )
+    return MODEL_ARCH.DECI
+
+
+def _context(loaded: Loaded) -> int:
+    """Tokens up to which the file computes what the model does."""
+    config = loaded.model.config
+    longest = config.max_position_embeddings
+    return min(longest, getattr(config, "sliding_window", None) or longest)
+
+
+def _heads(state: dict[str, Tensor], layer: int, head_dim: int) -> tuple[int, int]:
+    """(query heads, KV heads) of a layer, (0, 0) where its attention is gone."""
+    rows = [state.get(f"{LAYER.format(layer)}self_attn.{name}_proj.weight") for name in "qk"]
+    queries, keys = (0 if weight is None else weight.shape[0] // head_dim for weight in rows)
+    return queries, keys
+
+
+def _silent_head(state: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+    """The tensors of an attention block with one head whose output is zero, for layer 0."""
+    like = state["model.embed_tokens.weight"]
+    width = like.shape[1]
+    block = {f"self_attn.{name}_proj.weight": like.new_zeros(head_dim, width) for name in "qkv"}
+    block["self_attn.o_proj.weight"] = like.new_zeros(width, head_dim)
+    block["input_layernorm.weight"] = like.new_ones(width)
+    return {LAYER.format(0) + name: tensor for name, tensor in block.items()}
+
+
+def _rope_factors(loaded: Loaded, arch: MODEL_ARCH) -> Tensor | None:
+    """What the angles of the rotation are divided by (D/2,), or None where they are the plain ones.
+
+    Raises InputError for a scaling that is more than such factors, or that the architecture does not read.
+    """
+    rotary = loaded.model.get_submodule("model.rotary_emb")
+    rope = loaded.model.config.rope_parameters
+    kind, size = rope["rope_type"], loaded.facts.head_dim
+    found: Tensor = rotary.inv_freq.double()  # type: ignore[operator, assignment]
+    plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    fixed = kind in ("default", "linear", "llama3") and len(found) == len(plain) and rotary.attention_scaling == 1
+    if fixed and torch.allclose(found, plain, rtol=1e-5, atol=0):
+        return None
+    if not fixed or arch not in PAIRED:
+        raise InputError(
+            f"model type {loaded.facts.model_type!r} with rope type {kind!r} cannot be exported: "
+            f"llama.cpp's architecture {MODEL_ARCH_NAMES[arch]!r} has no form for it that is written here."
+        )
+    return (plain / found).float()
+
+
+def _tensors(
+    state: dict[str, Tensor], heads: list[tuple[int, int]], arch: MODEL_ARCH, kind: GGMLQuantizationType
+) -> Iterator[tuple[str, tuple[Tensor, GGMLQuantizationType]]]:
+    """llama.cpp's name, the tensor as it wants it, and the number format, of every weight."""
+    names = get_tensor_name_map(arch, len(heads))
+    for name, tensor in state.items():
+        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if place is None:
+            raise InputError(f"tensor {name!r} has no place in llama.cpp's architecture {MODEL_ARCH_NAMES[arch]!r}.")
+        projection = name.rsplit(".", 2)[-2]
+        if arch in PAIRED and projection in ("q_proj", "k_proj"):
+            queries, keys = heads[int(name.split(".")[2])]
+            tensor = _paired(tensor, queries if projection == "q_proj" else keys)  # noqa: PLW2901
+        yield place, (tensor, _fitting(tensor, kind))
+
+
+def _paired(weight: Tensor, heads: int) -> Tensor:
+    """The rows of each head with the two halves that transformers rotates together side by side."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _fitting(tensor: Tensor, kind: GGMLQuantizationType) -> GGMLQuantizationType:
+    if tensor.dim() == 1:
+        return GGMLQuantizationType.F32
+    return GGMLQuantizationType.F16 if tensor.shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
+
+
+def _bytes(tensor: Tensor, kind: GGMLQuantizationType) -> int:
+    block, size = GGML_QUANT_SIZES[kind]
+    return tensor.numel() // block * size
+
+
+def _add_metadata(writer: GGUFWriter, loaded: Loaded, heads: list[tuple[int, int]], context: int) -> None:
+    config = loaded.model.config
+    alike = len(set(heads)) == 1
+    queries, keys = [one for one, _ in heads], [other for _, other in heads]
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(Path(loaded.facts.source).name)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_block_count(len(heads))
+    writer.add_context_length(context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(queries[0] if alike else queries)
+    writer.add_head_count_kv(keys[0] if alike else keys)
+    writer.add_key_length(loaded.facts.head_dim)
+    writer.add_value_length(loaded.facts.head_dim)
+    writer.add_rope_dimension_count(loaded.facts.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _write(writer: GGUFWriter, tensors: dict[str, tuple[Tensor, GGMLQuantizationType]]) -> None:
+    """The header with every tensor's place, then one tensor after the other, so that few are in memory twice."""
+    for name, (tensor, kind) in tensors.items():
+        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), _bytes(tensor, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor, kind in tensors.values():
+        writer.write_tensor_data(quantize(tensor.float().numpy(), kind))

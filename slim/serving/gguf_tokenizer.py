@@ -1,0 +1,157 @@
+"""A tokenizer as a GGUF file holds one: the original file's own where there is one, else derived from transformers'."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, SpecialVocab, TokenType
+from transformers import PreTrainedTokenizerBase
+
+from slim.core import paths
+from slim.core.errors import InputError
+from slim.models import bundled
+from slim.models.gguf_header import check_gguf
+from slim.planning.files import load_plan
+from slim.pruning.checkpoint import PLAN_FILE
+
+PROBE = "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx"
+"""A text that the known ways of cutting text before the merges cut differently."""
+CUTS: dict[tuple[str, ...], str] = {
+    tuple(pieces.split("|")): name
+    for name, pieces in {
+        "gpt-2": "I|'ll|Ġsay|ĠDON|'|T|:|Ġ12345|Ġa|_|b|+=|c|!!|ĊĊĠ|Ġdef|čĊ|ĉ|x",
+        "smollm": "I|'ll|Ġsay|ĠDON|'|T|:|Ġ|1|2|3|4|5|Ġa|_|b|+=|c|!!|ĊĊĠ|Ġdef|čĊ|ĉ|x",
+        "llama-bpe": "I|'ll|Ġsay|ĠDON|'T|:|Ġ|123|45|Ġa|_b|+=|c|!!ĊĊ|Ġ|Ġdef|čĊ|ĉx",
+        "qwen2": "I|'ll|Ġsay|ĠDON|'T|:|Ġ|1|2|3|4|5|Ġa|_b|+=|c|!!ĊĊ|Ġ|Ġdef|čĊ|ĉx",
+    }.items()
+}
+"""How PROBE is cut, and what llama.cpp calls it."""
+UNREACHED = -1e6
+"""Score of a piece that no merge makes."""
+
+
+def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int, source: str) -> None:
+    """Writes the tokenizer of the model that `source` names, whose embedding has `size` rows.
+
+    Raises InputError for a tokenizer that llama.cpp has no like of.
+    """
+    pieces = _pieces(tokenizer, size)
+    file = original_gguf(source)
+    if file is not None and _copied(writer, file, pieces):
+        return
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    kind = type(backend.model).__name__ if backend else type(tokenizer).__name__
+    if kind != "BPE":
+        raise InputError(f"tokenizer: it is {kind}, and only byte-pair ones are exported: choose another model.")
+    types = _types(tokenizer, pieces)
+    if backend.model.byte_fallback:
+        _add_sentencepiece(writer, tokenizer, pieces, types)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_cut(backend))
+    writer.add_token_list(pieces)
+    writer.add_token_types(types)
+    _special(tokenizer, merges=not backend.model.byte_fallback).add_to_gguf(writer, quiet=True)
+
+
+def original_gguf(source: str) -> Path | None:
+    """The GGUF file that a model, or what it was pruned from, was read from."""
+    seen = set()
+    while source not in seen:
+        seen.add(source)
+        if source == bundled.NAME:
+            return bundled.bundled_gguf()
+        path = paths.local(source, "model")
+        if path.suffix == ".gguf":
+            return path if path.is_file() else None
+        if (path / PLAN_FILE).is_file():
+            source = load_plan(path / PLAN_FILE).model.source
+    return None
+
+
+def _copied(writer: GGUFWriter, file: Path, pieces: list[str]) -> bool:
+    """Takes a GGUF file's tokenizer over, if it is the one with these pieces.
+
+    transformers drops how the text is cut before the merges when it reads a GGUF file, so its tokenizer knows less.
+    """
+    check_gguf(file)
+    fields = {name: field for name, field in GGUFReader(file).fields.items() if name.startswith("tokenizer.")}
+    tokens = fields.get("tokenizer.ggml.tokens")
+    if tokens is None or tokens.contents() != pieces:
+        return False
+    for name, field in fields.items():
+        array = field.types[0] == GGUFValueType.ARRAY
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if array else None)
+    return True
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
+    """The text of each token that the model has an embedding for, with a name for ids that have none.
+
+    transformers adds tokens of its own to some, which no model knows.
+    """
+    if tokenizer.vocab_size > size:
+        raise InputError(
+            f"tokenizer: it has {tokenizer.vocab_size} tokens and the model {size} embeddings: "
+            "give the model the tokenizer that it was trained with."
+        )
+    pieces = [f"[PAD{index}]" for index in range(size)]
+    for piece, index in tokenizer.get_vocab().items():
+        if index < size:
+            pieces[index] = piece
+    return pieces
+
+
+def _types(tokenizer: PreTrainedTokenizerBase, pieces: list[str]) -> list[TokenType]:
+    known, added = set(tokenizer.get_vocab().values()), tokenizer.added_tokens_decoder
+    types = [TokenType.NORMAL if index in known else TokenType.UNUSED for index in range(len(pieces))]
+    for index, token in added.items():
+        if index < len(types):
+            types[index] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+    return types
+
+
+def _cut(backend: Any) -> str:
+    """llama.cpp's name for how a tokenizer cuts text before the merges. Raises InputError where it has none."""
+    cut: Callable[[str], list[tuple[str, Any]]] | None = getattr(backend.pre_tokenizer, "pre_tokenize_str", None)
+    found = tuple(piece for piece, _ in cut(PROBE)) if cut else ()
+    unchanged = backend.normalizer is None or backend.normalizer.normalize_str(PROBE) == PROBE
+    if not unchanged or found not in CUTS:
+        raise InputError(
+            "tokenizer: it cuts text in a way that has no name in llama.cpp that is known here "
+            f"(known: {', '.join(CUTS.values())}): convert the model with llama.cpp's own tools."
+        )
+    return CUTS[found]
+
+
+def _add_sentencepiece(
+    writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, pieces: list[str], types: list[TokenType]
+) -> None:
+    """llama.cpp merges these by score instead of by list: the earlier a piece's merge stands, the higher it is."""
+    special = _special(tokenizer, merges=True)
+    scores = dict.fromkeys(pieces, UNREACHED)
+    for rank, merge in enumerate(special.merges):
+        piece = merge.replace(" ", "")
+        scores[piece] = max(scores.get(piece, UNREACHED), float(-rank))
+    for index, piece in enumerate(pieces):
+        if types[index] == TokenType.NORMAL and piece.startswith("<0x") and len(piece) == len("<0x00>"):
+            types[index] = TokenType.BYTE
+        elif piece == tokenizer.unk_token:
+            types[index] = TokenType.UNKNOWN
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([scores[piece] for piece in pieces])
+    first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
+    writer.add_add_space_prefix(first.startswith("▁"))
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, merges: bool) -> SpecialVocab:
+    """Special tokens, chat template and merges as the gguf package reads them; which tokens are added is tried out."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        special = SpecialVocab(folder, load_merges=merges)
+    ids = tokenizer.encode("a")
+    special.add_special_token["bos"] = ids[0] == tokenizer.bos_token_id
+    special.add_special_token["eos"] = ids[-1] == tokenizer.eos_token_id
+    return special

@@ -1,0 +1,139 @@
+"""An OpenAI-compatible server for any model: transformers' own, given a model that Slim loaded."""
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from jinja2 import TemplateError
+from transformers import PreTrainedModel
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.systemone import SystemOneHandler
+from transformers.cli.serving.transcription import TranscriptionHandler
+from transformers.cli.serving.utils import GenerationState
+
+from slim.core import paths
+from slim.core.errors import InputError
+from slim.models.load import Loaded
+
+GRACE = 2
+"""Seconds that answers under way have to end when the server is stopped."""
+
+
+class OneModel(ModelManager):
+    """Gives one loaded model under its name and never loads another.
+
+    transformers would take the class from the config's `architectures`, which is not that of a checkpoint whose layers
+    differ, and load whatever a request names.
+    """
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        self._loaded = loaded
+        super().__init__(force_model=name)
+
+    @staticmethod
+    def process_model_name(model_id: str) -> str:
+        """The name as it is, without the Hub's revision behind it."""
+        return model_id
+
+    def _load_processor(self, model_id_and_revision: str, gguf_file: str | None = None) -> Any:
+        self._check(model_id_and_revision, gguf_file)
+        return self._loaded.tokenizer
+
+    def _load_model(
+        self,
+        model_id_and_revision: str,
+        tqdm_class: type | None = None,
+        progress_callback: Callable[..., Any] | None = None,
+        gguf_file: str | None = None,
+    ) -> PreTrainedModel:
+        self._check(model_id_and_revision, gguf_file)
+        return self._loaded.model
+
+    def _check(self, name: str, gguf_file: str | None) -> None:
+        if name != self.force_model or gguf_file:
+            raise ValueError(f"model {name!r} is not served here: ask for {self.force_model!r}.")
+
+
+def serve(loaded: Loaded, name: str, place: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serves a model under `name` at `place`; `ready` is told the URL once it answers.
+
+    Ends with KeyboardInterrupt, once answers under way had a moment to end.
+    """
+    host, port = place.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    config = uvicorn.Config(application(loaded, name), log_level="warning", timeout_graceful_shutdown=GRACE)
+    _Server(config, lambda: ready(url)).run(sockets=[place])
+    raise KeyboardInterrupt  # which is what stopped it, though uvicorn keeps it to itself
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on this machine; port 0 is any free one. Raises InputError when it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise InputError(f"host {host!r} is not known here: name an address of this machine, as 127.0.0.1.") from error
+    place = socket.socket(family, kind, protocol)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind(address)
+        place.listen()
+    except OSError as error:
+        place.close()
+        raise InputError(
+            f"port {port} of {host} cannot be had ({error.strerror}): choose another with --port, or --host."
+        ) from error
+    return place
+
+
+def name_of(source: str) -> str:
+    """What clients call the model: a folder's or file's name, else the source as it was given."""
+    path = paths.local(source, "model").resolve()
+    if path.is_file():
+        return path.stem
+    return path.name if path.is_dir() else source
+
+
+def application(loaded: Loaded, name: str) -> FastAPI:
+    """transformers' server around one model. What a request cannot be answered for comes back as its error."""
+    manager, state = OneModel(loaded, name), GenerationState()
+    app = build_server(
+        manager,
+        ChatCompletionHandler(manager, state),
+        completion_handler=CompletionHandler(manager, state),
+        response_handler=ResponseHandler(manager, state),
+        transcription_handler=TranscriptionHandler(manager, state),
+        systemone_handler=SystemOneHandler(manager, state),
+        generation_state=state,
+    )
+
+    @app.exception_handler(ValueError)
+    @app.exception_handler(TemplateError)
+    async def _refused(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
+
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Says when it can be asked, and nothing of the answers that are cut off when it is stopped."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").disabled = True
+        await super().shutdown(sockets)

@@ -1,0 +1,74 @@
+"""The bundled datasets: sizes, shapes, labels, and no row that resembles another."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from slim.data.tasks import BUNDLED, DATA, SPLITS, load_task
+
+Row = dict[str, Any]
+LABELS = ("access", "billing", "cancellation", "delivery", "fault", "question")
+COUNTS = {"briefs": (160, 40, 60), "triage": (234, 54, 108)}
+KEYS = {"briefs": {"id", "subject", "register", "passage", "summary"}, "triage": {"id", "message", "label", "hard"}}
+
+
+def rows_of(name: str, split: str) -> list[Row]:
+    """A split as it lies on disk."""
+    return [json.loads(line) for line in (DATA / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def every_row(name: str) -> list[Row]:
+    """All splits, one after another."""
+    return [row for split in SPLITS for row in rows_of(name, split)]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_rows_and_keys(name: str) -> None:
+    """Every row has the keys, none is empty, ids are unique, and each split loads whole."""
+    assert tuple(len(rows_of(name, split)) for split in SPLITS) == COUNTS[name]
+    rows = every_row(name)
+    assert len(rows) >= {"briefs": 240, "triage": 360}[name]
+    assert all(row.keys() == KEYS[name] for row in rows)
+    assert all(value.strip() for row in rows for value in row.values() if isinstance(value, str))
+    assert len({row["id"] for row in rows}) == len(rows)
+    for split, count in zip(SPLITS, COUNTS[name], strict=True):
+        task = load_task(f"bundled:{name}", split=split)
+        assert (len(task.examples), task.split) == (count, split)
+
+
+def test_briefs_are_short_prose_with_a_shorter_summary() -> None:
+    """80 to 220 words, told in one or two sentences."""
+    for row in every_row("briefs"):
+        assert 80 <= len(row["passage"].split()) <= 220, row["id"]
+        sentences = re.findall(r"[.!?]['\"’”)]*(?=\s+[A-Z0-9'\"‘“(]|$)", row["summary"].strip())
+        assert 1 <= len(sentences) <= 2, (row["id"], row["summary"])
+        assert len(row["summary"].split()) < len(row["passage"].split()) / 2, row["id"]
+
+
+def test_triage_is_balanced_within_each_split() -> None:
+    """As many rows of each of six labels; some are hard and some are not."""
+    assert len(LABELS) == 6
+    for split, count in zip(SPLITS, COUNTS["triage"], strict=True):
+        labels = Counter(row["label"] for row in rows_of("triage", split))
+        assert labels == dict.fromkeys(LABELS, count // 6)
+        assert {row["hard"] for row in rows_of("triage", split)} == {True, False}
+
+
+def word_grams(text: str) -> set[tuple[str, ...]]:
+    """Runs of four words, or the whole text where it has fewer."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[start : start + 4]) for start in range(max(1, len(words) - 3))}
+
+
+@pytest.mark.parametrize(("name", "column"), [("briefs", "passage"), ("briefs", "summary"), ("triage", "message")])
+def test_no_row_resembles_another(name: str, column: str, record_property: Callable[[str, object], None]) -> None:
+    """Of the runs of four words of the shorter text less than a fifth are in the other, in and across splits."""
+    grams = [(row["id"], word_grams(row[column])) for row in every_row(name)]
+    worst = max((len(a & b) / min(len(a), len(b)), x, y) for (x, a), (y, b) in combinations(grams, 2))
+    record_property("largest shared part", worst)
+    assert worst[0] < 0.2, worst

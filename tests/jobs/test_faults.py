@@ -1,0 +1,323 @@
+"""The fault matrix: every kind of job against what can happen to it, in real worker processes.
+
+The states are printed as a table at the end of the run. Each fault strikes at a moment of the work that the test chose
+(tests/halting). After it nothing half written is left, the device is free, and what its stage keeps is not done again.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+
+from slim import jobs
+from slim.calibration import calibrate
+from slim.calibration.facts import CalibrationSettings
+from slim.core import workspace
+from slim.jobs import Job
+from slim.jobs.foreground import foreground
+from slim.planning import budget
+from slim.planning import threshold as plan
+from slim.planning.files import save_plan
+from slim.pruning import surgery as prune
+from tests import ROOT
+from tests.hub_server import Repositories, environment
+from tests.pico import make_pico, save_pico
+from tests.waiting import ended, gone, wait_for, wait_until
+
+SERVER = """
+import json, sys, time
+from slim import jobs
+print(jobs.start(sys.argv[1], **json.loads(sys.argv[2])).id, flush=True)
+time.sleep(10_000)
+"""
+"""A server as far as jobs know of it: what started them, and may be killed."""
+FAULTS = ("cancel", "worker killed", "server killed", "disk full", "corrupt record", "out of memory")
+FILL = 2**16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a job of a kind is given (`@` is the folder of its inputs), when it is struck, and which input is garbled.
+
+    `goes_on` tells by the messages of the repeated job whether it went on where the first one was.
+    """
+
+    arguments: dict[str, Any]
+    moment: str
+    garbled: str
+    goes_on: Callable[[list[str]], bool] | None = None
+
+
+SMALL = {"samples": 8, "max_length": 48, "device": "cpu"}
+ROLES = {"samples": 40, "max_length": 32, "device": "cpu"}
+"""Rows enough for all that a recovery needs them for."""
+KINDS = {
+    "absorb": Kind({"calibration": "@/calibration"}, "0 .", "calibration/tensors.safetensors"),
+    "calibrate": Kind(
+        {"model": "@/model", "dataset": "bundled:triage", "settings": SMALL | {"batch_size": 2}},
+        "0.5 Sketching",
+        "model/model.safetensors",
+        lambda told: "known" in told,
+    ),
+    "check": Kind(
+        {"calibration": "@/calibration", "rows": 2, "heads": 4}, "0 Leaving", "calibration/tensors.safetensors"
+    ),
+    "prune": Kind(
+        {"plan": "@/budget.json", "rounds": 2, "settings": ROLES},
+        "0 Round 2",
+        "budget.json",
+        lambda told: not any(message.startswith("Round 1") for message in told),
+    ),
+    "repair": Kind({"source": "@/small", "settings": ROLES}, "0 Repairing", "small/model.safetensors"),
+    "finetune": Kind(
+        {
+            "source": "@/small",
+            "dataset": "bundled:triage",
+            "settings": ROLES | {"steps": 4, "batch_size": 2, "evaluations": 4, "positions": "all"},
+        },
+        "0 Training, step 3",
+        "small/model.safetensors",
+        lambda told: not any(message.startswith("Training, step 1 ") for message in told),
+    ),
+    "evaluate": Kind(
+        {"checkpoints": ["@/small"], "dataset": "bundled:triage", "settings": SMALL | {"max_new_tokens": 4}},
+        "0.5 .",
+        "small/model.safetensors",
+        lambda told: "known" in told,
+    ),
+    "judge": Kind(
+        {
+            "original": "@/model",
+            "pruned": "@/small",
+            "dataset": "bundled:triage",
+            "samples": 4,
+            "settings": {"max_new_tokens": 4, "batch_size": 2},
+            "device": "cpu",
+        },
+        "0.5 Answering",
+        "small/model.safetensors",
+        lambda told: "known" in told,
+    ),
+    "export": Kind({"source": "@/small", "output": "@/out/small.gguf"}, "0 Loading", "small/model.safetensors"),
+    "push": Kind({"folder": "@/small", "repository": "me/small"}, "0 Making", "small/slim_plan.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its calibration, a plan by budget, and a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIM_HOME", str(tmp_path_factory.mktemp("faults") / "workspace"))
+        folder = workspace.home().parent / "inputs"
+        save_pico(make_pico("llama"), folder / "model")
+        settings = CalibrationSettings.model_validate(SMALL | {"samples": 12})
+        measured = calibrate.calibrate(
+            str(folder / "model"), "bundled:triage", settings=settings, output=folder / "calibration"
+        )
+        save_plan(budget.plan_by_budget(measured, {"heads": 0.7}), folder / "budget.json")
+        prune.prune(plan.plan_by_threshold(measured, 0.8), folder / "small")
+        return folder
+
+
+class Case:
+    """One cell of the matrix: a workspace, a copy of the inputs, and the place where workers halt."""
+
+    def __init__(self, kind: str, inputs: Path, room: Path, halt: Path, small: bool) -> None:
+        self.kind, self.halt, self.room, self.small = kind, halt, room, small
+        self.inputs = room / "inputs"
+        shutil.copytree(inputs, self.inputs)
+        (self.inputs / "out").mkdir()
+        for file in ("budget.json", "small/slim_plan.json", "calibration/record.json"):
+            path = self.inputs / file
+            path.write_text(path.read_text().replace(str(inputs), str(self.inputs)))
+        halt.mkdir()
+        (halt / "moment").write_text(KINDS[kind].moment)
+        self.before = self.files()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        def of(value: Any) -> Any:
+            if isinstance(value, list):
+                return [of(one) for one in value]
+            return value.replace("@", str(self.inputs)) if isinstance(value, str) else value
+
+        return {name: of(value) for name, value in KINDS[self.kind].arguments.items()}
+
+    def struck(self, job: Job) -> Job:
+        """The job once its worker has come to the moment that was chosen."""
+        wait_until(
+            lambda: (self.halt / f"{job.id}.here").exists() or ended(jobs.state_of(job.id) or job),
+            lambda: f"{jobs.state_of(job.id)}\n{jobs.log_of(job.id)}",
+        )
+        found = jobs.state_of(job.id)
+        assert found is not None
+        assert found.state == "running", f"{found}\n{jobs.log_of(job.id)}"
+        return found
+
+    def go(self) -> None:
+        (self.halt / "go").touch()
+
+    def told(self, job: Job) -> list[str]:
+        return (self.halt / f"{job.id}.told").read_text().splitlines()
+
+    def files(self) -> set[str]:
+        """What a person would take for a result, or for a leftover."""
+        made = [path for path in self.inputs.rglob("*") if path.is_file()]
+        home = workspace.home()
+        for name in ("calibrations", "checkpoints", "evaluations", "judgements", "cut"):
+            made += (home / name).glob("*")
+        return {str(path) for path in [*made, *self.room.rglob("*.partial-*")]}
+
+
+@pytest.fixture
+def case(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: Path,
+    small_disk: Callable[[Path], AbstractContextManager[bool]],
+) -> Iterator[Case]:
+    """The cell that the test is for; a full disk is a small one where this may be mounted."""
+    kind, fault = request.node.callspec.params["kind"], request.node.callspec.params["fault"]
+    hub = Repositories()
+    Thread(target=hub.serve_forever, daemon=True).start()
+    for name, value in environment(hub.url, tmp_path / "hub").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "halting"))
+    monkeypatch.setenv("SLIM_HALT", str(tmp_path / "halt"))
+    room = tmp_path / "room"
+    room.mkdir()
+    monkeypatch.setenv("SLIM_HOME", str(room / "workspace"))
+    with small_disk(room) if fault == "disk full" else nullcontext(False) as real:
+        made = Case(kind, inputs, room, tmp_path / "halt", real)
+        yield made
+        made.go()
+        for job in jobs.jobs():
+            jobs.cancel(job.id)
+    hub.shutdown()
+    hub.server_close()
+
+
+def cancel(case: Case) -> Job:
+    """From elsewhere, while it works."""
+    job = case.struck(jobs.start(case.kind, **case.arguments))
+    jobs.cancel(job.id)
+    wait_until(lambda: gone(job.pid))
+    return wait_for(job, ended)
+
+
+def kill_worker(case: Case) -> Job:
+    """As the system does where memory runs out."""
+    job = case.struck(jobs.start(case.kind, **case.arguments))
+    os.kill(job.pid or 0, signal.SIGKILL)
+    return wait_for(job, ended)
+
+
+def kill_server(case: Case) -> Job:
+    """The process that started the job, with its whole group."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, case.kind, json.dumps(case.arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert server.stdout is not None
+    with server:
+        job = jobs.state_of(server.stdout.readline().strip())
+        assert job is not None
+        case.struck(job)
+        os.killpg(server.pid, signal.SIGKILL)
+    case.go()
+    return wait_for(job, ended)
+
+
+def fill_disk(case: Case) -> Job:
+    """To the last byte, while it works; then there is room again. Without a small disk the worker is told so."""
+    job = case.struck(jobs.start(case.kind, **case.arguments))
+    filler = case.room / "filler"
+    if case.small:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(FILL))
+    else:
+        (case.halt / "full").touch()
+    case.go()
+    found = wait_for(job, ended)
+    filler.unlink(missing_ok=True)
+    return found
+
+
+def garble(case: Case) -> Job:
+    """What it reads was cut off."""
+    path = case.inputs / KINDS[case.kind].garbled
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    case.go()
+    return wait_for(jobs.start(case.kind, **case.arguments), ended)
+
+
+def take_memory(case: Case) -> Job:
+    """It gets no more than it has."""
+    job = case.struck(jobs.start(case.kind, **case.arguments))
+    assert job.pid is not None
+    held = psutil.Process(job.pid).memory_info().vms
+    resource.prlimit(job.pid, resource.RLIMIT_AS, (held, held))
+    case.go()
+    return wait_for(job, ended)
+
+
+STRIKES: dict[str, Callable[[Case], Job]] = dict(
+    zip(FAULTS, (cancel, kill_worker, kill_server, fill_disk, garble, take_memory), strict=True)
+)
+EXPECTED = {
+    "cancel": ("cancelled", ""),
+    "worker killed": ("failed", "start it again"),
+    "server killed": ("done", ""),
+    "disk full": ("failed", "free some space"),
+    "corrupt record": ("failed", ":"),
+    "out of memory": ("failed", "memory"),
+}
+HARMLESS = {("push", "disk full")}
+"""Faults that a kind has nothing to do with: what is sent is only read, and the end has room that was set aside."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[str, object], None]) -> None:
+    """The state afterwards, its reason and remedy, nothing half written, the device free, and what was kept."""
+    job = STRIKES[fault](case)
+    record_property("fault", (kind, fault, job.state))
+    state, reason = EXPECTED[fault] if (kind, fault) not in HARMLESS else ("done", "")
+    assert job.state == state, f"{job.error}\n{jobs.log_of(job.id)}"
+    assert reason in (job.error or ""), f"{job.error}\n{jobs.log_of(job.id)}"
+    assert not re.match(r"\w*(Error|Exception): ", job.error or ""), job.error
+    with foreground("push", {}, print) as progress:
+        progress.made("the device is free")
+    assert [one.state for one in jobs.jobs() if one.id != job.id] == ["done"]
+    if state == "done":
+        assert job.result is not None
+        assert job.result.startswith("http") or Path(job.result).exists()
+        assert not list(case.room.rglob("*.partial-*"))
+        return
+    assert case.files() - {str(case.inputs / KINDS[kind].garbled)} <= case.before
+    goes_on = KINDS[kind].goes_on
+    assert ("goes on" in jobs.what_is_kept(job)) == (goes_on is not None)
+    if fault == "worker killed" and goes_on is not None:
+        case.go()
+        repeated = wait_for(jobs.again(job.id), ended)
+        assert repeated.state == "done", f"{repeated.error}\n{jobs.log_of(repeated.id)}"
+        assert repeated.repeats == job.id
+        record_property("fault", (kind, fault, f"{job.state}, then {repeated.state}"))
+        assert goes_on(case.told(repeated)), case.told(repeated)
