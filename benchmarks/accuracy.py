@@ -11,9 +11,8 @@ from typing import Any
 
 from benchmarks.measure import slug, table
 from slim.data import tasks
-from slim.evaluation import record as evaluation
 from slim.evaluation.evaluate import evaluate
-from slim.evaluation.record import EvaluationSettings
+from slim.evaluation.record import EvaluationSettings, load_evaluation_facts
 from slim.models import bundled
 
 
@@ -57,7 +56,7 @@ def table_of(folders: Mapping[str, Path], data: Path, work: Path) -> str:
             settings = EvaluationSettings(samples=one.rows, max_length=512, positions="answer")
             sources = list(map(str, folders.values()))
             evaluate(sources, one.dataset, baseline=bundled.NAME, settings=settings, output=kept, **one.data)
-        for line, scores in zip(lines.values(), evaluation.load_evaluation_facts(kept).models, strict=True):
+        for line, scores in zip(lines.values(), load_evaluation_facts(kept).models, strict=True):
             figure = scores.scores[one.measure].figure
             line.append(f"{figure.value:.1f}% [{figure.low:.1f}, {figure.high:.1f}]")
     return table(("model", *(one.title for one in tried)), list(lines.values()))

@@ -17,11 +17,10 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.measure import machine, table
 from benchmarks.planner import SHAPES, Shape, made_up
-from slim.calibration import record as files
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CriterionFacts
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, save_calibration
 from slim.core import workspace
 from slim.core.statistics import Estimate
 from tests.browser_setup import FLAGS, ensure_browser, served
@@ -75,7 +74,7 @@ def save_made_up(shape: Shape, output: Path) -> Calibration:
         for name, levels in estimates.items()
     }
     facts = found.facts.model_copy(update={"metrics": metrics})
-    return files.save_calibration(replace(found, facts=facts, estimates=estimates), output)
+    return save_calibration(replace(found, facts=facts, estimates=estimates), output)
 
 
 def opened(page: Page, address: str, name: str) -> float:

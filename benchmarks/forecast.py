@@ -19,16 +19,15 @@ from scipy.stats import spearmanr
 
 from benchmarks.measure import machine
 from slim.calibration import calibrate, scores
-from slim.calibration import check as checking
-from slim.calibration import record as calibrations
+from slim.calibration.check import check, criteria
 from slim.calibration.check_record import first_heads
 from slim.calibration.criteria.kl_output import without
 from slim.calibration.forecast import removed_columns, removed_mask
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, load_calibration
 from slim.data import tasks
 from slim.models import bundled
-from slim.models import load as models
-from slim.planning import threshold as plan
+from slim.models.load import Loaded, load_model
+from slim.planning.threshold import plan_by_threshold
 
 THRESHOLDS = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6)
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -62,9 +61,9 @@ def removals(calibration: Calibration) -> Iterator[Removal]:
     """The sets to leave out, by what chose them."""
     facts = calibration.facts.model
     for threshold in THRESHOLDS:
-        keep = plan.plan_by_threshold(calibration, threshold).keep
+        keep = plan_by_threshold(calibration, threshold).keep
         yield Removal("default score, legal", removed_columns(removed_mask(keep, facts.heads)))
-    for name, order in checking.criteria(calibration, scores.default_weights(calibration)).items():
+    for name, order in criteria(calibration, scores.default_weights(calibration)).items():
         if name in ("random", "composite"):
             continue
         for share in SHARES[1::2] if name != "kl_output" else SHARES:
@@ -99,7 +98,7 @@ def whole(layers: int, heads: int, picked: NDArray[np.int64], columns: tuple[int
 
 
 def measured(
-    loaded: models.Loaded, encoded: tasks.Encoded, masks: NDArray[np.bool_]
+    loaded: Loaded, encoded: tasks.Encoded, masks: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float, int]:
     """KL in nats/token and perplexity of each of `masks` (S, L, H+2), the whole model's perplexity, the positions."""
     costs, surprise, base, count = np.zeros(len(masks)), np.zeros(len(masks)), 0.0, 0
@@ -110,7 +109,7 @@ def measured(
     return costs / count, np.exp(surprise / count), float(np.exp(base / count)), count
 
 
-def mixes(calibration: Calibration, loaded: models.Loaded, encoded: tasks.Encoded) -> None:
+def mixes(calibration: Calibration, loaded: Loaded, encoded: tasks.Encoded) -> None:
     """Prints what following the composite costs at several weights."""
     shares = (0.05, 0.1, 0.2, 0.3)
     orders = [scores.composite(calibration, weights, "head") for weights in MIXES]
@@ -130,16 +129,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.calibration:
-            calibration = calibrations.load_calibration(options.calibration)
+            calibration = load_calibration(options.calibration)
         else:
             calibration = calibrate.calibrate(output=Path(folder) / "calibration")
         if calibration.check is None:
-            calibration = checking.check(calibration)
+            calibration = check(calibration)
     report(calibration, options.rows)
 
 
 def report(calibration: Calibration, rows: int) -> None:
-    loaded = models.load_model(bundled.NAME)
+    loaded = load_model(bundled.NAME)
     task = tasks.load_task("bundled:briefs", split="validation")
     encoded = tasks.encode(tasks.choose(task, rows, 0), loaded.tokenizer, calibration.facts.settings.max_length)
     found = [removal for removal in removals(calibration) if removal.removed.any()]

@@ -22,7 +22,7 @@ from slim.evaluation.timing import interleaved
 from slim.judging import client
 from slim.judging.endpoint import Endpoint
 from slim.judging.prompt import messages
-from slim.models import load as models
+from slim.models.load import load_model
 
 CALLS, CONCURRENCY, LATENCY = 200, 16, 0.1
 ROWS, TOKENS = 16, 64
@@ -81,7 +81,7 @@ def _once(url: str, repeat: int) -> float:
 
 def answers(repeats: int) -> str:
     """Tokens a second of ROWS answers of the bundled model, by batch size, as a table; none stops before TOKENS."""
-    loaded = models.load_model(device="cpu")
+    loaded = load_model(device="cpu")
     examples = tasks.choose(tasks.load_task("bundled:triage", split="test"), ROWS, 0)
     rows = prompts(examples, loaded.tokenizer)
 

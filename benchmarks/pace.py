@@ -16,8 +16,7 @@ from slim.core.records import Keep, ModelFacts
 from slim.evaluation.speed import Decoding, prefill, tokens
 from slim.evaluation.timing import interleaved
 from slim.models import bundled
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.planning.files import load_plan
 from slim.planning.record import ByThreshold, Plan
 from slim.planning.sizes import CONTEXT, Speedup, everything, project, speedup
@@ -107,14 +106,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="tokens that are decoded")
     parser.add_argument("--plan", type=Path, action="append", default=[], help="a saved plan of the model")
     options = parser.parse_args()
-    original = models.load_model(options.model)
+    original = load_model(options.model)
     plans = {name: plan_of(original.facts, keep(original.facts)) for name, keep in PLANS.items()}
     plans |= {path.stem: load_plan(path) for path in options.plan}
     loaded = {"original": original}
     with tempfile.TemporaryDirectory() as place:
         for number, (name, plan) in enumerate(plans.items()):
             folder = prune(plan, Path(place) / str(number))
-            loaded[name] = models.load_model(str(folder))
+            loaded[name] = load_model(str(folder))
         print(f"\n{machine()}.")
         print(f"Medians of {options.repeats} interleaved runs. {options.model}, {original.model.dtype}.\n")
         print("| removed | parameters | KV cache per token |\n| --- | --- | --- |")

@@ -19,9 +19,8 @@ import torch_pruning
 from torch import nn
 
 from slim.models import bundled
-from slim.models import load as models
 from slim.models.architectures import decoder_layers
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 
 TRIES = 7
 """Halvings of the interval in which the ratio for torch-pruning is looked for."""
@@ -33,7 +32,7 @@ def pruned(share: float) -> tuple[Loaded, int]:
     torch-pruning takes equally many heads from every KV group of a layer, rounded up, so it removes more than the ratio
     it is asked for: the ratio is chosen so that what is removed is nearest to the share.
     """
-    original = models.load_model(bundled.NAME)
+    original = load_model(bundled.NAME)
     total = original.facts.layers * original.facts.heads
     low, high = 0.0, share
     best = (share * total, original, 0)

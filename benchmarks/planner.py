@@ -18,7 +18,7 @@ from slim.calibration.facts import CalibrationFacts, CalibrationSettings
 from slim.calibration.record import Calibration
 from slim.calibration.sketch import LossSketch
 from slim.core.records import DatasetFacts
-from slim.models import load as models
+from slim.models.load import facts_from_config
 from slim.planning.budget import curve, plan_by_budget
 
 SEQUENCES, SEGMENTS = 32, 20
@@ -53,7 +53,7 @@ def made_up(shape: Shape) -> Calibration:
     scores = (rng.standard_t(4, (rows, *scale.shape)) * scale * 0.02).astype(np.float32)
     sketch = LossSketch(scores, np.repeat(np.arange(SEQUENCES), SEGMENTS), np.full(SEQUENCES, 16 * SEGMENTS))
     facts = CalibrationFacts(
-        model=models.facts_from_config("made up", config),
+        model=facts_from_config("made up", config),
         dataset=DatasetFacts(source="made up", split="", kind="", rows=1, tokens=1, truncated_rows=0),
         settings=CalibrationSettings(),
         metrics={},

@@ -26,16 +26,14 @@ from numpy.typing import NDArray
 from benchmarks import accuracy, peer_torch_pruning
 from benchmarks.measure import machine, slug, table
 from slim.calibration import calibrate
-from slim.calibration import record as calibrations
 from slim.calibration.facts import CalibrationSettings
-from slim.calibration.record import Calibration
-from slim.core import cache as results
+from slim.calibration.record import Calibration, load_calibration
+from slim.core.cache import open_cache
 from slim.core.records import Keep
 from slim.data import tasks
 from slim.evaluation.likelihood import Passes
 from slim.models import bundled
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.planning import after_repair as absorbed
 from slim.planning.after_repair import AfterRepairSketch
 from slim.planning.budget import plan_by_budget
@@ -81,7 +79,7 @@ class Bench:
         if not folder.is_dir():
             settings = CalibrationSettings(samples=96, max_length=LENGTH)
             calibrate.calibrate(bundled.NAME, self.train, settings=settings, output=folder)
-        return calibrations.load_calibration(folder)
+        return load_calibration(folder)
 
     @cached_property
     def absorbed(self) -> AfterRepairSketch:
@@ -89,7 +87,7 @@ class Bench:
 
     @cached_property
     def original(self) -> Loaded:
-        return models.load_model(bundled.NAME)
+        return load_model(bundled.NAME)
 
     @cached_property
     def told(self) -> tasks.Encoded:
@@ -208,8 +206,8 @@ class Bench:
             if not place.is_dir():
                 place.parent.mkdir(exist_ok=True)
                 line.make(place)
-            loaded, gone = models.load_model(str(place)), removed(place)
-        with results.open_cache() as cache:
+            loaded, gone = load_model(str(place)), removed(place)
+        with open_cache() as cache:
             found = quality(self.original, loaded, self.told, Passes(8, cache))
         kept = {"gone": gone, **found.model_dump(), "machine": machine()}
         (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))

@@ -26,8 +26,8 @@ from websockets import Subprotocol
 from benchmarks.measure import machine, table
 from slim import jobs
 from slim.calibration import calibrate
-from slim.calibration import record as calibration
 from slim.calibration.facts import CalibrationSettings
+from slim.calibration.record import load_calibration
 from slim.core.run_index import remember
 from tests.pico import make_pico, save_pico
 
@@ -77,7 +77,7 @@ def furnish(home: Path, people: int) -> None:
         record["dataset"]["source"] = f"{Person(number).mark}rows.jsonl"
         (folder / "record.json").write_text(json.dumps(record))
         (folder / "tensors.safetensors").write_bytes((first / "tensors.safetensors").read_bytes())
-        calibration.load_calibration(folder)
+        load_calibration(folder)
         remember(folder, "calibration")
 
 

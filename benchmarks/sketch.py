@@ -22,8 +22,7 @@ from slim.calibration import sketch
 from slim.calibration.criteria.kl_output import Ablation, Full, ablate
 from slim.data import tasks
 from slim.models import bundled
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model, model_facts
 
 LENGTH = 192
 WIDE = {"layers": 40, "heads": 32, "kv_heads": 8, "width": 512, "head_dim": 16}
@@ -137,8 +136,8 @@ def wide_model(vocabulary: int) -> Loaded:
         tie_word_embeddings=True,
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
-    tokenizer = models.load_model(bundled.NAME).tokenizer
-    return Loaded(model, tokenizer, models.model_facts(model, "random llama", "random"))
+    tokenizer = load_model(bundled.NAME).tokenizer
+    return Loaded(model, tokenizer, model_facts(model, "random llama", "random"))
 
 
 def speed(loaded: Loaded, batches: Sequence[tasks.Batch]) -> None:
@@ -160,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="the shared prefix alone")
     options = parser.parse_args()
-    loaded = models.load_model(bundled.NAME)
+    loaded = load_model(bundled.NAME)
     task = tasks.load_task("bundled:briefs")
     encoded = tasks.encode(tasks.choose(task, options.rows, 0), loaded.tokenizer, LENGTH)
     batches = list(tasks.batches(encoded, 4))

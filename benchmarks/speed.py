@@ -24,8 +24,7 @@ from slim.calibration.criteria.kl_output import kl_divergence
 from slim.evaluation.speed import tokens
 from slim.evaluation.timing import in_fresh_process, interleaved, peak_growth
 from slim.models import bundled
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model, locate
 from slim.models.probe import Probe
 
 STATISTICS = ("entropy", "kl_uniform", "variance", "block_influence")
@@ -187,8 +186,8 @@ def main() -> None:
     parser.add_argument("--weigh", choices=PASSES, help="print the peak memory of one pass and nothing else")
     parser.add_argument("--tokens", type=int, default=TIMED[0], help="for --weigh")
     options = parser.parse_args()
-    folder = models.locate(options.model)
-    loaded = models.load_model(folder)
+    folder = locate(options.model)
+    loaded = load_model(folder)
     if options.weigh:
         print(json.dumps(memory(loaded, options.weigh, options.tokens)))
         return

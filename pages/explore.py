@@ -12,10 +12,9 @@ from pages.views.frame import PLOT, chosen_calibration, escaped, facts_line, pag
 from pages.views.head_detail import Shown, chosen_head, clickable, head_table, show_head
 from pages.views.task_vs_general import show_difference
 from slim.calibration import charts, scores
-from slim.calibration import head_detail as detail
 from slim.calibration.check_record import rank_correlation
 from slim.calibration.criteria import CRITERIA
-from slim.calibration.head_detail import HeadScore
+from slim.calibration.head_detail import HeadScore, head_scores
 from slim.calibration.record import Calibration
 from slim.core.errors import SlimError
 
@@ -24,7 +23,7 @@ from slim.core.errors import SlimError
 def _measures(
     path: str, started: str, checked: float, weights: tuple[tuple[str, float], ...], _calibration: Calibration
 ) -> dict[str, HeadScore]:
-    return detail.head_scores(_calibration, dict(weights))
+    return head_scores(_calibration, dict(weights))
 
 
 def choose_weights(calibration: Calibration) -> dict[str, float]:

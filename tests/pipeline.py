@@ -10,7 +10,7 @@ from slim.evaluation.evaluate import checked_settings, evaluate
 from slim.judging import judge
 from slim.planning import threshold as plan
 from slim.planning.files import load_plan, save_plan
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from slim.recovery import repair
 from slim.recovery.repair import RepairSettings
 from tests.pico import make_pico, save_pico
@@ -52,7 +52,7 @@ def make_pipeline(home: Path, model: Path) -> Pipeline:
         str(model), DATA, settings=CalibrationSettings(samples=6, max_length=48), output=made.calibration
     )
     save_plan(plan.plan_by_threshold(measured, 0.7, "head"), made.plan)
-    prune.prune(load_plan(made.plan), made.checkpoint)
+    surgery.prune(load_plan(made.plan), made.checkpoint)
     few = RepairSettings.checked(samples=60, max_length=48, batch_size=4)
     repair.repair(str(made.checkpoint), settings=few, output=made.recovered)
     quick = checked_settings(samples=4, max_length=48, max_new_tokens=2, device="cpu")

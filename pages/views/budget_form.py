@@ -8,9 +8,8 @@ from pages.views.board import UNITS
 from pages.views.frame import newest_job, show_job
 from slim import jobs
 from slim.calibration.record import Calibration
-from slim.planning import after_repair as absorbed
 from slim.planning import budget
-from slim.planning.after_repair import AfterRepairSketch
+from slim.planning.after_repair import FILE, AfterRepairSketch, load_after_repair
 from slim.planning.record import Plan
 
 FIELDS = {
@@ -27,7 +26,7 @@ FIELDS = {
 
 def budget_plan(path: Path, calibration: Calibration) -> Plan | None:
     """The form, and the plan that it asked for last; None before the first. Raises InputError as the planner does."""
-    measured = (path / absorbed.FILE).is_file()
+    measured = (path / FILE).is_file()
     with st.form("budget", border=True):
         unit = UNITS[
             st.segmented_control("Remove", list(UNITS), default="Heads", required=True, key="budget-unit") or "Heads"
@@ -91,9 +90,9 @@ def offer_absorbed(path: Path, calibration: Calibration) -> None:
 
 def read_absorbed(path: Path) -> AfterRepairSketch:
     """Kept in memory while few others are. Raises InputError where it is damaged."""
-    return _absorbed(str(path), (path / absorbed.FILE).stat().st_mtime_ns)
+    return _absorbed(str(path), (path / FILE).stat().st_mtime_ns)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _absorbed(path: str, written: int) -> AfterRepairSketch:
-    return absorbed.load_after_repair(Path(path))
+    return load_after_repair(Path(path))

@@ -11,7 +11,7 @@ from slim.calibration import check, check_charts, scores
 from slim.calibration.check_record import CriterionCheck, Verdict, rank_correlation
 from slim.calibration.record import Calibration
 from slim.core.resources import seconds_of
-from slim.models import load as models
+from slim.models.load import resolve_device, resolve_dtype
 
 
 def show_faithfulness(shown: Shown) -> None:
@@ -50,7 +50,7 @@ def check_seconds(calibration: Calibration) -> float:
     orders = len(check.criteria(calibration, scores.default_weights(calibration)))
     heads = min(check.HEADS, facts.model.layers * facts.model.heads)
     forwards = check.ROWS * length * (0.6 * heads + orders * len(check.SHARES))
-    device, dtype = models.resolve_device(facts.settings.device), models.resolve_dtype(facts.settings.dtype)
+    device, dtype = resolve_device(facts.settings.device), resolve_dtype(facts.settings.dtype)
     return seconds_of(facts.model, forwards, device, dtype)
 
 

@@ -10,10 +10,9 @@ from pages.views.evaluation_tables import show_summary, show_tables
 from pages.views.frame import choose_run, duration, sentence
 from pages.views.report_button import offer_report
 from slim.core.errors import InputError
-from slim.evaluation import charts as evaluation_charts
-from slim.evaluation import record as evaluation
+from slim.evaluation.charts import change_bars, radar, trade_off
 from slim.evaluation.comparison import ComparedMetric, Group, compare_models, named_metric
-from slim.evaluation.record import Evaluation, EvaluationFacts
+from slim.evaluation.record import Evaluation, EvaluationFacts, figures_table, load_evaluation
 from slim.evaluation.tables import in_short
 
 GROUPS: dict[Group, str] = {"quality": "Quality", "speed": "Speed", "size": "Size"}
@@ -21,7 +20,7 @@ GROUPS: dict[Group, str] = {"quality": "Quality", "speed": "Speed", "size": "Siz
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the evaluation")
 def _evaluation(path: str, written: int) -> Evaluation:
-    return evaluation.load_evaluation(Path(path))
+    return load_evaluation(Path(path))
 
 
 def show_past(key: str) -> None:
@@ -99,14 +98,14 @@ def _show_changes(found: Sequence[ComparedMetric], names: Sequence[str], name: s
             disabled=way == "Radar",
         )
     if way == "Radar":
-        figure = evaluation_charts.radar(in_short(found), names)
+        figure = radar(in_short(found), names)
         if figure is None:
             st.info("A radar needs three figures that all models have; the bars show what there is.")
             return
         st.plotly_chart(figure, key="evaluate-radar", config=_saved_as(name, "radar"))
         st.caption("A radar shows no intervals: what looks like a difference may be none. The bars show them.")
         return
-    figure = evaluation_charts.change_bars([one for one in found if one.group == group], names)
+    figure = change_bars([one for one in found if one.group == group], names)
     st.plotly_chart(figure, key="evaluate-bars", config=_saved_as(name, f"{group}-bars"))
     st.caption("The line at 0 is the original. Whiskers: the intervals of the tables.")
 
@@ -123,9 +122,7 @@ def _show_trade_off(found: Sequence[ComparedMetric], names: Sequence[str], name:
         x = _axis("Horizontal axis", "size", small)
     with right:
         y = _axis("Vertical axis", "quality", good)
-    st.plotly_chart(
-        evaluation_charts.trade_off(x, y, names), key="evaluate-scatter", config=_saved_as(name, f"{x.name}-{y.name}")
-    )
+    st.plotly_chart(trade_off(x, y, names), key="evaluate-scatter", config=_saved_as(name, f"{x.name}-{y.name}"))
     words = "Filled and joined: the efficient ones, which no other beats in one without being behind in the other."
     if len(small) == 1:
         words += " Bytes, memory and speed are there to choose after an evaluation with speed."
@@ -144,7 +141,7 @@ def _show_downloads(facts: EvaluationFacts, name: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "Figures as CSV",
-            evaluation.figures_table(facts).to_csv(index=False),
+            figures_table(facts).to_csv(index=False),
             f"{name}.csv",
             "text/csv",
             icon=":material/table:",

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pages.views.frame import PLOT, sentence
 from pages.views.preview import ONE_AT_A_TIME, open_model, show_preview
-from slim.calibration import charts
-from slim.calibration import head_detail as detail
+from slim.calibration import charts, head_detail
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.head_detail import HeadScore
 from slim.calibration.record import Calibration
@@ -140,7 +139,7 @@ def _stepped() -> None:
 
 def _show_costs(shown: Shown) -> None:
     """What removing the head, its group and its block costs."""
-    costs = detail.costs(shown.calibration, *shown.head)
+    costs = head_detail.costs(shown.calibration, *shown.head)
     if not costs:
         st.caption("No forecast of what it costs: this calibration was made without KL.")
         return
@@ -179,7 +178,7 @@ def _interval(low: float | None, high: float | None) -> str:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the rows")
 def _rows(path: str, started: str, _calibration: Calibration, _loaded: Loaded) -> Encoded:
-    return detail.rows_of(_calibration, _loaded)
+    return head_detail.rows_of(_calibration, _loaded)
 
 
 @st.cache_data(max_entries=16, show_spinner="Running the model on the row")
@@ -187,7 +186,7 @@ def _attention(
     path: str, started: str, row: int, layer: int, head: int, _loaded: Loaded, _encoded: Encoded
 ) -> NDArray[np.float32]:
     with ONE_AT_A_TIME:
-        return detail.attention(_loaded, _encoded.rows[row], layer, head)
+        return head_detail.attention(_loaded, _encoded.rows[row], layer, head)
 
 
 def _show_attention(calibration: Calibration, layer: int, head: int) -> None:
@@ -203,16 +202,16 @@ def _show_attention(calibration: Calibration, layer: int, head: int) -> None:
     except SlimError as error:
         st.warning(sentence(str(error)), icon=":material/warning:")
         return
-    words = detail.pieces(loaded, encoded.rows[row][: len(weights)])
+    words = head_detail.pieces(loaded, encoded.rows[row][: len(weights)])
     query = _choose_query(row, words)
-    cells, side = detail.coarse(weights)
+    cells, side = head_detail.coarse(weights)
     st.plotly_chart(
         charts.attention_map(cells, side, words, query),
         key="explore-attention",
         config=PLOT,
         alt=f"Attention of layer {layer}, head {head} on row {row + 1}",
     )
-    received = detail.received(weights, query)
+    received = head_detail.received(weights, query)
     st.html(_shaded(words, received, query))
     st.caption(_in_words(words, received, query, side, len(encoded.rows[row])))
 

@@ -10,8 +10,8 @@ import streamlit as st
 from streamlit.auth_util import is_authlib_installed
 from streamlit.errors import StreamlitAuthError, StreamlitSecretNotFoundError
 
-from slim.core import network as exposure
 from slim.core.errors import InputError
+from slim.core.network import DASHBOARD, is_local, warning
 
 SHARED = "The workspace is shared: everyone who can log in sees all runs and uploads and may start, stop and delete."
 REMEDY = "set up a login (docs/safety.md) or bind it to 127.0.0.1"
@@ -59,7 +59,7 @@ def needed() -> bool:
 def is_shared() -> bool:
     """Whether others than the person at this machine may be at the pages. In doubt, they may."""
     try:
-        return needed() or not exposure.is_local(st.get_option("server.address"))
+        return needed() or not is_local(st.get_option("server.address"))
     except InputError:
         return True
 
@@ -146,14 +146,14 @@ def show_sharing() -> None:
         st.caption(SHARED)
         return
     address = st.get_option("server.address")
-    if said := exposure.warning(address, exposure.DASHBOARD, REMEDY):
+    if said := warning(address, DASHBOARD, REMEDY):
         st.warning(f"Open to others: {said}", icon=":material/lock_open:")
 
 
 def warn_once() -> None:
     """Tells in the server's log, once, when it is open without a login."""
     try:
-        said = None if needed() else exposure.warning(st.get_option("server.address"), exposure.DASHBOARD, REMEDY)
+        said = None if needed() else warning(st.get_option("server.address"), DASHBOARD, REMEDY)
     except InputError as error:
         said = str(error)
     if said:

@@ -6,8 +6,7 @@ import streamlit as st
 
 from pages.views.frame import choose_run, plain_errors
 from pages.views.preview import ONE_AT_A_TIME, answer_places, examples, open_model, show_answer
-from slim.evaluation import streaming as generate
-from slim.evaluation.streaming import Answer
+from slim.evaluation.streaming import Answer, side_by_side
 from slim.pruning.checkpoint import recipe
 
 
@@ -40,7 +39,7 @@ def show_playground() -> None:
         with plain_errors(), ONE_AT_A_TIME:
             pair = [open_model(made.model.source), open_model(str(path))]
             last: dict[int, Answer] = {}
-            for index, answer in generate.side_by_side(pair, prompt, limit):
+            for index, answer in side_by_side(pair, prompt, limit):
                 last[index] = answer
                 show_answer(places[index], answer)
         st.session_state["compare-answers"] = (str(path), prompt, last)

@@ -9,9 +9,8 @@ from pages.views.frame import plain_errors
 from slim.core import paths
 from slim.core.records import Keep
 from slim.data import tasks
-from slim.evaluation import streaming as generate
-from slim.evaluation.streaming import Answer
-from slim.models import load as models
+from slim.evaluation.streaming import Answer, side_by_side
+from slim.models import load
 from slim.models.load import Loaded
 
 ONE_AT_A_TIME = threading.Lock()
@@ -20,7 +19,7 @@ ONE_AT_A_TIME = threading.Lock()
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def load_model(source: str, written: int, device: str, dtype: str) -> Loaded:
-    return models.load_model(source, device=device, dtype=dtype)
+    return load.load_model(source, device=device, dtype=dtype)
 
 
 def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
@@ -72,7 +71,7 @@ def show_preview(source: str, keep: Keep, key: str, title: str) -> None:
     if asked:
         with plain_errors(), ONE_AT_A_TIME:
             loaded, last = open_model(source), {}
-            for index, answer in generate.side_by_side([loaded, (loaded, keep)], prompt, 64):
+            for index, answer in side_by_side([loaded, (loaded, keep)], prompt, 64):
                 last[index] = answer
                 show_answer(places[index], answer, with_pace=False)
         st.session_state[f"{key}-answers"] = (source, keep, prompt, last)

@@ -19,8 +19,8 @@ from slim.planning.record import Plan
 from slim.pruning import held_out
 from slim.pruning.history import Method, Recovery
 from slim.recovery import finetune, repair
-from slim.recovery import layer_distillation as local
 from slim.recovery.charts import NAMES
+from slim.recovery.layer_distillation import workload
 from slim.recovery.preview import preview
 from slim.recovery.repair import RepairSettings
 from slim.recovery.settings import TrainSettings
@@ -291,6 +291,6 @@ def _told(_task: Task, path: str, method: Method, arguments: str) -> tuple[Workl
     at = preview(path, _task, settings)
     if at is None:
         return None
-    stages = {"repair": repair.workload, "local": local.workload}
+    stages = {"repair": repair.workload, "local": workload}
     work = stages.get(method, finetune.workload)(at, settings)
     return work, {role: len(part.rows) for role, part in at.drawn.parts.items()}

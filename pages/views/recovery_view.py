@@ -13,8 +13,7 @@ from slim import jobs
 from slim.jobs import Job
 from slim.planning.record import Plan
 from slim.pruning.history import CurvePoint, Recovery, RecoveryStep
-from slim.recovery import charts as recovery_charts
-from slim.recovery.charts import NAMES
+from slim.recovery.charts import NAMES, changes, curve, in_words
 from slim.recovery.workbench import UNCHANGED
 
 KINDS = ("repair", "finetune")
@@ -76,7 +75,7 @@ def _show_curve(job: Job) -> None:
             st.caption(f"Before it: KL to the original {points[0].kl:.3f} nats/token on the validation rows.")
         return
     steps = job.arguments.get("settings", {}).get("steps")
-    st.plotly_chart(recovery_charts.curve(points, steps), key="recover-live", config=PLOT)
+    st.plotly_chart(curve(points, steps), key="recover-live", config=PLOT)
     first, last = points[0], points[-1]
     st.caption(
         f"Step {last.step}: KL to the original {first.kl:.3f} → {last.kl:.3f} nats/token, "
@@ -122,7 +121,7 @@ def show_recovery(recovery: Recovery) -> None:
     last = recovery.steps[-1]
     show_steps(recovery.steps)
     if len(last.curve) >= POINTS:
-        st.plotly_chart(recovery_charts.curve(last.curve), key="recover-curve", config=PLOT)
+        st.plotly_chart(curve(last.curve), key="recover-curve", config=PLOT)
     with st.expander("Every step in figures", icon=":material/table:"):
         st.dataframe(table(recovery), hide_index=True)
         for number, step in enumerate(recovery.steps, 1):
@@ -139,13 +138,13 @@ def show_steps(steps: Sequence[RecoveryStep]) -> None:
             f"**{NAMES[last.method]}** was not applied: {UNCHANGED}.",
             icon=":material/block:",
         )
-    st.plotly_chart(recovery_charts.changes(steps), key="recover-changes", config=PLOT)
+    st.plotly_chart(changes(steps), key="recover-changes", config=PLOT)
 
 
 def proof(step: RecoveryStep) -> str:
     """Before and after on rows that took no part."""
     rows = f"{step.after.rows} rows that took no part in it ({step.after.predicted:,} predicted tokens)"
-    return f"{recovery_charts.in_words(step.before, step.after)}, on {rows}"
+    return f"{in_words(step.before, step.after)}, on {rows}"
 
 
 def table(recovery: Recovery) -> pd.DataFrame:

@@ -12,8 +12,7 @@ from pages.views.frame import escaped, plain_errors, sentence
 from pages.views.report_button import offer_report
 from slim.core.errors import SlimError
 from slim.core.formatting import format_bytes
-from slim.runs import archive
-from slim.runs import manage as runs
+from slim.runs import archive, manage
 from slim.runs.lineage import Lineage, Node
 from slim.runs.lineage_chart import COLOURS
 
@@ -111,7 +110,7 @@ def steps(node: Node) -> list[Step]:
 
 def _show_names(found: Lineage, node: Node) -> None:
     """Renames and tags. The run stays where it lies, because others name its place."""
-    name = st.text_input("Name", node.name, key=f"name-{node.key}", max_chars=runs.LONGEST)
+    name = st.text_input("Name", node.name, key=f"name-{node.key}", max_chars=manage.LONGEST)
     known = sorted({tag for other in found.runs for tag in other.tags})
     tags = st.multiselect(
         "Tags", known, default=list(node.tags), accept_new_options=True, key=f"tags-{node.key}", placeholder="Add a tag"
@@ -119,11 +118,11 @@ def _show_names(found: Lineage, node: Node) -> None:
     if st.button("Save", type="primary", key=f"save-{node.key}"):
         try:
             if name != node.name:
-                runs.rename(found, node, name)
+                manage.rename(found, node, name)
             if added := [tag for tag in tags if tag not in node.tags]:
-                runs.tag(node, *added)
+                manage.tag(node, *added)
             if taken := [tag for tag in node.tags if tag not in tags]:
-                runs.untag(node, *taken)
+                manage.untag(node, *taken)
         except SlimError as error:
             st.error(sentence(str(error)), icon=":material/error:")
             return
@@ -167,10 +166,10 @@ def _packed(found: Lineage, nodes: Sequence[Node]) -> bytes:
 
 def _show_delete(found: Lineage, node: Node) -> None:
     """What would go, what depends on it, and the button."""
-    after = runs.dependents(found, [node])
+    after = manage.dependents(found, [node])
     if after:
-        names = ", ".join(f"{other.stage} {other.name}" for other in after[: runs.LISTED])
-        more = f" and {len(after) - runs.LISTED} more" if len(after) > runs.LISTED else ""
+        names = ", ".join(f"{other.stage} {other.name}" for other in after[: manage.LISTED])
+        more = f" and {len(after) - manage.LISTED} more" if len(after) > manage.LISTED else ""
         st.warning(f"Made from it: {escaped(names)}{more}.", icon=":material/account_tree:")
     all_of_it = bool(after) and st.checkbox("Delete these too", key=f"all-{node.key}")
     if after and not all_of_it:
@@ -180,7 +179,7 @@ def _show_delete(found: Lineage, node: Node) -> None:
     words = f"Delete {len(nodes)} runs, {size}" if len(nodes) > 1 else f"Delete it, {size}"
     if st.button(words, type="primary", key=f"delete-{node.key}", icon=":material/delete_forever:"):
         with plain_errors():
-            runs.delete(nodes)
+            manage.delete(nodes)
         st.toast(f"Deleted: {escaped(node.name)}")
         st.rerun()
     st.caption("This cannot be undone.")

@@ -8,7 +8,7 @@ from pages.views.run_detail import Choose
 from slim.core.errors import SlimError
 from slim.core.formatting import format_bytes
 from slim.runs import archive, disk_use
-from slim.runs import comparison as run_comparison
+from slim.runs.comparison import compare
 from slim.runs.disk_use import Left
 from slim.runs.lineage import Lineage, Node
 
@@ -37,7 +37,7 @@ def show_comparison(found: Lineage, chosen: str) -> None:
             "Other", nodes, (alike or others)[0], format_func=lambda key: _called(nodes[key]), key=f"other-{chosen}"
         )
         try:
-            both = run_comparison.compare(nodes[one], nodes[other])
+            both = compare(nodes[one], nodes[other])
         except SlimError as error:
             st.error(sentence(str(error)), icon=":material/error:")
             return

@@ -16,8 +16,8 @@ from slim.calibration.resources import workload
 from slim.core import paths
 from slim.core.errors import InputError, SlimError
 from slim.core.records import ModelFacts
-from slim.data import columns as layouts
 from slim.data import tasks, uploads
+from slim.data.columns import fit_mapping, suggest_mapping
 from slim.data.sources import FORMATS, is_hub_id
 from slim.data.tasks import TEMPLATES, Example, Positions, Task
 from slim.models.load import resolve_device, resolve_dtype
@@ -109,7 +109,7 @@ def _where(source: str, key: str) -> dict[str, str | None]:
 def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[str, Any]:
     """The template, which column is what, and the wording; the guess is chosen already."""
     try:
-        guess: str | None = layouts.fit_mapping(names).template.name
+        guess: str | None = fit_mapping(names).template.name
     except InputError:
         guess = None
     options = list(TEMPLATES)
@@ -125,7 +125,7 @@ def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[st
     if name is None:
         return {}
     template, key = TEMPLATES[name], f"{key}-{name}"
-    likely = layouts.suggest_mapping(template, names).columns
+    likely = suggest_mapping(template, names).columns
     columns = {
         role: place.selectbox(
             f"Column: {role}",

@@ -10,8 +10,7 @@ import streamlit as st
 from pages.views.frame import duration, newest_job, read_calibration, show_job
 from pages.views.head_detail import Shown, clickable, head_table
 from slim import jobs
-from slim.calibration import charts
-from slim.calibration import task_vs_general as difference
+from slim.calibration import charts, task_vs_general
 from slim.calibration.facts import CalibrationFacts
 from slim.calibration.record import Calibration
 from slim.calibration.task_vs_general import TaskDifference
@@ -27,7 +26,7 @@ def show_difference(shown: Shown) -> None:
         st.info("This calibration was made without KL, so it does not know what a head costs.", icon=":material/info:")
         return
     facts = shown.calibration.facts
-    others = difference.of_same_model(facts.model, runs("calibration"), but=shown.path)
+    others = task_vs_general.of_same_model(facts.model, runs("calibration"), but=shown.path)
     others.sort(key=lambda pair: pair[1] != GENERAL)
     if others:
         compare(shown, dict(others))
@@ -89,7 +88,7 @@ def compare(shown: Shown, others: Mapping[Path, str]) -> None:
     ]
     if found.shared:
         words.append(f"a factor of {np.exp(found.shared):.2f} that all heads share is taken out")
-    unlike = difference.unlike(shown.calibration, general)
+    unlike = task_vs_general.unlike(shown.calibration, general)
     if unlike:
         words.append(f"the two were not measured alike ({'; '.join(unlike)})")
     st.caption("; ".join(words) + ".")
@@ -127,4 +126,4 @@ def show_least_needed(found: TaskDifference) -> None:
 def _difference(
     keys: tuple[tuple[str, str], ...], centred: bool, _task: Calibration, _general: Calibration
 ) -> TaskDifference:
-    return difference.task_difference(_task, _general, centred=centred, seed=_task.facts.settings.seed)
+    return task_vs_general.task_difference(_task, _general, centred=centred, seed=_task.facts.settings.seed)

@@ -13,8 +13,8 @@ from slim.calibration.facts import CalibrationFacts, CalibrationSettings, Criter
 from slim.calibration.passes import Passes
 from slim.calibration.record import Calibration, save_calibration
 from slim.calibration.resources import forwards, workload
-from slim.core import cache as results
 from slim.core import workspace
+from slim.core.cache import open_cache
 from slim.core.environment import versions
 from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
@@ -24,8 +24,7 @@ from slim.data import tasks
 from slim.data.batch_runner import Work
 from slim.data.tasks import dataset_facts
 from slim.models import bundled
-from slim.models import load as models
-from slim.models.load import Loaded, device_name
+from slim.models.load import Loaded, device_name, load_model
 
 Tell = Callable[[Workload], None]
 """Hears what a calibration will take before it starts."""
@@ -51,7 +50,7 @@ def calibrate(
     names = (Path(source.removeprefix("bundled:")).stem for source in (model, dataset))
     output = output or workspace.fresh_path("calibration", "-".join(names))
     workspace.check_output(output)
-    loaded = models.load_model(model, device=settings.device, dtype=settings.dtype, progress=progress)
+    loaded = load_model(model, device=settings.device, dtype=settings.dtype, progress=progress)
     if loaded.model.config.is_heterogeneous:
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
     examples = tasks.choose(task, settings.samples, settings.seed, progress)
@@ -64,7 +63,7 @@ def calibrate(
         )
     if tell is not None:
         tell(workload(loaded.facts, encoded.lengths, settings, loaded.model.device, loaded.model.dtype))
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         calibration = measure(loaded, encoded, task, settings, progress, cache=cache)
     return save_calibration(calibration, output)
 

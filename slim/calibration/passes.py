@@ -9,12 +9,11 @@ import torch
 from diskcache import Cache
 from torch import Tensor
 
-from slim.calibration import sketch as loss_sketch
 from slim.calibration.criteria import CRITERIA, kl_output
 from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.resources import WATCH, ablation_cost, levels_ablated, rows_ablated, sketch_cost
-from slim.calibration.sketch import LossSketch, score_rows
+from slim.calibration.sketch import VERSION, LossSketch, score_rows
 from slim.core.cache import Arrays, RowCache
 from slim.core.errors import SlimError
 from slim.core.statistics import Estimate, ratio_of_sums
@@ -127,7 +126,7 @@ class Passes:
             compute,
             sketch_cost(draws),
             "Sketching the loss",
-            sketch=loss_sketch.VERSION,
+            sketch=VERSION,
             draws=draws,
             seed=seed,
         )

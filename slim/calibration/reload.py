@@ -5,8 +5,7 @@ from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
 from slim.core.records import DatasetFacts
 from slim.data import tasks
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 
 
 def task_of(data: DatasetFacts) -> tasks.Task:
@@ -19,9 +18,7 @@ def task_of(data: DatasetFacts) -> tasks.Task:
 def same_model(calibration: Calibration, progress: Progress = silent) -> Loaded:
     """The calibration's model. Raises InputError when its source names another one now."""
     settings = calibration.facts.settings
-    loaded = models.load_model(
-        calibration.facts.model.source, device=settings.device, dtype=settings.dtype, progress=progress
-    )
+    loaded = load_model(calibration.facts.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
     if loaded.facts.fingerprint != calibration.facts.model.fingerprint:
         raise InputError(
             f"calibration: {calibration.facts.model.source!r} is another model now than when it was measured: "

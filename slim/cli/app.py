@@ -14,8 +14,8 @@ from urllib.request import urlopen
 import typer
 
 from slim.cli.shared import careful, cli, out
-from slim.core import network as exposure
 from slim.core.errors import InputError, SlimError
+from slim.core.network import DASHBOARD, warning
 
 
 @cli.command(name="app")
@@ -30,7 +30,7 @@ def dashboard(
         raise InputError(f"the dashboard's pages are not beside the package in {str(root)!r}: run it from a clone.")
     url = f"http://localhost:{port}"
     host = "127.0.0.1" if host == "localhost" else host
-    careful(exposure.warning(host, exposure.DASHBOARD, "set up a login before others can (docs/safety.md)"))
+    careful(warning(host, DASHBOARD, "set up a login before others can (docs/safety.md)"))
     if browser and (
         sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

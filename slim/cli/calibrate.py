@@ -115,7 +115,7 @@ def check(
 ) -> None:
     """Leave heads out to see which criterion predicts real damage, and correct the forecast by it."""
     from slim.calibration import check as stage
-    from slim.calibration import record as measured
+    from slim.calibration.record import load_calibration
 
     options: dict[str, Any] = {
         "weights": parse_weights(weights) if weights else None,
@@ -123,7 +123,7 @@ def check(
         "heads": heads,
     }
     with at_work("check", calibration=calibration, **options) as progress:
-        done = stage.check(measured.load_calibration(calibration), **options, progress=progress)
+        done = stage.check(load_calibration(calibration), **options, progress=progress)
         progress.made(done.path)
     if done.check is None:
         raise RuntimeError("a check gives what it measured")

@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 
 from slim.cli.shared import AsJson, at_work, careful, cli, out, print_json, progress_bar
-from slim.core import network as exposure
 from slim.core.errors import Cancelled
+from slim.core.network import MODEL, warning
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
 
@@ -98,7 +98,7 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a model with the OpenAI API until Ctrl-C."""
-    from slim.models import load as models
+    from slim.models.load import load_model
     from slim.serving import server as stage
 
     name = stage.name_of(folder)
@@ -110,9 +110,9 @@ def serve(
             out.print(f"{name} answers at {url} (Ctrl-C stops it).", soft_wrap=True)
 
     with stage.listen(host, port) as place:  # before the model is loaded, which takes longer
-        careful(exposure.warning(host, exposure.MODEL, "put something in front of it that asks who they are"))
+        careful(warning(host, MODEL, "put something in front of it that asks who they are"))
         with progress_bar() as progress:
-            loaded = models.load_model(folder, device=device, dtype=dtype, progress=progress)
+            loaded = load_model(folder, device=device, dtype=dtype, progress=progress)
         try:
             stage.serve(loaded, name, place, ready)
         finally:

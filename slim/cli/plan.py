@@ -52,28 +52,28 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Turn a calibration into a legal plan, with its size and forecast loss."""
-    from slim.calibration import record as measured
+    from slim.calibration.record import load_calibration
     from slim.core import workspace
-    from slim.planning import after_repair as absorbed
-    from slim.planning import budget as budgets
-    from slim.planning import threshold as stage
+    from slim.planning.after_repair import after_repair_sketch
+    from slim.planning.budget import check_limits, plan_by_budget
+    from slim.planning.threshold import plan_by_threshold
 
     if budget is not None and (given := [name for name, value in _by_score(threshold, weights, per_layer) if value]):
         raise InputError(f"budget: it stands in place of --{given[0]}: leave one of them out.")
     pins = _pins(keep, drop, protect)
-    record = measured.load_calibration(calibration)
+    record = load_calibration(calibration)
     if after_repair and budget is None:
         raise InputError("after-repair: it plans by budget: give one with --budget, for instance params=0.9.")
     if budget is not None:
         limits, left = parse_numbers("budget", budget, LIMITS), None
         if after_repair:
-            budgets.check_limits(limits)
+            check_limits(limits)
             with at_work("absorb", calibration=calibration) as progress:
-                left = absorbed.after_repair_sketch(record, progress)
+                left = after_repair_sketch(record, progress)
                 progress.made(calibration)
-        made = budgets.plan_by_budget(record, limits, unit, uniform=uniform, pins=pins, absorbed=left)
+        made = plan_by_budget(record, limits, unit, uniform=uniform, pins=pins, absorbed=left)
     else:
-        made = stage.plan_by_threshold(
+        made = plan_by_threshold(
             record,
             0.8 if threshold is None else threshold,
             unit,

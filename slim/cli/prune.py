@@ -38,9 +38,9 @@ def prune(
 ) -> None:
     """Execute a plan: remove the weights, repair what is left, and save a checkpoint."""
     from slim.cli.recover import figures
-    from slim.pruning import history as recovery
     from slim.pruning.checkpoint import recipe
-    from slim.recovery import iterative as stage
+    from slim.pruning.history import load_recovery
+    from slim.recovery.iterative import execute_plan
     from slim.recovery.repair import RepairSettings
 
     made = load_plan(plan_file)
@@ -48,10 +48,10 @@ def prune(
     data = {"dataset": dataset, "config": config, "split": split} if dataset else {}
     options: dict[str, Any] = {"repaired": repair, "rounds": rounds, "output": output, **data}
     with at_work("prune", plan=plan_file, **options, settings=settings.model_dump()) as progress:
-        folder = stage.execute_plan(made, **options, settings=settings, progress=progress)
+        folder = execute_plan(made, **options, settings=settings, progress=progress)
         progress.made(folder)
     made = recipe(folder)  # rounds plan anew
-    steps = recovery.load_recovery(folder).steps
+    steps = load_recovery(folder).steps
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if as_json:
         found = {"path": str(folder), "parameters": made.after.parameters, "bytes_on_disk": size}

@@ -15,9 +15,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a run and all that belongs to it as one page that needs no network, or as a model card."""
-    from slim.runs.report import write as stage
+    from slim.runs.report.write import write
 
-    path = stage.write(run, output)
+    path = write(run, output)
     size = path.stat().st_size
     if as_json:
         print_json({"path": str(path), "bytes": size})

@@ -81,12 +81,11 @@ def show(run: Run, as_json: AsJson = False) -> None:
 @runs_app.command()
 def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
     """Two runs side by side, what differs first."""
-    from slim.runs import comparison as run_comparison
-    from slim.runs import lineage
+    from slim.runs import comparison, lineage
     from slim.runs import manage as runs
 
     found = lineage.read_lineage()
-    both = run_comparison.compare(runs.find_run(found, one), runs.find_run(found, other))
+    both = comparison.compare(runs.find_run(found, one), runs.find_run(found, other))
     if as_json:
         told: dict[str, Any] = {"one": str(both.one.path), "other": str(both.other.path)}
         told["lines"] = [

@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slim.core import cache as results
 from slim.core import workspace
+from slim.core.cache import open_cache
 from slim.core.environment import versions
 from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
 from slim.core.resources import Workload, memory_there, seconds_of
 from slim.data.tasks import dataset_facts
-from slim.evaluation import dataset_rows as own_rows
-from slim.evaluation import speed as pace
+from slim.evaluation.dataset_rows import Drawn, Reader, draw
 from slim.evaluation.lm_eval_tasks import LmEvalTasks
 from slim.evaluation.lm_eval_tasks import version as harness_version
 from slim.evaluation.record import (
@@ -26,8 +25,8 @@ from slim.evaluation.record import (
     save_evaluation,
 )
 from slim.evaluation.row_table import ScoreColumns, facts_of, scores_of, table
-from slim.models import load as models
-from slim.models.load import Loaded, device_name
+from slim.evaluation.speed import check_speed_settings, footprints, measure_speed
+from slim.models.load import Loaded, device_name, load_model
 from slim.pruning import held_out
 
 Tell = Callable[[Workload], None]
@@ -76,27 +75,27 @@ def evaluate(
     workspace.check_output(output)
     names = held_out.labels(list(dict.fromkeys((original, *checkpoints))))
     loaded = {
-        name: models.load_model(source, device=settings.device, dtype=settings.dtype, progress=progress)
+        name: load_model(source, device=settings.device, dtype=settings.dtype, progress=progress)
         for name, source in names.items()
     }
     first = next(iter(loaded))
-    drawn = own_rows.draw(task, loaded, checkpoints, settings, progress) if task is not None else None
+    drawn = draw(task, loaded, checkpoints, settings, progress) if task is not None else None
     if speed:
-        pace.check_speed_settings(loaded, settings.pace)
+        check_speed_settings(loaded, settings.pace)
     if tell is not None:
         tell(workload(loaded, drawn, settings))
     parts, notes, truncated = [], [], {}
     if drawn is not None:
-        with results.open_cache() as cache:
-            reader = own_rows.Reader(loaded, drawn, settings, cache, progress)
+        with open_cache() as cache:
+            reader = Reader(loaded, drawn, settings, cache, progress)
             parts += reader.parts()
             notes, truncated = reader.notes, reader.truncated
     ran: dict[str, TaskFacts] = {}
     if harness is not None:
         found, ran = standard_parts(harness, loaded, settings.batch_size, progress)
         parts += found
-    paces = pace.measure_speed(loaded, settings.pace, progress) if speed else {}
-    taken = pace.footprints(loaded, settings.pace, settings.device, settings.dtype, progress) if speed else {}
+    paces = measure_speed(loaded, settings.pace, progress) if speed else {}
+    taken = footprints(loaded, settings.pace, settings.device, settings.dtype, progress) if speed else {}
     facts = EvaluationFacts(
         dataset=dataset_facts(drawn.task, drawn.encoded) if drawn else None,
         held_out=drawn.why if drawn else "no rows of a dataset were used",
@@ -143,7 +142,7 @@ def standard_parts(
     return parts, facts
 
 
-def workload(loaded: Mapping[str, Loaded], drawn: own_rows.Drawn | None, settings: EvaluationSettings) -> Workload:
+def workload(loaded: Mapping[str, Loaded], drawn: Drawn | None, settings: EvaluationSettings) -> Workload:
     """What the models and the dataset's own rows take. Standard tasks and timing come on top."""
     rows, count = (len(drawn.examples), drawn.encoded.tokens) if drawn else (0, 0)
     answered = rows * (drawn.max_new_tokens or 0) if drawn else 0

@@ -24,8 +24,7 @@ from slim.core.hub import snapshot
 from slim.core.progress import Progress, silent
 from slim.core.records import Record
 from slim.evaluation.timing import in_fresh_process, in_turn, peak_growth
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model, locate
 
 WORD = " word"
 """What a prompt is made of where its text matters: a token or more in every vocabulary."""
@@ -166,7 +165,7 @@ def footprints(
 ) -> dict[str, Footprint]:
     """What each model takes; the first is the original. Loading is timed in turn, memory in a process for each."""
     sources = {name: one.facts.source for name, one in loaded.items()}
-    loading = {name: partial(models.load_model, source, device=device, dtype=dtype) for name, source in sources.items()}
+    loading = {name: partial(load_model, source, device=device, dtype=dtype) for name, source in sources.items()}
     seconds = in_turn(loading, settings.repeats)
     found = {}
     for place, (name, source) in enumerate(sources.items()):
@@ -181,7 +180,7 @@ def footprints(
 
 def file_bytes(source: str) -> int:
     """Bytes of the files that a model's weights lie in."""
-    place = Path(models.locate(source))
+    place = Path(locate(source))
     folder = place if place.is_dir() else snapshot(str(place))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
@@ -191,7 +190,7 @@ def peak_bytes(source: str, device: str, dtype: str, rows: int, length: int, ste
     held: list[Loaded] = []
 
     def run() -> None:
-        held.append(models.load_model(source, device=device, dtype=dtype))
+        held.append(load_model(source, device=device, dtype=dtype))
         Decoding(held[0], tokens(held[0], rows, length), steps)()
 
     growth = peak_growth(run)

@@ -18,26 +18,26 @@ def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
 
 def _check(arguments: dict[str, Any], progress: Progress) -> str:
     from slim.calibration import check
-    from slim.calibration import record as calibration
+    from slim.calibration.record import load_calibration
 
-    done = check.check(calibration.load_calibration(Path(arguments.pop("calibration"))), **arguments, progress=progress)
+    done = check.check(load_calibration(Path(arguments.pop("calibration"))), **arguments, progress=progress)
     return str(done.path)
 
 
 def _prune(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.recovery import iterative as rounds
     from slim.recovery import repair
+    from slim.recovery.iterative import execute_plan
 
     if "settings" in arguments:
         arguments["settings"] = repair.RepairSettings.checked(**arguments["settings"])
-    return str(rounds.execute_plan(load_plan(Path(arguments.pop("plan"))), **arguments, progress=progress))
+    return str(execute_plan(load_plan(Path(arguments.pop("plan"))), **arguments, progress=progress))
 
 
 def _absorb(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.calibration import record as calibration
-    from slim.planning import after_repair as absorbed
+    from slim.calibration.record import load_calibration
+    from slim.planning.after_repair import after_repair_sketch
 
-    absorbed.after_repair_sketch(calibration.load_calibration(Path(arguments["calibration"])), progress)
+    after_repair_sketch(load_calibration(Path(arguments["calibration"])), progress)
     return arguments["calibration"]
 
 
@@ -70,9 +70,9 @@ def _judge(arguments: dict[str, Any], progress: Progress) -> str:
 
 
 def _export(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.serving import gguf as export
+    from slim.serving.gguf import export_gguf
 
-    return str(export.export_gguf(**arguments, progress=progress).path)
+    return str(export_gguf(**arguments, progress=progress).path)
 
 
 def _push(arguments: dict[str, Any], progress: Progress) -> str:

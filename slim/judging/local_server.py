@@ -27,7 +27,7 @@ from slim.core.errors import InputError, SlimError
 from slim.core.hub import MODEL_FILES, snapshot
 from slim.core.progress import Progress, silent
 from slim.judging.endpoint import KEYS, Endpoint, Messages
-from slim.models import load as models
+from slim.models.load import digest, locate
 
 PATIENCE = 600.0
 """Seconds that a server has to load its model and say a first word."""
@@ -124,13 +124,13 @@ def find_local_judge(source: str, progress: Progress = silent) -> LocalJudge:
 
     Raises InputError for what is none of them, or has no safetensors weights.
     """
-    place = Path(models.locate(source, progress))
+    place = Path(locate(source, progress))
     of_hub = not place.is_dir()
     folder = snapshot(str(place)) if of_hub else place.absolute()
     if not any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
         raise InputError(f"local_judge {source!r} has no safetensors weights: name a model that has.")
     files = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
-    return LocalJudge(source, folder, folder.name if of_hub else models.digest(sorted(files)))
+    return LocalJudge(source, folder, folder.name if of_hub else digest(sorted(files)))
 
 
 def _layers_differ(folder: Path) -> bool:

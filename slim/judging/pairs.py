@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from slim.core import cache as results
+from slim.core.cache import open_cache
 from slim.core.errors import SlimError
 from slim.core.progress import Progress, silent
 from slim.data.templates import Example
 from slim.evaluation import answers
 from slim.evaluation.answers import AnswerSettings, ModelAnswer
-from slim.models import load as models
+from slim.models.load import load_model
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ def answered(
     first: PreTrainedTokenizerBase | None = None
     prompts, stops = [], ()
     for source in sources:
-        loaded = models.load_model(source, device=device, dtype=dtype, progress=progress)
+        loaded = load_model(source, device=device, dtype=dtype, progress=progress)
         if first is None or not _same(first, loaded.tokenizer):
             if first is not None:
                 notes["the models' tokenizers differ, so each reads the rows and ends its answers by its own"] = None
             first = loaded.tokenizer
             prompts, stops = answers.prompts(examples, first), answers.stops_of(loaded)
-        with results.open_cache() as cache:
+        with open_cache() as cache:
             found, told = answers.answer(loaded, prompts, settings, stops, cache, progress, trouble)
         said.append(found)
         fingerprints.append(loaded.facts.fingerprint)

@@ -16,11 +16,10 @@ from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.hub import snapshot
 from slim.core.run_index import remember
-from slim.models import load as models
 from slim.models import modeling
 from slim.models.architectures import Architecture
 from slim.models.folder_check import WEIGHTS, read_folder
-from slim.models.load import Loaded, locate, pruned_class
+from slim.models.load import Loaded, load_model, locate, pruned_class
 from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE, is_stock, shape_of
@@ -110,7 +109,7 @@ def rewrite(
     place = Path(locate(str(source)))
     folder = place if place.is_dir() else snapshot(str(place))
     stored = read_folder(str(source), folder)
-    loaded = models.load_model(str(source), device="cpu", dtype=str(stored.dtype).removeprefix("torch."))
+    loaded = load_model(str(source), device="cpu", dtype=str(stored.dtype).removeprefix("torch."))
     found = loaded.model.load_state_dict(dict(state), strict=False)
     if found.unexpected_keys:
         raise RuntimeError(f"{source} has no weights named {found.unexpected_keys[0]}")

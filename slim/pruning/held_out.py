@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slim.calibration import record as calibration
 from slim.calibration.facts import CalibrationFacts
+from slim.calibration.record import load_calibration
 from slim.calibration.reload import task_of
 from slim.core import paths
 from slim.core.errors import InputError
@@ -117,7 +117,7 @@ def _calibration(plan: Plan) -> CalibrationFacts | None:
     if not plan.calibration:
         return None
     try:
-        return calibration.load_calibration(paths.local(plan.calibration, "calibration")).facts
+        return load_calibration(paths.local(plan.calibration, "calibration")).facts
     except InputError:
         return None
 

@@ -10,9 +10,8 @@ from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
 from slim.core.records import Keep, ModelFacts
-from slim.models import load as models
 from slim.models.architectures import Architecture
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.planning.record import Plan
 from slim.planning.slicing import Slice, renumbered, slice_of
 from slim.pruning import checkpoint
@@ -35,7 +34,7 @@ def prune(
     )
     workspace.check_output(output, plan.after.bytes)
     progress(0, 3, "Loading the original")
-    loaded = models.load_model(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
+    loaded = load_model(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
     check_same(plan, loaded)
     progress(1, 3, "Removing weights")
     state = pruned_state(loaded.model, loaded.architecture, loaded.facts, plan.keep)

@@ -20,20 +20,19 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import set_seed
 
-from slim.core import cache as results
 from slim.core import paths, workspace
+from slim.core.cache import open_cache
 from slim.core.environment import versions
 from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
 from slim.core.resources import Workload
 from slim.data import tasks
 from slim.data.batch_runner import Work
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model, locate, resolve_dtype
 from slim.pruning import checkpoint
 from slim.pruning.history import RECOVERY_FILE, CurvePoint, Quality, Recovery
 from slim.pruning.model_card import adapter_card
-from slim.recovery import layer_distillation as local
+from slim.recovery import layer_distillation
 from slim.recovery.lora import adapted, without_dropout
 from slim.recovery.settings import BACKWARD, TrainSettings, precision_of
 from slim.recovery.teacher import TOP, targets_of_rows
@@ -86,19 +85,19 @@ def finetune(
     if settings.weights == "full" and not settings.merge:
         raise InputError("merge=False: weights='full' makes no adapter: leave one of the two out.")
     if method == "local":
-        local.keep_of(source)
+        layer_distillation.keep_of(source)
         if not settings.merge:
             raise InputError("merge=False: method 'local' merges each layer before the next learns: leave one out.")
     output = output or workspace.fresh_path("checkpoint", f"{Path(source.removeprefix('bundled:')).stem}-{method}")
     workspace.check_output(output)
     at = recovery_context(source, tasks.load_task(dataset, **data), settings, original, progress)
-    planned = local.workload(at, settings) if method == "local" else workload(at, settings)
+    planned = layer_distillation.workload(at, settings) if method == "local" else workload(at, settings)
     if tell is not None:
         tell(planned)
     work = Work(progress, planned.forwards)
     same = at.student.facts.fingerprint == at.teacher.facts.fingerprint
     folder = workspace.subfolder("trainings") / _key(at, method, settings)
-    with results.open_cache() as cache, _alone(folder):
+    with open_cache() as cache, _alone(folder):
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         before = at.figures(at.student, settings.micro_batch, cache, work)
@@ -131,7 +130,7 @@ def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
     steps = settings.steps * settings.batch_size * mean * (1 + BACKWARD[settings.weights])
     looks = (settings.evaluations + 1) * choose.tokens
     forwards = steps + looks + learn.tokens + choose.tokens
-    dtype = models.resolve_dtype(settings.dtype)
+    dtype = resolve_dtype(settings.dtype)
     parameters = facts.parameters
     vocabulary = max(shape[0] for shape in facts.shapes.values())
     width = min(facts.shapes[max(facts.shapes, key=lambda name: prod(facts.shapes[name]))])
@@ -207,13 +206,13 @@ def _as_a_whole(
     del at.teacher  # its memory is the training's
     model, curve = train(at.student, rows, validation, method, settings, folder, work, watch)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) and settings.merge else model  # type: ignore[operator]
-    at.teacher = models.load_model(teacher, device=settings.device, dtype=settings.dtype, progress=work.progress)
+    at.teacher = load_model(teacher, device=settings.device, dtype=settings.dtype, progress=work.progress)
     return Trained(merged, _notes(curve, settings), curve)
 
 
 def _layer_by_layer(at: RecoveryContext, settings: TrainSettings, folder: Path, work: Work) -> Trained:
     """Trains the student of `at` one layer at a time."""
-    lessons = local.distill_layers(at, settings, folder, work)
+    lessons = layer_distillation.distill_layers(at, settings, folder, work)
     better = sum(one.step > 0 for one in lessons)
     notes = [f"{better} of {len(lessons)} layers came closer to what the original has there"]
     return Trained(at.student.model, notes, settings={"layers": [asdict(one) for one in lessons]})
@@ -267,7 +266,7 @@ def _save_adapter(model: Any, source: str, output: Path, applied: bool, steps: R
             if "lora_B" in name:
                 parameter.zero_()
     place = paths.local(source, "model")
-    base = str(place.absolute()) if place.exists() else models.locate(source)
+    base = str(place.absolute()) if place.exists() else locate(source)
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
     with workspace.new_folder(output) as folder:

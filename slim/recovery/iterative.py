@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim.calibration import record as calibration
 from slim.calibration.passes import Passes
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.reload import calibrated_rows
 from slim.calibration.resources import sketch_cost
 from slim.core import paths, workspace
@@ -25,10 +24,9 @@ from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
 from slim.core.records import Keep, ModelFacts, Unit
 from slim.data.batch_runner import Work
-from slim.models import load as models
 from slim.models.architectures import Architecture
-from slim.models.load import Loaded
-from slim.planning import after_repair as absorbed
+from slim.models.load import Loaded, load_model
+from slim.planning.after_repair import after_repair_sketch, measure_after_repair
 from slim.planning.budget import LOSS, Planner
 from slim.planning.build import build_plan, units_per_layer
 from slim.planning.record import ByBudget, Pins, Plan
@@ -83,8 +81,8 @@ def prune_in_rounds(
     if rounds < 2:
         raise InputError(f"rounds={rounds}: that is no more than one removal: take 2 or more, or leave it out.")
     limits = _limits(plan)
-    measured = calibration.load_calibration(paths.local(plan.calibration, "calibration"))
-    original = models.load_model(plan.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
+    measured = load_calibration(paths.local(plan.calibration, "calibration"))
+    original = load_model(plan.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
     check_same(plan, original)
     output = output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")
     workspace.check_output(output, plan.after.bytes)
@@ -114,7 +112,7 @@ def expanded(original: Loaded, folder: Path) -> Loaded:
     plan = checkpoint.recipe(folder)
     model = original.model
     where: dict[str, Any] = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-    pruned, dense = models.load_model(str(folder), **where), models.load_model(original.facts.source, **where)
+    pruned, dense = load_model(str(folder), **where), load_model(original.facts.source, **where)
     state = dict(pruned.model.named_parameters())
     for name, parameter in dense.model.named_parameters():
         _fill(parameter, name, state, original.architecture, original.facts, plan.keep)
@@ -148,9 +146,9 @@ def _planned(
         settings = measured.facts.settings
         work = Work(progress, sketch_cost(settings.draws) * encoded.tokens)
         sketched = replace(measured, sketch=Passes(now, encoded, settings, "right", None, work).sketched(), check=None)
-        left = absorbed.measure_after_repair(now, encoded, sketched, progress) if plan.repaired else None
+        left = measure_after_repair(now, encoded, sketched, progress) if plan.repaired else None
     elif plan.repaired:
-        left = absorbed.after_repair_sketch(measured, progress)
+        left = after_repair_sketch(measured, progress)
     planner = Planner(sketched, plan.unit, plan.uniform, pins, left)
     keep, reason = planner.solve(limits), ByBudget(limits=limits)
     made = build_plan(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))

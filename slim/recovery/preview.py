@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from slim.data import tasks
-from slim.models import load as models
 from slim.models.folder_check import read_folder
-from slim.models.load import Loaded
+from slim.models.load import Loaded, locate, resolve_device
 from slim.models.tokenizer import facts_at_hand, load_tokenizer
 from slim.recovery.workbench import RecoveryContext, RowSettings, draw, original_of
 
@@ -41,6 +40,6 @@ def _shell(source: str, device: str) -> Loaded | None:
     facts = facts_at_hand(source)
     if facts is None:
         return None
-    config = read_folder(source, Path(models.locate(source))).config
-    shell: Any = Shell(config, models.resolve_device(device))
+    config = read_folder(source, Path(locate(source))).config
+    shell: Any = Shell(config, resolve_device(device))
     return Loaded(shell, load_tokenizer(source), facts)

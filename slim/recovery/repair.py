@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from slim.core import cache as results
 from slim.core import workspace
+from slim.core.cache import open_cache
 from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
 from slim.core.records import Keep, Record
@@ -69,7 +69,7 @@ def repair(
     planned = workload(at, settings)
     tell(planned)
     work = Work(progress, planned.forwards)
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         before = at.figures(at.student, settings.batch_size, cache, work)
         fitted = fit(at, plan.keep, settings, work)
         round_to_stored(at.student.model, at.student.facts)

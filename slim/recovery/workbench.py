@@ -22,8 +22,7 @@ from slim.data.tasks import dataset_facts
 from slim.evaluation import likelihood
 from slim.evaluation.answers import context_of
 from slim.evaluation.likelihood import Passes
-from slim.models import load as models
-from slim.models.load import Loaded, device_name
+from slim.models.load import Loaded, device_name, load_model, locate, resolve_dtype
 from slim.pruning import held_out
 from slim.pruning.history import ROLES, CurvePoint, Method, Quality, Recovery, RecoveryStep, load_recovery, role_of
 from slim.recovery.teacher import check_vocabulary
@@ -76,7 +75,7 @@ class RecoveryContext:
     @property
     def earlier(self) -> Recovery:
         """What was done before."""
-        return load_recovery(Path(models.locate(self.source)))
+        return load_recovery(Path(locate(self.source)))
 
     def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
         """How a model does beside the original on the rows that decide and on those that are reported."""
@@ -94,7 +93,7 @@ class RecoveryContext:
 
     def workload(self, forwards: float, memory: int, disk: int) -> Workload:
         """What a step takes on the student's device, the comparisons with the original before and after it included."""
-        device, dtype = self.student.model.device, models.resolve_dtype(self.settings.dtype)
+        device, dtype = self.student.model.device, resolve_dtype(self.settings.dtype)
         forwards += 2 * 2 * (self.drawn["decide"].tokens + self.drawn["report"].tokens)
         return Workload(
             rows=len(self.drawn.whole.rows),
@@ -151,8 +150,8 @@ def recovery_context(
     that are not there or have other tokens, and for rows that cannot be used.
     """
     where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "progress": progress}
-    student = models.load_model(source, **where)
-    teacher = models.load_model(original or original_of(source), **where)
+    student = load_model(source, **where)
+    teacher = load_model(original or original_of(source), **where)
     check_vocabulary(teacher, student)
     return RecoveryContext(source, student, teacher, draw(task, settings, source, student, teacher, progress), settings)
 
@@ -200,7 +199,7 @@ def draw(
 @torch.no_grad()
 def round_to_stored(model: Any, facts: ModelFacts) -> None:
     """To the number format that is stored, so that figures are those of the checkpoint."""
-    dtype = models.resolve_dtype(facts.dtype)
+    dtype = resolve_dtype(facts.dtype)
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
 

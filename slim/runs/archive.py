@@ -22,9 +22,9 @@ from slim.core.migrations import from_json
 from slim.core.progress import Progress, silent
 from slim.core.records import why_invalid
 from slim.core.run_index import Reference, reference, remember
-from slim.runs import files as run_files
-from slim.runs import import_check as arrivals
 from slim.runs.facts import run_facts
+from slim.runs.files import REQUIRED, belongs, files_of
+from slim.runs.import_check import check, places, rewrite, shown_name, staged
 from slim.runs.lineage import Lineage, Node
 from slim.runs.manifest import MANIFEST, MOST_FILES, Manifest, PackedFile, PackedRun
 
@@ -65,9 +65,9 @@ def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, progress:
         runs = []
         for number, node in enumerate(nodes, 1):
             path, kind = node.path or Path(), node.kind or "plan"
-            held = run_files.files_of(kind, path)
+            held = files_of(kind, path)
             _check_complete(node, held)
-            arrivals.check(kind, held)
+            check(kind, held)
             packed = []
             for name, file in held.items():
                 packed.append(_pack(archive, f"{number}/{name}", name, file))
@@ -97,10 +97,10 @@ def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, progress:
 
 def _check_complete(node: Node, held: Mapping[str, Path]) -> None:
     kind = node.kind or "plan"
-    if lacking := [name for name in run_files.REQUIRED[kind] if name not in held]:
+    if lacking := [name for name in REQUIRED[kind] if name not in held]:
         raise InputError(f"run {str(node.path)!r} lacks {lacking[0]!r}, which every {kind} has: leave it out.")
     for name, file in held.items():
-        if not run_files.belongs(kind, name) or not file.is_file() or file.is_symlink():
+        if not belongs(kind, name) or not file.is_file() or file.is_symlink():
             raise InputError(
                 f"run {str(node.path)!r} holds {name!r}, which is none of a {kind}'s files: move it away first."
             )
@@ -243,28 +243,27 @@ def _check_members(opened: zipfile.ZipFile, manifest: Manifest, length: int) -> 
 
 
 def _take_in(opened: zipfile.ZipFile, manifest: Manifest, progress: Progress) -> list[Reference]:
-    finals = arrivals.places(manifest)
+    finals = places(manifest)
     moved = {place: str(finals[number - 1]) for place, number in manifest.places.items()}
     done, arrived = 0, list[Path]()
     try:
         with ExitStack() as stack:
             for run, final in zip(manifest.runs, finals, strict=True):
-                held = arrivals.staged(stack, run, final, arrived)
+                held = staged(stack, run, final, arrived)
                 for name, file in run.members.items():
                     with _blamed(name):
                         _unpack(opened, name, file, held[file.name])
                     done += file.bytes
                     progress(done, manifest.bytes, f"Reading {run.file_name}")
                 with _blamed(f"{run.number}/ ({run.kind} {run.file_name!r})"):
-                    arrivals.check(run.kind, held)
-                    arrivals.rewrite(run.kind, held, moved)
+                    check(run.kind, held)
+                    rewrite(run.kind, held, moved)
     except BaseException:
         for path in arrived:
             workspace.discard(path)
         raise
     return [
-        remember(final, run.kind, arrivals.shown_name(run), run.tags)
-        for run, final in zip(manifest.runs, finals, strict=True)
+        remember(final, run.kind, shown_name(run), run.tags) for run, final in zip(manifest.runs, finals, strict=True)
     ]
 
 

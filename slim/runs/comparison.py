@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slim.calibration import record as calibration
+from slim.calibration.record import load_calibration_facts
 from slim.core.errors import InputError
-from slim.evaluation import record as evaluation
+from slim.evaluation.record import load_evaluation_facts
 from slim.judging import judge
 from slim.planning.files import PlanDifference, load_plan, plan_difference
 from slim.planning.record import Plan
@@ -71,14 +71,14 @@ def _record(node: Node) -> dict[str, Any]:
     path = node.path or Path()
     match node.kind:
         case "calibration":
-            return calibration.load_calibration_facts(path).model_dump()
+            return load_calibration_facts(path).model_dump()
         case "plan":
             return load_plan(path).model_dump()
         case "checkpoint":
             cut = _plan_of(node)
             return (cut.model_dump() if cut else {}) | {"recovery": load_recovery(path).model_dump()["steps"]}
         case "evaluation":
-            return evaluation.load_evaluation_facts(path).model_dump()
+            return load_evaluation_facts(path).model_dump()
         case "judgement":
             return judge.load_judgment(path).model_dump()
     raise InputError(f"{node.name!r} is a model that runs were made of, not a run: name a run.")

@@ -12,8 +12,7 @@ from slim.calibration.record import CHECK_FILE
 from slim.core.errors import InputError
 from slim.core.records import ModelFacts
 from slim.core.workspace import Kind
-from slim.evaluation import record as evaluation
-from slim.evaluation.record import in_words
+from slim.evaluation.record import in_words, load_evaluation_facts
 from slim.judging import judge
 from slim.judging.record import Judgment
 from slim.planning.files import load_plan
@@ -168,7 +167,7 @@ def _of_recovery(recovery: Recovery) -> dict[str, str]:
 
 
 def _evaluation(path: Path) -> RunFacts:
-    found = evaluation.load_evaluation_facts(path)
+    found = load_evaluation_facts(path)
     figures: dict[str, str] = {}
     name = next((name for name in (*FIRST, *found.measures) if name in found.measures), None)
     for one in found.models[1:]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from slim.calibration.record import CHECK_FILE
 from slim.core.workspace import Kind
-from slim.evaluation import record as evaluation
+from slim.evaluation.record import SCORES, TABLE
 from slim.judging.votes import file_of as votes_of
 from slim.models.folder_check import WEIGHTS
 from slim.planning.after_repair import FILE as ABSORBED
@@ -18,7 +18,7 @@ REQUIRED: dict[Kind, tuple[str, ...]] = {
     "calibration": ("record.json", "tensors.safetensors"),
     "plan": (PLAN,),
     "checkpoint": ("config.json",),
-    "evaluation": ("record.json", evaluation.TABLE, evaluation.SCORES),
+    "evaluation": ("record.json", TABLE, SCORES),
     "judgement": (JUDGEMENT,),
 }
 POSSIBLE: dict[Kind, tuple[str, ...]] = {

@@ -9,15 +9,14 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from slim.calibration import record as calibration
 from slim.calibration.facts import CalibrationFacts
+from slim.calibration.record import load_calibration
 from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.migrations import read_record
 from slim.core.records import ModelFacts, Record
 from slim.core.workspace import Kind
-from slim.evaluation import record as evaluation
-from slim.evaluation.record import EvaluationFacts
+from slim.evaluation.record import EvaluationFacts, load_evaluation
 from slim.judging import judge, votes
 from slim.judging.record import Judgment
 from slim.judging.votes import Votes
@@ -28,8 +27,7 @@ from slim.planning.record import Plan
 from slim.pruning import checkpoint
 from slim.pruning.checkpoint import MODELING_FILE, PLAN_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
-from slim.runs import files as run_files
-from slim.runs.files import JUDGEMENT, PLAN, VOTES
+from slim.runs.files import JUDGEMENT, PLAN, VOTES, is_plain
 from slim.runs.manage import LONGEST, is_name
 from slim.runs.manifest import Manifest, PackedRun
 
@@ -42,7 +40,7 @@ def places(manifest: Manifest) -> list[Path]:
     found: list[Path] = []
     for run in manifest.runs:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", run.file_name).strip("-.")[:LONGEST]
-        stem = stem if run_files.is_plain(stem) else f"imported-{run.kind}"
+        stem = stem if is_plain(stem) else f"imported-{run.kind}"
         suffix = ".json" if run.kind in ("plan", "judgement") else ""
         folder = workspace.subfolder(f"{run.kind}s")
         number, path = 1, folder / f"{stem}{suffix}"
@@ -85,7 +83,7 @@ def _noted(path: Path, arrived: list[Path]) -> Iterator[None]:
 
 def shown_name(run: PackedRun) -> str | None:
     """The name that a person gave a run, or that of its file where no file here may be called so."""
-    name = run.name or ("" if run_files.is_plain(run.file_name) else run.file_name)
+    name = run.name or ("" if is_plain(run.file_name) else run.file_name)
     return name if is_name(name) else None
 
 
@@ -94,13 +92,13 @@ def check(kind: Kind, held: Mapping[str, Path]) -> None:
     first = next(iter(held.values()))
     match kind:
         case "calibration":
-            calibration.load_calibration(first.parent)
+            load_calibration(first.parent)
         case "plan":
             load_plan(held[PLAN])
         case "checkpoint":
             _check_checkpoint(held["config.json"].parent)
         case "evaluation":
-            evaluation.load_evaluation(first.parent)
+            load_evaluation(first.parent)
         case "judgement":
             judge.load_judgment(held[JUDGEMENT])
             if VOTES in held:

@@ -11,8 +11,8 @@ from pathlib import Path
 from slim.core.errors import SlimError
 from slim.core.run_index import Reference, references
 from slim.core.workspace import Kind
-from slim.runs import files as run_files
 from slim.runs.facts import RunFacts, Stage, run_facts
+from slim.runs.files import files_of, size_of
 from slim.runs.parents import Parents, Run
 
 
@@ -133,7 +133,7 @@ def _node(run: Run, parents: tuple[str, ...], notes: tuple[str, ...]) -> Node:
         kind=entry.kind,
         tags=entry.tags,
         created=entry.created,
-        bytes=sum(run_files.size_of(file) for file in run_files.files_of(entry.kind, path).values()),
+        bytes=sum(size_of(file) for file in files_of(entry.kind, path).values()),
         figures=known.figures,
         parents=parents,
         notes=notes,

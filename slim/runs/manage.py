@@ -10,7 +10,7 @@ from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.run_index import Reference, drop_reference, put_reference, reference
 from slim.core.workspace import Kind
-from slim.runs import files as run_files
+from slim.runs.files import REQUIRED, belongs, files_of
 from slim.runs.lineage import Lineage, Node
 
 LONGEST = 80
@@ -112,7 +112,7 @@ def delete(nodes: Sequence[Node]) -> None:
     for node in reversed(nodes):
         path, kind = _place(node)
         if kind in ("plan", "judgement"):
-            for file in reversed(run_files.files_of(kind, path).values()):
+            for file in reversed(files_of(kind, path).values()):
                 workspace.discard(file)
         else:
             workspace.discard(path)
@@ -125,12 +125,12 @@ def _check_deletable(node: Node) -> None:
         raise InputError(
             f"run {str(path)!r} is a link, and what it leads to is not the workspace's: remove it by hand."
         )
-    held = run_files.files_of(kind, path)
-    if strange := [name for name, file in held.items() if not run_files.belongs(kind, name) or file.is_symlink()]:
+    held = files_of(kind, path)
+    if strange := [name for name, file in held.items() if not belongs(kind, name) or file.is_symlink()]:
         raise InputError(
             f"run {str(path)!r} holds {strange[0]!r}, which is none of a {kind}'s files: move it away first."
         )
-    if not any(name in held for name in run_files.REQUIRED[kind]):
+    if not any(name in held for name in REQUIRED[kind]):
         raise InputError(f"run {str(path)!r} holds no {kind} any more: remove it by hand.")
     for job in jobs.jobs():
         if job.unfinished and any(Path(text).expanduser().absolute() == path for text in _texts(job.arguments)):

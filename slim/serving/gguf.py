@@ -25,8 +25,7 @@ from torch import Tensor
 from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.progress import Progress, silent
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.models.tokenizer import facts_at_hand
 from slim.serving.gguf_tokenizer import add_vocabulary
 
@@ -78,7 +77,7 @@ def export_gguf(
         _check_family(facts.model_type)
     workspace.check_file(output)
     progress(0, 2, "Loading the model")
-    loaded = models.load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", progress=progress)
+    loaded = load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", progress=progress)
     _check_family(loaded.facts.model_type)
     if loaded.model.config.hidden_act != "silu":
         raise InputError(

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from slim.calibration import calibrate, passes
-from slim.calibration import record as calibration
 from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CalibrationSettings
-from slim.calibration.record import Calibration
-from slim.core import cache as results
+from slim.calibration.record import Calibration, load_calibration, save_calibration
+from slim.core.cache import open_cache
 from slim.core.errors import InputError, SlimError
 from slim.core.resources import Workload
 from slim.data.batch_runner import out_of_memory
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.models.probe import LayerView
 from slim.planning.threshold import plan_by_threshold
 from tests import reference
@@ -89,7 +88,7 @@ def test_a_row_that_does_not_fit_alone_is_named(pico: Pico) -> None:
     """One sentence with its length and what to do; what was finished before it stays known."""
     loaded = pico("llama")
     settings, encoded = CalibrationSettings(batch_size=4), calibrate.tasks.Encoded(ROWS, 0)
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         with (
             small_memory(loaded, lambda rows, tokens: rows * tokens <= 12, NO_ROOM["gpu"]),
             pytest.raises(SlimError, match=r"single row of 20 tokens: choose a smaller max_length") as caught,
@@ -201,7 +200,7 @@ def test_one_row_is_a_calibration(pico: Pico, tmp_path: Path) -> None:
             assert np.isfinite(estimate.value).all(), (name, level)
             assert np.isnan(estimate.low).all(), (name, level)
             assert np.isnan(estimate.high).all(), (name, level)
-    again = calibration.load_calibration(calibration.save_calibration(found, tmp_path / "one").path or tmp_path)
+    again = load_calibration(save_calibration(found, tmp_path / "one").path or tmp_path)
     made = plan_by_threshold(again, 0.7)
     assert made.forecast is not None
     assert (made.forecast.low, made.forecast.high, made.forecast.sequences) == (None, None, 1)
@@ -238,7 +237,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path) -> None:
     """From a folder and a file to a saved record, and the estimate is told before the work."""
-    loaded = calibrate.models.load_model(model, device="cpu")
+    loaded = load_model(model, device="cpu")
     assert loaded.tokenizer.pad_token is None
     assert not loaded.tokenizer.chat_template
     file = tmp_path / "rows.jsonl"
@@ -265,7 +264,7 @@ def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path)
     assert found.facts.metrics["kl_output"].rows == 1
     assert found.sketch is not None
     assert sorted(found.sketch.tokens.tolist()) == [len("She."), len("This and that.")]
-    assert calibration.load_calibration(tmp_path / "out").facts == found.facts
+    assert load_calibration(tmp_path / "out").facts == found.facts
 
 
 def test_rows_that_predict_nothing_are_refused(model: str, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from slim.calibration import calibrate, check
-from slim.calibration import record as calibration
 from slim.calibration.check import criteria, measure_check, rows_to_check, some_heads
 from slim.calibration.check_record import (
     SHARES,
@@ -25,13 +24,12 @@ from slim.calibration.check_record import (
 )
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.forecast import forecast, removed_columns
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.scores import composite, prunability
 from slim.core.errors import InputError, SlimError
 from slim.data import tasks
 from slim.data.tasks import Encoded
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.planning.threshold import plan_by_threshold
 from tests import reference
 from tests.pico import make_pico, random_rows, save_pico
@@ -410,7 +408,7 @@ def texts(encoded: Encoded, loaded: Loaded) -> list[str]:
 def test_it_is_checked_on_rows_it_did_not_see(model: str, tmp_path: Path) -> None:
     """Of the same file, encoded by the same settings."""
     made = calibrated(model, tmp_path / "rows.jsonl", tmp_path / "out", 12, samples=5, positions="answer")
-    loaded = models.load_model(model, device="cpu")
+    loaded = load_model(model, device="cpu")
     task = tasks.load_task(str(tmp_path / "rows.jsonl"))
     seen = texts(tasks.encode(tasks.choose(task, 5, 0), loaded.tokenizer, 320), loaded)
     encoded, unseen = rows_to_check(made, loaded, 3)
@@ -429,7 +427,7 @@ def test_where_no_others_are_left_it_says_so(
 ) -> None:
     """It is checked on rows that it saw but did not choose by; on the only one where there is one."""
     made = calibrated(model, tmp_path / "rows.jsonl", tmp_path / "out", count, samples=samples)
-    encoded, unseen = rows_to_check(made, models.load_model(model, device="cpu"), 6)
+    encoded, unseen = rows_to_check(made, load_model(model, device="cpu"), 6)
     assert not unseen
     assert len(encoded.rows) == expected
     checked = check.check(made, heads=3)
@@ -443,12 +441,12 @@ def test_a_check_is_kept_beside_the_record(model: str, tmp_path: Path) -> None:
     assert made.check is None
     checked = check.check(made, rows=2, heads=4)
     assert checked.check is not None
-    again = calibration.load_calibration(tmp_path / "out")
+    again = load_calibration(tmp_path / "out")
     assert again.check == checked.check
     assert len(checked.check.heads) == 4
     assert plan_by_threshold(again, 0.7).forecast == plan_by_threshold(checked, 0.7).forecast
     assert check.check(again, rows=1, heads=3).check != checked.check
-    later = calibration.load_calibration(tmp_path / "out").check
+    later = load_calibration(tmp_path / "out").check
     assert later is not None
     assert later.rows == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

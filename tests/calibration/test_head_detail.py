@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slim.calibration import calibrate, check, scores
-from slim.calibration import head_detail as detail
+from slim.calibration import calibrate, check, head_detail, scores
 from slim.calibration.check_record import Correction
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration
@@ -43,7 +42,7 @@ def test_attention_is_that_of_the_model(family: str) -> None:
     maps = see(loaded, row).attention
     for layer in (0, 3):
         for head in range(loaded.facts.heads):
-            found = detail.attention(loaded, row, layer, head)
+            found = head_detail.attention(loaded, row, layer, head)
             expected = maps[layer][head].numpy()
             seen = expected > 0
             np.testing.assert_array_equal(np.isfinite(found), seen)
@@ -54,7 +53,7 @@ def test_looking_changes_nothing() -> None:
     """The same predictions before and after, and the attention it was loaded with."""
     loaded, row = make_pico("qwen3"), random_rows((9,))[0][None]
     before, implementation = loaded.model(row).logits, loaded.model.config._attn_implementation
-    detail.attention(loaded, row[0], 2, 1)
+    head_detail.attention(loaded, row[0], 2, 1)
     torch.testing.assert_close(loaded.model(row).logits, before, rtol=0, atol=0)
     assert loaded.model.config._attn_implementation == implementation
 
@@ -62,14 +61,14 @@ def test_looking_changes_nothing() -> None:
 def test_only_the_first_tokens_of_a_long_row_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """And these look where they look in the whole row."""
     loaded, row = make_pico("llama"), random_rows((20,))[0]
-    whole = detail.attention(loaded, row, 1, 4)
-    monkeypatch.setattr(detail, "LONGEST", 8)
-    np.testing.assert_allclose(detail.attention(loaded, row, 1, 4), whole[:8, :8], atol=1e-6)
+    whole = head_detail.attention(loaded, row, 1, 4)
+    monkeypatch.setattr(head_detail, "LONGEST", 8)
+    np.testing.assert_allclose(head_detail.attention(loaded, row, 1, 4), whole[:8, :8], atol=1e-6)
 
 
 def test_a_sink_takes_its_share() -> None:
     """One more logit in the denominator that no key has."""
-    watch = detail._Watch(make_pico("llama"), 0, 4)
+    watch = head_detail._Watch(make_pico("llama"), 0, 4)
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(1, 6, 5, 8, generator=generator), torch.randn(1, 2, 5, 8, generator=generator)
     sinks = torch.linspace(-1, 1, 6)
@@ -90,17 +89,17 @@ def triangle(length: int, seed: int = 0) -> np.ndarray:
 def test_what_a_token_receives() -> None:
     """From one query its line; on average the mean of its column over the queries that see it."""
     weights = triangle(7)
-    np.testing.assert_array_equal(detail.received(weights, 3)[4:], 0)
-    np.testing.assert_array_equal(detail.received(weights, 3)[:4], weights[3, :4])
+    np.testing.assert_array_equal(head_detail.received(weights, 3)[4:], 0)
+    np.testing.assert_array_equal(head_detail.received(weights, 3)[:4], weights[3, :4])
     for key in range(7):
-        assert detail.received(weights)[key] == pytest.approx(weights[key:, key].mean())
+        assert head_detail.received(weights)[key] == pytest.approx(weights[key:, key].mean())
 
 
 @pytest.mark.parametrize(("length", "most"), [(7, 10), (7, 3), (12, 5), (20, 4)])
 def test_a_coarse_map_keeps_the_weight(length: int, most: int) -> None:
     """A cell is the weight of its keys, averaged over its queries that see one of them; above the diagonal is NaN."""
     weights = triangle(length)
-    cells, side = detail.coarse(weights, most)
+    cells, side = head_detail.coarse(weights, most)
     assert side == -(-length // most)
     assert len(cells) <= most
     for i in range(len(cells)):
@@ -117,7 +116,7 @@ def test_a_coarse_map_keeps_the_weight(length: int, most: int) -> None:
 def test_every_figure_of_a_head(checked: Calibration) -> None:
     """The composite by the given weights, each metric with its interval, the other rows' forecast, the damage."""
     weights = {"kl_output": 1.0, "entropy": 0.5}
-    found = detail.head_scores(checked, weights)
+    found = head_detail.head_scores(checked, weights)
     metrics = [name for name, levels in checked.estimates.items() if "head" in levels]
     assert list(found) == ["composite", *metrics, "sketch", "damage"]
     np.testing.assert_array_equal(found["composite"].values, scores.composite(checked, weights, "head"))
@@ -139,15 +138,15 @@ def test_every_figure_of_a_head(checked: Calibration) -> None:
 def test_without_kl_and_check_there_are_fewer(pico: Callable[..., Loaded]) -> None:
     """No forecast, no damage, no costs; the rest is there."""
     bare = measured(pico("llama"), random_rows((9, 12)), kl="none")
-    found = detail.head_scores(bare, scores.default_weights(bare))
+    found = head_detail.head_scores(bare, scores.default_weights(bare))
     assert not {"kl_output", "sketch", "damage"} & set(found)
     assert {"composite", "entropy", "variance"} <= set(found)
-    assert detail.costs(bare, 0, 0) == []
+    assert head_detail.costs(bare, 0, 0) == []
 
 
 def test_places_say_who_goes_first(checked: Calibration) -> None:
     """1 is first to go: the cheapest, the most diffuse, the highest score. Only heads that were measured count."""
-    found = detail.head_scores(checked, {"kl_output": 1.0})
+    found = head_detail.head_scores(checked, {"kl_output": 1.0})
     for name, first in (("kl_output", np.argmin), ("entropy", np.argmax), ("composite", np.argmax)):
         layer, head = np.unravel_index(first(found[name].values), (LAYERS, HEADS))
         assert found[name].place(int(layer), int(head)) == (1, LAYERS * HEADS)
@@ -164,7 +163,7 @@ def test_places_say_who_goes_first(checked: Calibration) -> None:
 
 def test_what_a_head_its_group_and_its_block_cost(calibration: Calibration) -> None:
     """The forecasts are those of the unseen rows, the block is measured."""
-    head, group, block = detail.costs(calibration, 2, 4)
+    head, group, block = head_detail.costs(calibration, 2, 4)
     assert (head.what, group.what, block.what) == (
         "The head alone",
         "Its KV group, heads 3 to 5",
@@ -190,21 +189,21 @@ def test_a_check_corrects_the_forecast_and_adds_what_was_measured(checked: Calib
     correction = Correction(intercept=0.7, slope=0.0, smallest=1e-4, largest=1.0, spread=0.0, removals=9)
     corrected = replace(checked, check=checked.check.model_copy(update={"correction": correction}))
     place = checked.check.heads[3]
-    plain = detail.costs(replace(checked, check=None), *place)
-    forecast, truth, *_ = detail.costs(corrected, *place)
+    plain = head_detail.costs(replace(checked, check=None), *place)
+    forecast, truth, *_ = head_detail.costs(corrected, *place)
     assert forecast.factor == pytest.approx(np.exp(0.7))
     assert forecast.value == pytest.approx(np.exp(0.7) * plain[0].value)
     assert truth.measured
     assert truth.value == checked.check.damage[3]
     assert truth.low is None
     left_alone = next((n // HEADS, n % HEADS) for n in range(24) if (n // HEADS, n % HEADS) not in checked.check.heads)
-    assert [cost.what for cost in detail.costs(corrected, *left_alone)].count("The head alone") == 1
+    assert [cost.what for cost in head_detail.costs(corrected, *left_alone)].count("The head alone") == 1
 
 
 def test_one_row_has_no_interval(pico: Callable[..., Loaded]) -> None:
     """The figures are there, their ends are not."""
     alone = measured(pico("llama", kv_heads=6), random_rows((9,)))
-    head, block = detail.costs(alone, 0, 0)
+    head, block = head_detail.costs(alone, 0, 0)
     assert (head.low, head.high, block.low, block.high) == (None, None, None, None)
     assert head.value > 0
 
@@ -222,13 +221,13 @@ def on_disk(tmp_path: Path) -> tuple[Calibration, Loaded, Path]:
 def test_the_rows_are_those_that_were_measured(on_disk: tuple[Calibration, Loaded, Path]) -> None:
     """Drawn and cut alike; a token's pieces are the row's text."""
     calibration, loaded, text = on_disk
-    encoded = detail.rows_of(calibration, loaded)
+    encoded = head_detail.rows_of(calibration, loaded)
     assert len(encoded.rows) == 5
     assert encoded.tokens == calibration.facts.dataset.tokens
     whole = text.read_text()
     for row in encoded.rows:
         assert len(row) == 24
-        said = "".join(detail.pieces(loaded, row)).replace("<bos>", "")
+        said = "".join(head_detail.pieces(loaded, row)).replace("<bos>", "")
         assert said in whole
 
 
@@ -236,10 +235,10 @@ def test_rows_that_changed_are_refused(on_disk: tuple[Calibration, Loaded, Path]
     """The data or the model is another one now: the message says which."""
     calibration, loaded, text = on_disk
     with pytest.raises(InputError, match="another one now"):
-        detail.rows_of(calibration, replace(loaded, facts=loaded.facts.model_copy(update={"fingerprint": "x"})))
+        head_detail.rows_of(calibration, replace(loaded, facts=loaded.facts.model_copy(update={"fingerprint": "x"})))
     text.write_text("short\n" * 40)
     with pytest.raises(InputError, match="other rows now"):
-        detail.rows_of(calibration, loaded)
+        head_detail.rows_of(calibration, loaded)
     text.unlink()
     with pytest.raises(InputError, match="was not found"):
-        detail.rows_of(calibration, loaded)
+        head_detail.rows_of(calibration, loaded)

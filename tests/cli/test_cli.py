@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from slim import __version__
-from slim.calibration import record as calibrations
 from slim.calibration.check_record import SHARES, CriterionCheck
+from slim.calibration.record import load_calibration
 from slim.cli import shared
 from slim.core.errors import InputError
 from slim.models.load import Loaded, load_model
@@ -86,7 +86,7 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
     assert "kl_output" not in calibrated["metrics"]
     path = Path(calibrated["path"])
     assert path.is_relative_to(own_workspace)
-    assert calibrations.load_calibration(path).facts.settings.kl == "none"
+    assert load_calibration(path).facts.settings.kl == "none"
     weights = "variance=1,entropy_norm=0.5"
     planned = json.loads(run("plan", path, "--threshold", "0.8", "--weights", weights, "--json").out)
     assert planned["reason"]["weights"] == {"variance": 1.0, "entropy_norm": 0.5}
@@ -149,7 +149,7 @@ def test_every_option_of_calibrate_reaches_the_record(model: Path, run: Run, ask
     assert told["path"] == str(tmp_path / "out")
     check = CriterionCheck.model_validate(told["check"])
     assert check.unseen
-    assert calibrations.load_calibration(tmp_path / "out").check == check
+    assert load_calibration(tmp_path / "out").check == check
 
 
 def test_the_second_run_says_that_it_knew(model: Path, run: Run, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_second_run_says_that_it_knew(model: Path, run: Run, tmp_path: Path)
     assert first.code == second.code == 0, second.err
     assert "known from earlier runs" not in first.out
     assert "100% of it known from earlier runs" in second.out
-    one, other = (calibrations.load_calibration(tmp_path / name) for name in ("first", "second"))
+    one, other = (load_calibration(tmp_path / name) for name in ("first", "second"))
     assert (one.facts.reused, other.facts.reused) == (0, 1)
     for name, scores in one.metrics.items():
         for level, values in scores.items():
@@ -174,7 +174,7 @@ def test_a_check_prints_for_people_and_for_programs(run: Run, calibration: Path,
     shutil.copytree(calibration, folder)
     shown = run("check", folder, "--rows", "2", "--heads", "5")
     assert shown.code == 0, shown.err
-    found = calibrations.load_calibration(folder).check
+    found = load_calibration(folder).check
     assert found is not None
     assert (found.rows, len(found.heads), found.unseen) == (2, 5, True)
     assert f"all heads: {found.perplexity:.1f}" in shown.out
@@ -188,7 +188,7 @@ def test_a_check_prints_for_people_and_for_programs(run: Run, calibration: Path,
     again = CriterionCheck.model_validate_json(told.out)
     assert again.weights == {"variance": 1.0, "magnitude": 0.5}
     assert again.damage == pytest.approx(found.damage)
-    assert calibrations.load_calibration(folder).check == again
+    assert load_calibration(folder).check == again
     planned = json.loads(run("plan", folder, "--output", tmp_path / "plan.json", "--json").out)
     assert again.correction is not None
     assert planned["forecast"]["factor"] == pytest.approx(

@@ -19,11 +19,10 @@ from slim.calibration.calibrate import measure
 from slim.calibration.criteria import CRITERIA, kl_output
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration
-from slim.core import cache as results
-from slim.core.cache import RowCache
+from slim.core.cache import RowCache, open_cache
 from slim.core.errors import Cancelled
 from slim.core.progress import Progress, silent
-from slim.data import batch_runner as rowwise
+from slim.data.batch_runner import stacked
 from slim.data.tasks import Encoded
 from slim.models.load import Loaded
 from tests.pico import random_rows
@@ -41,7 +40,7 @@ def loaded(pico: Callable[..., Loaded]) -> Loaded:
 @pytest.fixture
 def cache() -> Iterator[Cache]:
     """That of the test's own workspace."""
-    with results.open_cache() as kept:
+    with open_cache() as kept:
         yield kept
 
 
@@ -100,7 +99,7 @@ def test_the_second_run_computes_nothing(loaded: Loaded, cache: Cache, kl: str) 
     again: list[Calibration] = []
     assert forwards(loaded, lambda: again.append(run(loaded, cache, kl=kl))) == 0
     cache.close()
-    with results.open_cache() as reopened:
+    with open_cache() as reopened:
         assert forwards(loaded, lambda: again.append(run(loaded, reopened, kl=kl, batch_size=4))) == 0
     assert [calibration.facts.reused for calibration in again] == [1, 1]
     assert_same(again[0], first)
@@ -325,7 +324,7 @@ def test_damaged_entries_are_computed_anew(loaded: Loaded, cache: Cache, own_wor
 def test_rows_of_different_widths_are_stacked() -> None:
     """The shorter ones are filled up with NaN at the end of the last axis."""
     rows = [{"a": np.ones((2, 3)), "b": np.array(1)}, {"a": np.zeros((2, 5)), "b": np.array(2)}]
-    found = rowwise.stacked(rows)
+    found = stacked(rows)
     assert found["a"].shape == (2, 2, 5)
     assert np.isnan(found["a"][0, :, 3:]).all()
     np.testing.assert_array_equal(found["a"][0, :, :3], 1)

@@ -11,20 +11,19 @@ from typing import Any
 
 import pytest
 
-from slim.calibration import record as calibration
 from slim.calibration.check_record import CriterionCheck
 from slim.calibration.facts import CalibrationFacts
+from slim.calibration.record import load_calibration
 from slim.core.errors import InputError
 from slim.core.migrations import STEPS, from_plain, read_record
 from slim.core.records import Record
-from slim.evaluation import record as evaluation
+from slim.evaluation.record import EvaluationFacts, load_evaluation
 from slim.judging import judge, votes
 from slim.models.load import Loaded
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.planning.sizes import everything, project
-from slim.pruning import history as recovery
-from slim.pruning.history import RECOVERY_FILE, Recovery
+from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
 from slim.pruning.surgery import prune
 from tests import FILES
 from tests.commands import Run
@@ -33,12 +32,12 @@ from tests.pico import plan_of, save_pico
 OLD = FILES / "0.1.0"
 PLANS = ("plan-heads.json", "plan-blocks.json")
 WRITTEN: dict[type[Record], tuple[Callable[[Path], Any], str]] = {
-    CalibrationFacts: (calibration.load_calibration, "record.json"),
-    evaluation.EvaluationFacts: (evaluation.load_evaluation, "record.json"),
+    CalibrationFacts: (load_calibration, "record.json"),
+    EvaluationFacts: (load_evaluation, "record.json"),
     judge.Judgment: (lambda folder: judge.load_judgment(folder / "judged.json"), "judged.json"),
     votes.Votes: (lambda folder: votes.load_votes(folder / "judged.json"), "judged.votes.json"),
     Plan: (lambda folder: load_plan(folder / "plan.json"), "plan.json"),
-    Recovery: (recovery.load_recovery, RECOVERY_FILE),
+    Recovery: (load_recovery, RECOVERY_FILE),
 }
 """What is read of each kind by its own loader, and the file that it looks for in a folder."""
 
@@ -106,7 +105,7 @@ def test_a_plan_of_the_first_version_is_checked_like_any(name: str, tmp_path: Pa
 def test_a_calibration_of_the_first_version_says_what_reads_it() -> None:
     """Its figures and its sketch lack what is needed now: it is refused with the reason and both ways on."""
     with pytest.raises(InputError) as caught:
-        calibration.load_calibration(OLD / "calibration")
+        load_calibration(OLD / "calibration")
     said = str(caught.value)
     assert repr(str(OLD / "calibration")) in said
     for words in ("schema version 1", "no intervals", "`slim calibrate` again", "Slim 0.1.0"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slim.core import cache as results
+from slim.core.cache import open_cache
 from slim.core.errors import SlimError
 from slim.data.encode import text_of
 from slim.data.templates import Example
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_where_it_was(pico: Callable[..., Loaded], monkeyp
         if done > 10:
             raise KeyboardInterrupt
 
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         with pytest.raises(KeyboardInterrupt):
             answer(loaded, ROWS, settings(), (), cache, stop)
         assert sizes == [4]
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_where_it_was(pico: Callable[..., Loaded], monkeyp
 def test_trouble_is_met_only_where_something_is_missing(pico: Callable[..., Loaded]) -> None:
     """What is known comes all the same."""
     loaded, trouble = pico("llama"), SlimError("no")
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         found, _ = answer(loaded, ROWS[:3], settings(), (), cache)
         assert answer(loaded, ROWS[:3], settings(), (), cache, trouble=trouble)[0] == found
         with pytest.raises(SlimError, match=r"^no$"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slim.core.records import ModelFacts
-from slim.evaluation import charts as evaluation_charts
+from slim.evaluation.charts import change_bars, radar, spokes, trade_off
 from slim.evaluation.comparison import ComparedMetric, compare_models, named_metric, pareto
 from slim.evaluation.metrics import Figure
 from slim.evaluation.record import EvaluationFacts, EvaluationSettings, MetricFacts, ModelScores, Score
@@ -150,7 +150,7 @@ def test_shares_are_above_one_where_a_model_is_better(found: list[ComparedMetric
     assert named_metric(found, "accuracy").shares == pytest.approx([1, 0.976, 1.2])
     assert named_metric(found, "file").shares == pytest.approx([1, 1.25, 2])
     assert math.isnan(named_metric(found, "kl").shares[0])
-    assert "kl" not in [one.name for one in evaluation_charts.spokes(found)]
+    assert "kl" not in [one.name for one in spokes(found)]
 
 
 def beaten(points: list[tuple[float, float]], place: int) -> bool:
@@ -189,7 +189,7 @@ def traces(figure: Any) -> Any:
 def test_a_bar_for_each_model_with_its_interval(found: list[ComparedMetric]) -> None:
     """In each quantity's own unit; where there is no interval there are no whiskers; names are text."""
     quality = [one for one in found if one.group == "quality"]
-    figure = evaluation_charts.change_bars(quality, NAMES)
+    figure = change_bars(quality, NAMES)
     bars = traces(figure)
     assert [bar.x[0] for bar in bars] == [2.0, 380.0, 0.1, 3.0, -1.2, 10.0, 0.0, -1.0]
     accuracy = bars[4]
@@ -202,35 +202,35 @@ def test_a_bar_for_each_model_with_its_interval(found: list[ComparedMetric]) -> 
     label = figure.layout.yaxis.ticktext[1]  # type: ignore[attr-defined]
     assert label.startswith("&lt;b&gt;tiny&lt;/b&gt; &amp; a name")
     assert label.endswith("…")
-    assert evaluation_charts.change_bars([], NAMES).data == ()
+    assert change_bars([], NAMES).data == ()
 
 
 def test_the_radar_has_what_all_models_have(found: list[ComparedMetric]) -> None:
     """The original is the ring at 1; too few spokes are no radar."""
-    figure = evaluation_charts.radar(found, NAMES)
+    figure = radar(found, NAMES)
     rings = traces(figure)
     assert len(rings) == 3
     assert set(rings[0].r) == {1.0}
     assert len(rings[1].r) == len(found) - 1 + 1  # without KL, and closed
     assert rings[1].theta[0] == "perplexity"
     assert rings[1].r[0] == pytest.approx(20 / 22)
-    assert evaluation_charts.radar(found[:3], NAMES) is None
+    assert radar(found[:3], NAMES) is None
 
 
 def test_size_against_quality(found: list[ComparedMetric]) -> None:
     """Every model at its figures with its interval, the original among them, and a line through the efficient ones."""
     x, y = named_metric(found, "file"), named_metric(found, "accuracy")
-    line, *points = traces(evaluation_charts.trade_off(x, y, NAMES))
+    line, *points = traces(trade_off(x, y, NAMES))
     assert [(point.x[0], point.y[0]) for point in points] == [(100, 50), (80, 48.8), (50, 60)]
     assert points[1].y[0] + points[1].error_y.array[0] == pytest.approx(1.1 * 48.8)
     assert [point.marker.symbol for point in points] == ["diamond-open", "circle-open", "circle"]
     assert list(line.x) == [50]
     assert not line.showlegend
-    figure = evaluation_charts.trade_off(named_metric(found, "decode-8"), named_metric(found, "perplexity"), NAMES)
+    figure = trade_off(named_metric(found, "decode-8"), named_metric(found, "perplexity"), NAMES)
     line, *points = traces(figure)
     assert list(line.x) == [10, 12.5, 20]
     assert "&lt;b&gt;" in points[2].name
     assert figure.layout.yaxis.type == "log"  # type: ignore[attr-defined]
     assert figure.layout.xaxis.type is None  # type: ignore[attr-defined]
-    kl = traces(evaluation_charts.trade_off(x, named_metric(found, "kl"), NAMES))
+    kl = traces(trade_off(x, named_metric(found, "kl"), NAMES))
     assert [point.y[0] for point in kl[1:]] == [0, 0.1, 3.0]

@@ -15,10 +15,9 @@ from slim.core.errors import InputError
 from slim.core.run_index import runs
 from slim.data import tasks
 from slim.data.sources import open_source
-from slim.evaluation import record as evaluation
 from slim.evaluation.evaluate import checked_settings, evaluate
 from slim.evaluation.metrics import Figure
-from slim.evaluation.record import Evaluation
+from slim.evaluation.record import Evaluation, in_words, load_evaluation
 from slim.planning.threshold import plan_by_threshold
 from slim.pruning.surgery import prune
 from tests.commands import Run
@@ -114,7 +113,7 @@ def test_the_figures_come_from_the_table(triage: Evaluation) -> None:
 def test_it_is_read_again_as_it_was(triage: Evaluation) -> None:
     """Record and table; and the CSV has every figure."""
     assert triage.path is not None
-    again = evaluation.load_evaluation(triage.path)
+    again = load_evaluation(triage.path)
     assert again.facts == triage.facts
     pd.testing.assert_frame_equal(again.table, triage.table)
     with (triage.path / "scores.csv").open(encoding="utf-8") as file:
@@ -248,16 +247,16 @@ def test_damaged_records_are_refused(triage: Evaluation, tmp_path: Path) -> None
     """A folder without one, one that says something else, a table that is none."""
     assert triage.path is not None
     with pytest.raises(InputError, match="was not found: run `slim evaluate"):
-        evaluation.load_evaluation(tmp_path / "none")
+        load_evaluation(tmp_path / "none")
     folder = tmp_path / "damaged"
     folder.mkdir()
     (folder / "record.json").write_text((triage.path / "record.json").read_text())
     (folder / "table.parquet").write_text("nothing")
     with pytest.raises(InputError, match=r"cannot be read \("):
-        evaluation.load_evaluation(folder)
+        load_evaluation(folder)
     (folder / "record.json").write_text('{"kind": "plan"}')
     with pytest.raises(InputError, match=r"cannot be read \("):
-        evaluation.load_evaluation(folder)
+        load_evaluation(folder)
 
 
 SHORT = ("--samples", "3", "--max-length", "64", "--max-new-tokens", "3", "--device", "cpu")
@@ -268,10 +267,10 @@ def test_the_command_prints_for_people(folders: Folders, run: Run, tmp_path: Pat
     code, out, err = run("evaluate", folders.pruned, "--dataset", "bundled:triage", *SHORT, "--output", tmp_path / "e")
     assert code == 0, err
     assert "3 rows, " in err
-    facts = evaluation.load_evaluation(tmp_path / "e").facts
+    facts = load_evaluation(tmp_path / "e").facts
     difference = facts.models[1].scores["accuracy"].difference
     assert difference is not None
-    assert evaluation.in_words(facts.measures["accuracy"], difference, sign=True) in out
+    assert in_words(facts.measures["accuracy"], difference, sign=True) in out
     assert " points [" in out
     assert "Held out: which rows pruned was calibrated on is not known" in out
     assert f"Evaluation: {tmp_path / 'e'}" in out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slim.core import cache as results
+from slim.core.cache import open_cache
 from slim.core.errors import SlimError
 from slim.data.encode import Encoded, encode
 from slim.data.templates import Example
@@ -70,7 +70,7 @@ def test_what_is_known_is_not_measured_again(pair: tuple[Loaded, Loaded]) -> Non
     """Of the same two models; another pair is another matter."""
     original, other = pair
     heard: list[bool] = []
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         passes = Passes(cache=cache, advance=lambda tokens, known: heard.append(known))
         once = against(original, other, Encoded(ROWS, 0), passes)
         again = against(original, other, Encoded(ROWS, 0), passes)

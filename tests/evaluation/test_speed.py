@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from slim.core.errors import InputError
-from slim.evaluation import record as evaluation
 from slim.evaluation import timing
 from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.evaluation.record import figures_table, load_evaluation
 from slim.evaluation.speed import (
     Decoding,
     SpeedSettings,
@@ -135,10 +135,10 @@ def test_speed_alone_is_an_evaluation(pair: dict[str, Loaded], tmp_path: Path) -
     pruned = done.facts.models[1]
     assert [one.rows for one in pruned.pace] == [1, 2]
     assert pruned.footprint is not None
-    again = evaluation.load_evaluation(tmp_path / "out")
+    again = load_evaluation(tmp_path / "out")
     assert again.facts == done.facts
     assert again.table.empty
-    lines = evaluation.figures_table(done.facts)
+    lines = figures_table(done.facts)
     decode = lines[(lines["model"] == "pruned") & (lines["measure"] == "decode") & (lines["rows"] == 2)]
     assert decode["value"].item() == pytest.approx(pruned.pace[1].decode.value)
     assert set(lines["measure"]) == {

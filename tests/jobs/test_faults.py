@@ -29,9 +29,9 @@ from slim.core import workspace
 from slim.jobs import Job
 from slim.jobs.foreground import foreground
 from slim.planning import budget
-from slim.planning import threshold as plan
 from slim.planning.files import save_plan
-from slim.pruning import surgery as prune
+from slim.planning.threshold import plan_by_threshold
+from slim.pruning import surgery
 from tests import ROOT
 from tests.hub_server import Repositories, environment
 from tests.pico import make_pico, save_pico
@@ -128,7 +128,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(folder / "model"), "bundled:triage", settings=settings, output=folder / "calibration"
         )
         save_plan(budget.plan_by_budget(measured, {"heads": 0.7}), folder / "budget.json")
-        prune.prune(plan.plan_by_threshold(measured, 0.8), folder / "small")
+        surgery.prune(plan_by_threshold(measured, 0.8), folder / "small")
         return folder
 
 

@@ -15,12 +15,11 @@ import psutil
 import pytest
 
 from slim import jobs
-from slim.calibration import record as calibrations
 from slim.calibration.calibrate import calibrate
 from slim.calibration.facts import CalibrationSettings
+from slim.calibration.record import load_calibration
 from slim.core.progress import remaining_seconds
-from slim.jobs import Job, worker
-from slim.jobs import reporter as teller
+from slim.jobs import Job, reporter, worker
 from slim.jobs.queue import log_of
 from slim.jobs.store import JobStore
 from slim.models.load import load_model
@@ -82,7 +81,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     assert fractions == sorted(fractions)
     assert any(0 < fraction < 1 for fraction in fractions)
     assert {job.message for job in seen} >= {"Sketching the loss", "Done"}
-    calibration = calibrations.load_calibration(Path(done.result))
+    calibration = load_calibration(Path(done.result))
     assert calibration.facts.settings.samples == 60
     assert Path(done.result).is_relative_to(own_workspace)
 
@@ -123,7 +122,7 @@ def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return update(self, job_id, **changes)
 
     monkeypatch.setattr(worker.signal, "signal", lambda *arguments: None)
-    monkeypatch.setattr(teller, "SAY_EVERY", 0)
+    monkeypatch.setattr(reporter, "SAY_EVERY", 0)
     arguments = {"calibration": str(made.path), "rows": 2, "heads": 5, "weights": {"variance": 1.0}}
     with JobStore() as store:
         store.put(Job(id="a", kind="check", arguments=arguments, created=time.time()))
@@ -133,7 +132,7 @@ def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert job is not None
     assert (job.state, job.result) == ("done", str(made.path))
     assert {"Leaving out single heads", "Following each criterion", "Done"} <= set(steps)
-    check = calibrations.load_calibration(Path(job.result or "")).check
+    check = load_calibration(Path(job.result or "")).check
     assert check is not None
     assert (check.rows, len(check.heads), check.weights) == (2, 5, {"variance": 1.0})
 
@@ -177,7 +176,7 @@ def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
     following = wait_for(started(model, settings), ended)
     assert following.state == "done", log_of(following.id)
     assert following.result is not None
-    resumed = calibrations.load_calibration(Path(following.result))
+    resumed = load_calibration(Path(following.result))
     assert 0.25 < resumed.facts.reused < 1
 
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "another"))

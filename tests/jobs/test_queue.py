@@ -19,11 +19,11 @@ import pytest
 from slim import jobs
 from slim.core.errors import Cancelled, InputError, SlimError
 from slim.jobs import Job
-from slim.jobs import queue as control
 from slim.jobs.devices import device_of, hold
 from slim.jobs.failures import DISK, GONE, MEMORY, NETWORK, death_reason, failure_reason
 from slim.jobs.foreground import foreground, placed
 from slim.jobs.job import SILENT
+from slim.jobs.queue import queue_of
 from slim.jobs.store import BALLAST, JobStore, StoreFull
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, wait_for, wait_until
@@ -178,12 +178,12 @@ def test_a_command_that_is_gone_or_halted_holds_up_nobody(idle: Path) -> None:
         common = {"kind": "push", "arguments": {}, "attached": True, "created": 1.0}
         store.put(Job(id="dead", pid=os.getpid(), pid_started=1.0, **common))
         store.put(Job(id="halted", pid=1, beat=time.time() - SILENT - 1, **common))
-        assert [job.id for job in control.queue_of(store, "cpu")] == [waiting.id]
+        assert [job.id for job in queue_of(store, "cpu")] == [waiting.id]
         dead = store.get("dead")
         assert dead is not None
         assert (dead.state, dead.error) == ("failed", GONE)
         store.update("halted", beat=time.time())
-        assert [job.id for job in control.queue_of(store, "cpu")] == ["halted", waiting.id]
+        assert [job.id for job in queue_of(store, "cpu")] == ["halted", waiting.id]
         store.update("halted", pid_started=1.0, beat=1.0)
 
 

@@ -18,7 +18,7 @@ from slim.core.errors import InputError, SlimError
 from slim.core.records import Keep
 from slim.evaluation.answers import AnswerSettings
 from slim.judging import client, judge
-from slim.judging import local_server as local
+from slim.judging.local_server import find_local_judge
 from slim.judging.prompt import RUBRIC, messages
 from slim.models import bundled
 from slim.pruning.surgery import prune
@@ -89,7 +89,7 @@ def test_each_kind_of_model_has_its_server(
     """It answers on this machine alone, is told no key, and whether the model takes a system turn is found out."""
     monkeypatch.setenv("SLIM_JUDGE_KEY", KEY)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    found = local.find_local_judge(str(models / name))
+    found = find_local_judge(str(models / name))
     endpoint = found.endpoint({"max_tokens": 4, "retries": 0})
     assert (endpoint.concurrency, endpoint.timeout) == (1, 600)
     with found.started(endpoint, "cpu") as there, client.open_reply_cache() as cache:
@@ -111,7 +111,7 @@ def test_each_kind_of_model_has_its_server(
 
 def test_a_server_goes_with_an_error_in_the_block(models: Path) -> None:
     """As with Ctrl-C, and with the signal that cancels a job."""
-    found = local.find_local_judge(str(models / "stock"))
+    found = find_local_judge(str(models / "stock"))
 
     def stop(number: int, frame: object) -> None:
         raise SlimError("cancelled")
@@ -172,7 +172,7 @@ def test_a_server_that_fails_says_why(models: Path, tmp_path: Path) -> None:
         (models / "mute", PATIENCE, r"mute' does not chat: HTTP 500 \(.*chat_template"),
         (models / "stock", 0.01, r"stock': its server did not answer within 0\.01 s \(it said nothing\)"),
     ):
-        found = local.find_local_judge(str(place))
+        found = find_local_judge(str(place))
         with pytest.raises(SlimError, match=reason), found.started(found.endpoint({}), "cpu", patience=patience):
             pass
         assert not children()
@@ -181,15 +181,15 @@ def test_a_server_that_fails_says_why(models: Path, tmp_path: Path) -> None:
 def test_what_is_no_judge_is_refused(models: Path, tmp_path: Path) -> None:
     """Before anything starts."""
     with pytest.raises(InputError, match=r"nowhere' was not found"):
-        local.find_local_judge("/nowhere")
+        find_local_judge("/nowhere")
     shutil.copytree(models / "stock", tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").rename(tmp_path / "bare" / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"local_judge '.*bare' has no safetensors weights"):
-        local.find_local_judge(str(tmp_path / "bare"))
+        find_local_judge(str(tmp_path / "bare"))
     shutil.copytree(models / "stock", tmp_path / "odd")
     (tmp_path / "odd" / "config.json").write_text("[")
     with pytest.raises(InputError, match=r"odd' has no config.json that can be read"):
-        local.find_local_judge(str(tmp_path / "odd")).endpoint({})
+        find_local_judge(str(tmp_path / "odd")).endpoint({})
     for name in ("endpoint", "judge_model"):
         given = {"endpoint": None, "judge_model": None, name: f"http://me:{KEY}@host/v1"}
         with pytest.raises(InputError, match=f"{name}, local_judge='mine': one run has one judge") as refused:
@@ -200,12 +200,12 @@ def test_what_is_no_judge_is_refused(models: Path, tmp_path: Path) -> None:
 def test_a_judge_is_its_files_and_not_its_place(models: Path, tmp_path: Path) -> None:
     """A copy elsewhere is the same judge; other weights or another template make another."""
     (question,) = asked(1)
-    first = local.find_local_judge(str(models / "stock")).endpoint({})
+    first = find_local_judge(str(models / "stock")).endpoint({})
     shutil.copytree(models / "stock", tmp_path / "copy")
-    assert local.find_local_judge(str(tmp_path / "copy")).endpoint({}).key_of(question) == first.key_of(question)
+    assert find_local_judge(str(tmp_path / "copy")).endpoint({}).key_of(question) == first.key_of(question)
     for name in ("strict", "pruned"):
-        assert local.find_local_judge(str(models / name)).endpoint({}).key_of(question) != first.key_of(question)
-    assert local.find_local_judge(str(models / "stock")).endpoint({"max_tokens": 9}).key_of(question) != first.key_of(
+        assert find_local_judge(str(models / name)).endpoint({}).key_of(question) != first.key_of(question)
+    assert find_local_judge(str(models / "stock")).endpoint({"max_tokens": 9}).key_of(question) != first.key_of(
         question
     )
 
@@ -252,7 +252,7 @@ def test_the_real_server_judges_with_the_bundled_model(
     assert told[0].startswith(f"{ROWS} pairs, {2 * ROWS} calls, at most")
     facts = found.judge
     assert (facts.kind, facts.name, facts.endpoint, facts.rubric) == ("local", bundled.NAME, None, RUBRIC)
-    assert facts.fingerprint == local.find_local_judge(bundled.NAME).fingerprint
+    assert facts.fingerprint == find_local_judge(bundled.NAME).fingerprint
     assert (facts.calls, facts.known_calls) == (2 * ROWS, 0)
     assert facts.tokens_in > 200 * 2 * ROWS
     assert 0 < facts.tokens_out <= 24 * 2 * ROWS

@@ -18,9 +18,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from benchmarks.board import dragged, name_of, opened, save_made_up
 from benchmarks.planner import Shape
 from pages.views.board import ASSETS, SCRIPT
-from slim.calibration import record as files
 from slim.calibration.check_record import Correction, CriterionCheck
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, load_calibration, save_calibration, save_check
 from slim.calibration.scores import composite
 from slim.core.errors import InputError
 from slim.core.records import Unit
@@ -70,15 +69,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for shape in LARGE:
             save_made_up(shape, folder / "calibrations" / name_of(shape))
         model = make_pico("llama")
-        files.save_calibration(measured(model, random_rows((9, 12)), kl="none"), folder / "calibrations" / "bare")
+        save_calibration(measured(model, random_rows((9, 12)), kl="none"), folder / "calibrations" / "bare")
         small = measured(model, random_rows((40, 33, 64, 20, 12, 50)), draws=2)
-        files.save_check(files.save_calibration(small, folder / "calibrations" / "small"), CHECKED)
+        save_check(save_calibration(small, folder / "calibrations" / "small"), CHECKED)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def small(workspace: Path) -> Calibration:
-    return files.load_calibration(workspace / "calibrations" / "small")
+    return load_calibration(workspace / "calibrations" / "small")
 
 
 @pytest.fixture

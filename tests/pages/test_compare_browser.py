@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 from slim.judging import votes
 from slim.judging.record import Judgment
 from slim.judging.votes import key_of, pruned_is_a
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from tests.judge_server import JudgeServer, Scripted, serving, shown, verdict
 from tests.judging.test_judge import OLD_COMPARISON, OLD_KEYS, OLD_SUMMARY
 from tests.pico import make_pico, plan_of, save_pico
@@ -48,7 +48,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         facts = save_pico(make_pico("llama"), folder / "model").facts
         whole = tuple(range(6))
-        prune.prune(plan_of(facts, ((0, 1, 2), (), whole, whole)), folder / "workspace" / "checkpoints" / "small")
+        surgery.prune(plan_of(facts, ((0, 1, 2), (), whole, whole)), folder / "workspace" / "checkpoints" / "small")
         rows = [{"question": f"What is {row} + 1?", "answer": str(row + 1)} for row in range(ROWS)]
         uploads = folder / "workspace" / "uploads"
         uploads.mkdir(parents=True)

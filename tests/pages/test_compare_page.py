@@ -22,7 +22,7 @@ from slim.judging.cost import estimate
 from slim.judging.endpoint import Endpoint
 from slim.judging.judge import load_judgment
 from slim.judging.record import Comparison, Judgment
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from tests.judgements import compared, judgement
 from tests.pages.test_prune_page import opened, press
 from tests.pico import make_pico, plan_of, save_pico
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         facts = save_pico(make_pico("llama"), folder / "model").facts
-        prune.prune(plan_of(facts, ((0, 1, 2), *WHOLE[1:])), folder / "workspace" / "checkpoints" / "small")
+        surgery.prune(plan_of(facts, ((0, 1, 2), *WHOLE[1:])), folder / "workspace" / "checkpoints" / "small")
         yield folder / "workspace"
 
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Download, Locator, Page, expect
 
 from slim.evaluation.record import EvaluationFacts
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from tests.pico import make_pico, plan_of, save_pico
 from tests.visitor import Visitor, chart, fill
 
@@ -31,7 +31,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("OMP_NUM_THREADS", "1")
         facts = save_pico(make_pico("llama"), folder / "model").facts
         for name, keep in (("small", ((0, 1, 2), *WHOLE[1:])), (ODD, ((), (), *WHOLE[2:]))):
-            prune.prune(plan_of(facts, keep), folder / "workspace" / "checkpoints" / name)
+            surgery.prune(plan_of(facts, keep), folder / "workspace" / "checkpoints" / name)
         yield folder / "workspace"
 
 

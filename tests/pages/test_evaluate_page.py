@@ -14,7 +14,7 @@ from slim import jobs
 from slim.core.run_index import remember, runs
 from slim.evaluation.evaluate import checked_settings, evaluate
 from slim.jobs import Job
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from tests.pages.test_prune_page import APP, opened, press
 from tests.pico import make_pico, plan_of, save_pico
 
@@ -34,9 +34,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         one = save_pico(make_pico("llama"), folder / "model").facts
         other = save_pico(make_pico("llama", seed=1), folder / "other").facts
         made = folder / "workspace" / "checkpoints"
-        prune.prune(plan_of(one, ((0, 1, 2), *WHOLE[1:])), made / "small")
-        prune.prune(plan_of(one, ((), (), *WHOLE[2:])), made / ODD)
-        prune.prune(plan_of(other, ((0, 1, 2), *WHOLE[1:])), made / "foreign")
+        surgery.prune(plan_of(one, ((0, 1, 2), *WHOLE[1:])), made / "small")
+        surgery.prune(plan_of(one, ((), (), *WHOLE[2:])), made / ODD)
+        surgery.prune(plan_of(other, ((0, 1, 2), *WHOLE[1:])), made / "foreign")
         quick = {"samples": 5, "max_length": 64, "max_new_tokens": 3, "device": "cpu"}
         pace = {"tokens": 8, "steps": 2, "repeats": 2, "batch_sizes": (1, 3)}
         kept = folder / "workspace" / "evaluations"

@@ -16,11 +16,10 @@ from streamlit.testing.v1 import AppTest
 from pages.views.criteria import correction_in_words, in_words
 from slim import jobs
 from slim.calibration import calibrate, check, scores
-from slim.calibration import head_detail as detail
-from slim.calibration import record as calibration
 from slim.calibration.check_record import Correction, CriterionCheck, Removal, Verdict
 from slim.calibration.facts import CalibrationSettings
-from slim.calibration.record import Calibration
+from slim.calibration.head_detail import costs, head_scores
+from slim.calibration.record import CHECK_FILE, Calibration, load_calibration, save_check
 from tests import APP
 from tests.pico import make_pico, save_pico
 from tests.visitor import Visitor
@@ -111,7 +110,7 @@ def titles(page: AppTest) -> list[str]:
 
 
 def read(here: Path, name: str) -> Calibration:
-    return calibration.load_calibration(here / "calibrations" / name)
+    return load_calibration(here / "calibrations" / name)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -124,7 +123,7 @@ def test_every_view_of_every_calibration(here: Path, view: str, name: str) -> No
     assert not page.error
     words = said(page)
     if view == "Maps":
-        count = len(detail.head_scores(read(here, name), scores.default_weights(read(here, name)))) - (name == "task")
+        count = len(head_scores(read(here, name), scores.default_weights(read(here, name)))) - (name == "task")
         assert len(titles(page)) == count + 2
     elif view == "Faithfulness":
         assert ("orders the heads best" in words) == (name == "task")
@@ -156,7 +155,7 @@ def test_the_detail_is_that_of_the_record(here: Path) -> None:
     page, record = opened(head="2.3"), read(here, "task")
     assert heading(page) == "Layer 2, head 3"
     words = said(page)
-    for name, measure in detail.head_scores(record, scores.default_weights(record)).items():
+    for name, measure in head_scores(record, scores.default_weights(record)).items():
         estimate, place = measure.estimate, measure.place(2, 3)
         if name == "damage" or place is None:
             continue
@@ -165,7 +164,7 @@ def test_the_detail_is_that_of_the_record(here: Path) -> None:
         assert line.endswith(f"| {place[0]} |")
         if np.isfinite(estimate.low[2, 3]):
             assert rf"\[{estimate.low[2, 3]:.3g}, {estimate.high[2, 3]:.3g}\]" in line
-    for cost in detail.costs(record, 2, 3):
+    for cost in costs(record, 2, 3):
         assert f"| {cost.what} | **{cost.value:.3g}**" in words
 
 
@@ -317,11 +316,11 @@ def test_a_check_is_seen_as_soon_as_it_is_there(here: Path) -> None:
     assert found is not None
     folder = here / "calibrations" / "prose"
     before = folder.stat()
-    calibration.save_check(read(here, "prose"), found)
+    save_check(read(here, "prose"), found)
     try:
         assert "orders the heads best" in said(healthy(page.run()))
     finally:
-        (folder / calibration.CHECK_FILE).unlink()
+        (folder / CHECK_FILE).unlink()
         os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))  # the newest run stays the newest
 
 

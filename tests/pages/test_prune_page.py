@@ -11,10 +11,10 @@ from streamlit.testing.v1 import AppTest
 
 from slim import jobs
 from slim.calibration import calibrate
-from slim.calibration import record as calibration
 from slim.calibration.facts import CalibrationSettings
+from slim.calibration.record import load_calibration
 from slim.core.run_index import runs
-from slim.planning import after_repair as absorbed
+from slim.planning.after_repair import FILE, after_repair_sketch
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from tests import APP
@@ -42,7 +42,7 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace as that of this process, without plans."""
     monkeypatch.setenv("SLIM_HOME", str(home))
     shutil.rmtree(home / "plans", ignore_errors=True)
-    (home / "calibrations" / "task" / absorbed.FILE).unlink(missing_ok=True)
+    (home / "calibrations" / "task" / FILE).unlink(missing_ok=True)
     return home
 
 
@@ -227,7 +227,7 @@ def test_a_plan_for_what_is_left_after_repair(here: Path) -> None:
     assert made.forecast
     assert made.repaired
     folder = here / "calibrations" / "task"
-    assert made.repaired == absorbed.after_repair_sketch(calibration.load_calibration(folder)).forecast(made.keep, 0)
+    assert made.repaired == after_repair_sketch(load_calibration(folder)).forecast(made.keep, 0)
     assert metrics(page)["Forecast loss"] == (
         f"{made.forecast.nats_per_token:.3f} → {made.repaired.nats_per_token:.3f} nats"
     )

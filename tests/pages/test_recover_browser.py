@@ -12,7 +12,7 @@ from slim.calibration import calibrate
 from slim.calibration.facts import CalibrationSettings
 from slim.models import bundled
 from slim.planning import budget
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from slim.pruning.history import load_recovery
 from tests.visitor import Visitor, chart, fill
 
@@ -39,7 +39,7 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
             output=folder / "workspace" / "calibrations" / "briefs",
         )
         plan = budget.plan_by_budget(measured, {"heads": 0.7})
-        prune.prune(plan, folder / "workspace" / "checkpoints" / "small")
+        surgery.prune(plan, folder / "workspace" / "checkpoints" / "small")
         yield folder / "workspace"
 
 

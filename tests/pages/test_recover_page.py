@@ -13,8 +13,8 @@ from slim.calibration import calibrate
 from slim.calibration.facts import CalibrationSettings
 from slim.core.run_index import runs
 from slim.jobs.store import JobStore
-from slim.planning import threshold as plan
-from slim.pruning import surgery as prune
+from slim.planning.threshold import plan_by_threshold
+from slim.pruning import surgery
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
 from slim.recovery import repair
 from slim.recovery.finetune import TrainSettings, finetune
@@ -41,8 +41,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             settings=CalibrationSettings(samples=6, max_length=48),
             output=folder / "workspace" / "calibrations" / "task",
         )
-        prune.prune(plan_of(original.facts, (WHOLE, (), WHOLE, WHOLE)), made / "foreign")
-        prune.prune(plan.plan_by_threshold(measured, 0.7, "head"), made / "plain")
+        surgery.prune(plan_of(original.facts, (WHOLE, (), WHOLE, WHOLE)), made / "foreign")
+        surgery.prune(plan_by_threshold(measured, 0.7, "head"), made / "plain")
         repair.repair(str(made / "plain"), settings=RepairSettings.checked(**SMALL), output=made / "repaired")
         training = TrainSettings.checked(**SMALL, positions="all", steps=4, evaluations=2, rank=2, learning_rate=0.01)
         finetune(str(made / "repaired"), "bundled:triage", "kd", training, output=made / "trained")

@@ -22,7 +22,7 @@ from slim.judging import judge
 from slim.models import bundled
 from slim.planning import budget
 from slim.planning.files import load_plan, save_plan
-from slim.pruning import surgery as prune
+from slim.pruning import surgery
 from slim.recovery import repair
 from slim.recovery.repair import RepairSettings
 from slim.runs import lineage
@@ -52,7 +52,7 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
         measured = calibrate.calibrate(bundled.NAME, "bundled:briefs", settings=settings, output=made)
         file = save_plan(budget.plan_by_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")
         small, better = home / "checkpoints" / "small", home / "checkpoints" / "better"
-        prune.prune(load_plan(file), small)
+        surgery.prune(load_plan(file), small)
         few = RepairSettings.checked(samples=32, max_length=LENGTH)
         repair.repair(str(small), settings=few, output=better)
         with serving(by_length) as server:

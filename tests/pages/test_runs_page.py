@@ -11,7 +11,7 @@ from pages.views.run_detail import steps
 from slim import jobs
 from slim.core import workspace
 from slim.runs import archive, lineage
-from slim.runs import manage as runs
+from slim.runs.manage import rename, tag
 from tests.pages.test_prune_page import APP, opened
 from tests.pipeline import Pipeline
 
@@ -91,8 +91,8 @@ def test_a_name_is_text(made: Pipeline) -> None:
     """HTML and Markdown in a name, a tag or a note do not take effect."""
     found = lineage.read_lineage()
     node = found.nodes[key_of(made.checkpoint)]
-    runs.rename(found, node, ODD)
-    runs.tag(node, ODD)
+    rename(found, node, ODD)
+    tag(node, ODD)
     page = page_of(made.checkpoint)
     assert "<b>odd" not in html_of(page)
     assert "&lt;b&gt;odd" in html_of(page)

@@ -19,8 +19,14 @@ from slim.data import tasks
 from slim.data.batch_runner import subset
 from slim.models.architectures import architecture_of
 from slim.models.load import Loaded, load_model
-from slim.planning import after_repair as absorbed
-from slim.planning.after_repair import AfterRepairSketch
+from slim.planning.after_repair import (
+    FILE,
+    AfterRepairSketch,
+    after_repair_sketch,
+    load_after_repair,
+    measure_after_repair,
+    save_after_repair,
+)
 from slim.planning.budget import plan_by_budget
 from slim.planning.layer_options import ENUMERATED
 from slim.planning.record import Pins
@@ -32,7 +38,7 @@ ROWS = random_rows((30, 37, 25, 33, 41, 28, 35, 30))
 
 
 def sketch_of(loaded: Loaded) -> AfterRepairSketch:
-    return absorbed.measure_after_repair(loaded, tasks.Encoded(ROWS, 0), measured(loaded, ROWS, draws=1))
+    return measure_after_repair(loaded, tasks.Encoded(ROWS, 0), measured(loaded, ROWS, draws=1))
 
 
 def cost(sketch: AfterRepairSketch, layer: int, heads: tuple[int, ...]) -> float:
@@ -84,7 +90,7 @@ def test_a_block_that_puts_out_nothing_costs_nothing() -> None:
 def test_batches_make_no_difference() -> None:
     loaded = make_pico("llama")
     one, other = (
-        absorbed.measure_after_repair(
+        measure_after_repair(
             loaded,
             tasks.Encoded(ROWS, 0),
             _with_batch(measured(loaded, ROWS, draws=1), size),
@@ -112,9 +118,9 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
 
 
 def test_it_is_kept_beside_the_calibration(calibration: Calibration) -> None:
-    found = absorbed.after_repair_sketch(calibration)
+    found = after_repair_sketch(calibration)
     assert calibration.path is not None
-    again = absorbed.after_repair_sketch(calibration)
+    again = after_repair_sketch(calibration)
     assert again.kept == found.kept
     assert all(np.array_equal(*pair) for pair in zip(again.effects, found.effects, strict=True))
     loaded = load_model(calibration.facts.model.source, dtype="float64")
@@ -124,7 +130,7 @@ def test_it_is_kept_beside_the_calibration(calibration: Calibration) -> None:
 
 @pytest.mark.parametrize("unit", ["head", "group", "block"])
 def test_plans_for_what_is_left_after_repair(calibration: Calibration, unit: Unit) -> None:
-    found = absorbed.after_repair_sketch(calibration)
+    found = after_repair_sketch(calibration)
     limits = {"heads": 0.7}
     pins = Pins(protect=(0,))
     plan = plan_by_budget(calibration, limits, unit, pins=pins, absorbed=found)
@@ -146,7 +152,7 @@ def test_many_heads_have_few_candidates(pico: Callable[..., Loaded]) -> None:
 
 
 def test_what_cannot_be_is_said(calibration: Calibration, tmp_path: Path) -> None:
-    found = absorbed.after_repair_sketch(calibration)
+    found = after_repair_sketch(calibration)
     with pytest.raises(InputError, match="unit layer"):
         plan_by_budget(calibration, {"params": 0.9}, "layer", absorbed=found)
     for name in AFTER_NORM:
@@ -154,8 +160,8 @@ def test_what_cannot_be_is_said(calibration: Calibration, tmp_path: Path) -> Non
             sketch_of(make_pico(name))
     loaded = make_pico("llama")
     with pytest.raises(InputError, match="samples: 3 rows are too few"):
-        absorbed.measure_after_repair(loaded, tasks.Encoded(ROWS[:3], 0), measured(loaded, ROWS[:3], draws=1))
-    absorbed.save_after_repair(found, tmp_path)
-    (tmp_path / absorbed.FILE).write_bytes((tmp_path / absorbed.FILE).read_bytes()[:-20])
+        measure_after_repair(loaded, tasks.Encoded(ROWS[:3], 0), measured(loaded, ROWS[:3], draws=1))
+    save_after_repair(found, tmp_path)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-20])
     with pytest.raises(InputError, match=r"absorbed\.safetensors is damaged"):
-        absorbed.load_after_repair(tmp_path)
+        load_after_repair(tmp_path)

@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from streamlit.testing.v1 import AppTest
 
-from slim.calibration import record as files
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, save_calibration
 from slim.calibration.scores import parts
 from slim.core.records import Unit
 from slim.models.load import Loaded
@@ -247,7 +246,7 @@ def test_a_unit_that_cannot_be_removed_here(bare: Calibration) -> None:
 
 @pytest.fixture
 def saved(calibration: Calibration, own_workspace: Path) -> Calibration:
-    return files.save_calibration(calibration, own_workspace / "calibrations" / "small")
+    return save_calibration(calibration, own_workspace / "calibrations" / "small")
 
 
 def opened(**link: str) -> AppTest:

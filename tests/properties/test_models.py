@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from slim.data.encode import encode, text_of
 from slim.data.templates import Example
-from slim.models import load as models
 from slim.models.folder_check import read_folder
 from slim.models.gguf_header import check_gguf
+from slim.models.load import load_model
 from slim.models.tokenizer import facts_at_hand, load_tokenizer
 from slim.pruning import checkpoint
 from slim.pruning.surgery import prune
@@ -66,7 +66,7 @@ def pruned(original: Folder, home: Path) -> Folder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(home / "workspace"))
         original.put("config.json", original.good["config.json"])
-        facts = models.load_model(original.name, device="cpu", dtype="float64").facts
+        facts = load_model(original.name, device="cpu", dtype="float64").facts
         return Folder(prune(plan_of(facts, KEEP), home / "pruned"))
 
 
@@ -121,7 +121,7 @@ def test_loads(pruned: Folder) -> None:
     @given(files)
     def every(file: tuple[str, bytes]) -> None:
         pruned.put(*file)
-        found = clean(lambda: models.load_model(pruned.name, device="cpu"), pruned.name)
+        found = clean(lambda: load_model(pruned.name, device="cpu"), pruned.name)
         if found is not None:
             shapes = {name: tuple(tensor.shape) for name, tensor in load_file(pruned.path / WEIGHTS).items()}
             assert sum(np.prod(shape) for shape in found.facts.shapes.values()) == sum(map(np.prod, shapes.values()))

@@ -14,21 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from slim.calibration import record as calibration
 from slim.calibration.check import measure_check
-from slim.calibration.record import CHECK_FILE
+from slim.calibration.record import CHECK_FILE, Calibration, load_calibration, save_calibration, save_check
 from slim.calibration.task_vs_general import of_same_model
 from slim.core.records import DatasetFacts, Record
 from slim.data.tasks import Encoded
-from slim.evaluation import record as evaluation
 from slim.evaluation.metrics import Figure
+from slim.evaluation.record import TABLE, EvaluationFacts, MetricFacts, Score, figures_table, load_evaluation
 from slim.judging import judge, votes
-from slim.planning import after_repair as absorbed
+from slim.planning.after_repair import FILE, AfterRepairSketch, load_after_repair, save_after_repair
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import ByBudget
 from slim.planning.sizes import everything, project
 from slim.planning.threshold import plan_by_threshold
-from slim.pruning import history as recovery
+from slim.pruning.history import RECOVERY_FILE, CurvePoint, Quality, Recovery, RecoveryStep, load_recovery
 from tests import FILES
 from tests.fuzz import clean, damaged, edited, json_files, values
 from tests.judgements import compared, judgement
@@ -63,13 +62,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         made = measured(make_pico("llama"), random_rows((9, 12, 7, 20)), draws=2)
         check = measure_check(made, make_pico("llama"), Encoded(random_rows((6, 8), seed=2), 0), heads=4)
-        saved = calibration.save_calibration(replace(made, check=check), folder / "kept")
-        calibration.save_check(saved, check)
+        saved = save_calibration(replace(made, check=check), folder / "kept")
+        save_check(saved, check)
         facts, root = made.facts.model, saved.path or folder
         kept = [[(), (0, 3), tuple(range(6))]] * 4
         effects = [np.ones((3, 5), np.float32)] * 4
-        sketch = absorbed.AfterRepairSketch(kept, effects, np.array([0, 0, 1, 1, 1]), np.array([4, 5]))  # type: ignore[arg-type]
-        absorbed.save_after_repair(sketch, root)
+        sketch = AfterRepairSketch(kept, effects, np.array([0, 0, 1, 1, 1]), np.array([4, 5]))  # type: ignore[arg-type]
+        save_after_repair(sketch, root)
         save_plan(plan_by_threshold(saved, 0.6), root / "plan.json")
         budget = plan_of(facts, KEEP).model_copy(update={"reason": ByBudget(limits={"params": 0.9})})
         save_plan(budget, root / "budget.json")
@@ -81,8 +80,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         good["judged.json"] = judged.model_dump_json().encode()
         cast = {votes.key_of(pair): votes.Vote(choice="tie", blind=True, at="now") for pair in pairs}
         good["judged.votes.json"] = votes.Votes(votes=cast).model_dump_json().encode()
-        quality = recovery.Quality(kl=0.1, perplexity=3.0, original=2.0, rows=2, predicted=9)
-        step = recovery.RecoveryStep(
+        quality = Quality(kl=0.1, perplexity=3.0, original=2.0, rows=2, predicted=9)
+        step = RecoveryStep(
             method="kd",
             dataset=DATA,
             samples=4,
@@ -96,24 +95,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             device="cpu",
             started="2026-01-01",
             seconds=1.0,
-            curve=(recovery.CurvePoint(step=1, training=1.0, validation=2.0, kl=0.1),),
+            curve=(CurvePoint(step=1, training=1.0, validation=2.0, kl=0.1),),
         )
-        good[recovery.RECOVERY_FILE] = recovery.Recovery(steps=(step,)).model_dump_json().encode()
+        good[RECOVERY_FILE] = Recovery(steps=(step,)).model_dump_json().encode()
     there = folder / "there"
     (there / "evaluation").mkdir(parents=True)
     good["evaluation/record.json"] = _evaluation(facts).model_dump_json().encode()
     rows = pd.DataFrame({"model": ["one", "two"], "task": ["", ""], "row": [0, 1], "kl": [0.1, 0.2]})
-    rows.to_parquet(there / "evaluation" / evaluation.TABLE)
-    good[f"evaluation/{evaluation.TABLE}"] = (there / "evaluation" / evaluation.TABLE).read_bytes()
+    rows.to_parquet(there / "evaluation" / TABLE)
+    good[f"evaluation/{TABLE}"] = (there / "evaluation" / TABLE).read_bytes()
     return Place(there, good)
 
 
-def _evaluation(facts: Any) -> evaluation.EvaluationFacts:
-    about = evaluation.MetricFacts(task="", title="KL", unit="nats", higher_is_better=False, digits=2, rows=2)
-    score = evaluation.Score(figure=Figure(value=0.1, low=0.0, high=0.2), difference=Figure(value=0.0))
+def _evaluation(facts: Any) -> EvaluationFacts:
+    about = MetricFacts(task="", title="KL", unit="nats", higher_is_better=False, digits=2, rows=2)
+    score = Score(figure=Figure(value=0.1, low=0.0, high=0.2), difference=Figure(value=0.0))
     timed = {"value": 1.0, "times": 1.0, "low": 0.9, "high": 1.1}
     pace = {"rows": 1, "prefill": timed, "decode": timed, "first_token": timed, "cache_bytes": 9}
-    return evaluation.EvaluationFacts.model_validate(
+    return EvaluationFacts.model_validate(
         {
             "dataset": DATA.model_dump(),
             "held_out": "no",
@@ -169,7 +168,7 @@ def test_calibrations(place: Place, name: str) -> None:
 
     @given(content=json_files(place.raw(name)))
     def every(content: bytes) -> None:
-        found = check_json(place, name, content, lambda: calibration.load_calibration(place.folder))
+        found = check_json(place, name, content, lambda: load_calibration(place.folder))
         if found is not None:
             survives(found.facts)
             if found.check is not None:
@@ -186,21 +185,21 @@ def test_evaluations(place: Place) -> None:
 
     @given(content=json_files(place.raw(name)))
     def every(content: bytes) -> None:
-        found = check_json(place, name, content, lambda: evaluation.load_evaluation(place.folder / "evaluation"))
+        found = check_json(place, name, content, lambda: load_evaluation(place.folder / "evaluation"))
         if found is not None:
             survives(found.facts)
-            evaluation.figures_table(found.facts)
+            figures_table(found.facts)
 
     every()
 
 
 def test_evaluation_tables(place: Place) -> None:
     """Parquet that is damaged."""
-    name = f"evaluation/{evaluation.TABLE}"
+    name = f"evaluation/{TABLE}"
 
     @given(content=damaged(place.good[name]))
     def every(content: bytes) -> None:
-        check_json(place, name, content, lambda: evaluation.load_evaluation(place.folder / "evaluation"))
+        check_json(place, name, content, lambda: load_evaluation(place.folder / "evaluation"))
 
     every()
 
@@ -231,9 +230,9 @@ def test_judgements_and_votes(place: Place) -> None:
 def test_recoveries(place: Place) -> None:
     """Settings of any kind in it, but finite."""
 
-    @given(content=json_files(place.raw(recovery.RECOVERY_FILE)))
+    @given(content=json_files(place.raw(RECOVERY_FILE)))
     def every(content: bytes) -> None:
-        found = check_json(place, recovery.RECOVERY_FILE, content, lambda: recovery.load_recovery(place.folder))
+        found = check_json(place, RECOVERY_FILE, content, lambda: load_recovery(place.folder))
         if found is not None:
             survives(found)
 
@@ -283,17 +282,17 @@ def headers(draw: st.DrawFn, content: bytes) -> bytes:
     return said.to_bytes(8, "little") + header + content[8 + length :]
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", absorbed.FILE])
+@pytest.mark.parametrize("name", ["tensors.safetensors", FILE])
 def test_arrays(place: Place, name: str) -> None:
     """Of a calibration and of what repair absorbs: what is read are finite numbers of the right shapes."""
     (place.folder / name).write_bytes(place.good[name])
     good = load_file(place.folder / name)
-    load = calibration.load_calibration if name == "tensors.safetensors" else absorbed.load_after_repair
+    load = load_calibration if name == "tensors.safetensors" else load_after_repair
 
     @given(content=st.one_of(arrays(good), arrays(good), headers(place.good[name]), damaged(place.good[name])))
     def every(content: bytes) -> None:
         found = check_json(place, name, content, lambda: load(place.folder))
-        if isinstance(found, calibration.Calibration):
+        if isinstance(found, Calibration):
             clean(lambda: plan_by_threshold(found, 0.6))
             for levels in found.metrics.values():
                 assert all(np.isfinite(array).all() for array in levels.values())

@@ -14,8 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slim.core import cache as results
-from slim.core.cache import RowCache
+from slim.core.cache import RowCache, open_cache
 from slim.jobs.store import Job, JobStore
 from tests.fuzz import LEAVES, ODD, clean, damaged, edited
 
@@ -57,7 +56,7 @@ def test_results(at_home: Path) -> None:
 
     @given(CELLS, MODES)
     def every(value: Any, mode: int | None) -> None:
-        with results.open_cache() as cache:
+        with open_cache() as cache:
             held = RowCache(cache, kind="test")
             held.put(ROW, 1, ARRAYS)
             assert held.get(ROW, 1) is not None

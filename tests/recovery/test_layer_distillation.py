@@ -19,7 +19,7 @@ from slim.core.records import Keep
 from slim.models.load import Loaded
 from slim.pruning.history import RecoveryStep, load_recovery
 from slim.pruning.surgery import prune
-from slim.recovery import layer_distillation as local
+from slim.recovery import layer_distillation
 from slim.recovery.finetune import TrainSettings, finetune
 from slim.recovery.layer_distillation import DistilledLayer, distill, error_of
 from tests.pico import FAMILIES, make_pico, plan_of, save_pico
@@ -280,13 +280,13 @@ def test_work_that_is_told_is_all_the_work(case: Case, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named with its layer and step; the layers before it are kept, whole."""
-    counted, taken = local._Learner._gradients, [0, 0, 0, 0]
+    counted, taken = layer_distillation._Learner._gradients, [0, 0, 0, 0]
 
     def poisoned(self: Any, places: Any) -> float:
         taken[self.now.index] += 1
         return float("nan") if taken == [6, 6, 5, 0] else counted(self, places)
 
-    monkeypatch.setattr(local._Learner, "_gradients", poisoned)
+    monkeypatch.setattr(layer_distillation._Learner, "_gradients", poisoned)
     with pytest.raises(SlimError, match=r"the loss is nan in layer 3 at step 5: choose a smaller learning_rate"):
         case.run(tmp_path / "none", seed=5)
     assert finished() == ["layer-0.safetensors", "layer-1.safetensors"]
@@ -296,7 +296,7 @@ def test_a_loss_that_is_no_number_stops_the_run(case: Case, tmp_path: Path, monk
 
 
 def test_what_does_not_fit_in_memory_is_said(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local._Learner, "_gradients", lambda *given: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(layer_distillation._Learner, "_gradients", lambda *given: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(SlimError, match="out of memory while a layer learnt: choose a smaller micro_batch"):
         case.run(tmp_path / "none", seed=6)
 

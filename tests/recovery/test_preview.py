@@ -8,10 +8,10 @@ import torch
 
 from slim.core.errors import InputError
 from slim.data import tasks
-from slim.models import load as models
+from slim.models import load
 from slim.pruning.surgery import prune
 from slim.recovery import finetune, repair
-from slim.recovery import layer_distillation as local
+from slim.recovery.layer_distillation import workload
 from slim.recovery.preview import preview
 from slim.recovery.repair import RepairSettings
 from slim.recovery.settings import TrainSettings
@@ -35,7 +35,7 @@ def pruned(tmp_path: Path) -> Path:
     [
         (repair.workload, RepairSettings(samples=40, max_length=48)),
         (finetune.workload, TRAINING),
-        (local.workload, TRAINING),
+        (workload, TRAINING),
     ],
 )
 def test_it_is_what_the_stage_tells(
@@ -45,7 +45,7 @@ def test_it_is_what_the_stage_tells(
     task = tasks.load_task(str(written(tmp_path / "rows.jsonl")))
     real = recovery_context(str(pruned), task, settings)
     told = stage(real, settings)
-    monkeypatch.setattr(models, "load_model", None)
+    monkeypatch.setattr(load, "load_model", None)
     found = preview(str(pruned), task, settings)
     assert found is not None
     assert {role: part.rows for role, part in found.drawn.parts.items()}.keys() == real.drawn.parts.keys()

@@ -21,8 +21,7 @@ from slim.planning.record import Plan
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import ROLES, Quality, RecoveryStep, load_recovery, role_of
 from slim.pruning.surgery import prune
-from slim.recovery import iterative as rounds
-from slim.recovery.iterative import expanded, prune_in_rounds
+from slim.recovery.iterative import Planner, expanded, prune_in_rounds
 from slim.recovery.least_squares import FittedMatrix
 from slim.recovery.repair import RepairSettings, prune_and_repair, repair
 from tests.pico import make_pico, plan_of, save_pico
@@ -192,7 +191,7 @@ def test_stopped_rounds_go_on_where_they_were(plan: Plan, tmp_path: Path, monkey
     whole = prune_in_rounds(plan, 3, FEW, tmp_path / "whole")
     planned: list[float] = []
 
-    class Interrupted(rounds.Planner):
+    class Interrupted(Planner):
         def solve(self, limits: Mapping[str, float]) -> Keep:
             planned.append(limits["heads"])
             if len(planned) == 2:

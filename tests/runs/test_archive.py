@@ -14,19 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slim.calibration import record as calibration
+from slim.calibration.record import load_calibration
 from slim.core import workspace
 from slim.core.errors import InputError
-from slim.evaluation import record as evaluation
+from slim.evaluation.record import load_evaluation
 from slim.judging import judge, votes
-from slim.models import load as models
+from slim.models.load import load_model
 from slim.planning.files import load_plan
 from slim.pruning import held_out
 from slim.pruning.checkpoint import recipe
 from slim.pruning.history import load_recovery
 from slim.runs import archive, lineage
-from slim.runs import manage as runs
 from slim.runs.archive import LONGEST_DIRECTORY, export_runs, import_runs, with_ancestors
+from slim.runs.manage import find_run, rename, tag
 from slim.runs.manifest import MANIFEST, Manifest
 from tests import FILES
 from tests.pipeline import Pipeline, make_pipeline
@@ -59,8 +59,8 @@ def exported(made: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for stage in ("evaluation", "judgement")
             for node in with_ancestors(found, next(one for one in found.runs if one.stage == stage))
         }
-        runs.tag(next(node for node in chosen.values() if node.stage == "plan"), "kept")
-        runs.rename(found, next(node for node in chosen.values() if node.stage == "recovered"), "Better & <b>best</b>")
+        tag(next(node for node in chosen.values() if node.stage == "plan"), "kept")
+        rename(found, next(node for node in chosen.values() if node.stage == "recovered"), "Better & <b>best</b>")
         found = lineage.read_lineage()
         export_runs(found, [found.nodes[key] for key in chosen], file)
     return file
@@ -141,14 +141,14 @@ def test_a_round_trip(exported: Path, made: Pipeline, own_workspace: Path) -> No
     places = {stage: node.path for stage, node in by_stage.items() if node.path}
     assert all(path.is_relative_to(own_workspace) for path in places.values())
 
-    there = calibration.load_calibration(places["calibration"])
-    assert there.facts == calibration.load_calibration(made.calibration).facts
+    there = load_calibration(places["calibration"])
+    assert there.facts == load_calibration(made.calibration).facts
     cut = load_plan(places["plan"])
     assert cut.calibration == str(places["calibration"])
     assert cut.keep == load_plan(made.plan).keep
     assert recipe(places["checkpoint"]) == recipe(places["recovered"]) == cut
     assert len(load_recovery(places["recovered"]).steps) == 1
-    measured = evaluation.load_evaluation(places["evaluation"])
+    measured = load_evaluation(places["evaluation"])
     assert [one.model.source for one in measured.facts.models[1:]] == [
         str(places["checkpoint"]),
         str(places["recovered"]),
@@ -158,9 +158,7 @@ def test_a_round_trip(exported: Path, made: Pipeline, own_workspace: Path) -> No
     assert votes.load_votes(places["judgement"]) == votes.Votes()
     ids = torch.arange(3, 13)[None]
     with torch.no_grad():
-        mine, theirs = (
-            models.load_model(str(path)).model(ids).logits for path in (places["recovered"], made.recovered)
-        )
+        mine, theirs = (load_model(str(path)).model(ids).logits for path in (places["recovered"], made.recovered))
     assert torch.equal(mine, theirs)
     task = held_out.open_task("bundled:triage", split="train")
     assert held_out.calibrated_on(str(places["recovered"]), task)  # the rows are known by the calibration's place here
@@ -184,7 +182,7 @@ def test_one_run_alone(exported: Path, made: Pipeline, own_workspace: Path, tmp_
     monkeypatch.setenv("SLIM_HOME", str(made.calibration.parent.parent))
     found = lineage.read_lineage()
     for name in ("eight", "task"):
-        export_runs(found, [runs.find_run(found, name)], tmp_path / f"{name}.zip")
+        export_runs(found, [find_run(found, name)], tmp_path / f"{name}.zip")
     monkeypatch.setenv("SLIM_HOME", str(own_workspace))
     (entry,) = import_runs(tmp_path / "eight.zip")
     assert lineage.read_lineage().nodes[entry.key].notes
@@ -217,7 +215,7 @@ def test_what_is_not_a_runs_own_is_not_exported(made: Pipeline, tmp_path: Path, 
     try:
         found = lineage.read_lineage()
         with pytest.raises(InputError, match=r"holds 'secret.pem', which is none of a checkpoint's files"):
-            export_runs(found, [runs.find_run(found, str(made.checkpoint))], tmp_path / "x.zip")
+            export_runs(found, [find_run(found, str(made.checkpoint))], tmp_path / "x.zip")
     finally:
         (made.checkpoint / "secret.pem").unlink()
     assert not list(tmp_path.glob("*.zip"))

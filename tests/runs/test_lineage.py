@@ -12,9 +12,8 @@ from slim.core import workspace
 from slim.core.run_index import reference, remember, runs
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import Plan
-from slim.pruning import surgery as prune
-from slim.runs import facts as run_facts
-from slim.runs import lineage
+from slim.pruning import surgery
+from slim.runs import facts, lineage
 from slim.runs.lineage import Lineage, Node
 from slim.runs.lineage_chart import chart, columns, lines, places, short
 from tests.pipeline import Pipeline
@@ -164,7 +163,7 @@ def test_a_plan_of_another_content_is_not_the_parent(here: Pipeline) -> None:
 
 def test_twins_are_told_apart_by_time(here: Pipeline) -> None:
     """Of two checkpoints by one plan, the one that was there before the recovered one is its parent."""
-    twin = prune.prune(load_plan(here.plan), here.checkpoint.with_name("twin"))
+    twin = surgery.prune(load_plan(here.plan), here.checkpoint.with_name("twin"))
     found = lineage.read_lineage()
     (parent,) = found.parents(node_of(found, here.recovered).key)
     assert parent.path == here.checkpoint != twin
@@ -172,11 +171,11 @@ def test_twins_are_told_apart_by_time(here: Pipeline) -> None:
 
 
 def test_facts_are_read_again_when_a_record_changes(here: Pipeline) -> None:
-    before = run_facts.run_facts("plan", here.plan)
-    assert run_facts.run_facts("plan", here.plan) is before
+    before = facts.run_facts("plan", here.plan)
+    assert facts.run_facts("plan", here.plan) is before
     cut = load_plan(here.plan)
     save_plan(cut.model_copy(update={"notes": ("another",)}), here.plan)
-    assert run_facts.run_facts("plan", here.plan).cut != before.cut
+    assert facts.run_facts("plan", here.plan).cut != before.cut
 
 
 def test_the_chart_has_a_place_of_its_own_for_each(here: Pipeline) -> None:

@@ -16,11 +16,11 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from slim.calibration import record as calibration
+from slim.calibration.record import load_calibration
 from slim.core.errors import InputError
 from slim.core.markdown import fenced, inline
 from slim.core.naming import endpoint_words, named, without_folders
-from slim.evaluation import record as evaluation
+from slim.evaluation.record import load_evaluation
 from slim.judging import judge
 from slim.judging.record import Comparison
 from slim.models import bundled
@@ -114,7 +114,7 @@ def test_the_figures_are_those_of_the_records(made: Made) -> None:
     """Sizes, forecast, every step, every measure with its interval, and the verdicts, on the page and in the card."""
     shown, card = Parsed(text(made.tuned, "html")).text, text(made.tuned, "md")
     found, steps = recipe(made.tuned), load_recovery(made.tuned).steps
-    facts, verdicts = evaluation.load_evaluation(made.evaluation).facts, judge.load_judgment(made.judgement)
+    facts, verdicts = load_evaluation(made.evaluation).facts, judge.load_judgment(made.judgement)
     assert cells(card, "Parameters")[0][1:3] == [f"{found.before.parameters:,}", f"{found.after.parameters:,}"]
     assert found.forecast is not None
     assert len(steps) == 2
@@ -149,7 +149,7 @@ def test_the_charts_hold_the_records_figures(made: Made) -> None:
     """A map of each metric with what the calibration measured."""
     page = Parsed(text(made.calibration, "html"))
     figures = json.loads(page.scripts[0])
-    measured = calibration.load_calibration(made.calibration)
+    measured = load_calibration(made.calibration)
     titles = {figure["layout"]["title"]["text"]: figure for figure in figures}
     entropy = titles["Attention entropy (nats)"]["data"][0]["z"]
     values = base64.b64decode(entropy["bdata"])
@@ -328,7 +328,7 @@ def test_the_commands_do_it_again(
     assert recipe(tmp_path / ODD).keep == recipe(made.tuned).keep
     again, once = load_recovery(tmp_path / ODD).steps, load_recovery(made.tuned).steps
     assert [step.after for step in again] == [step.after for step in once]
-    facts, before = (evaluation.load_evaluation(path).facts for path in (tmp_path / "scored", made.evaluation))
+    facts, before = (load_evaluation(path).facts for path in (tmp_path / "scored", made.evaluation))
     assert facts.models[1].scores == before.models[1].scores
     pairs, others = (judge.load_judgment(path).comparisons for path in (tmp_path / "judged.json", made.judgement))
     assert [(one.question, one.response1, one.response2) for one in pairs] == [
@@ -367,7 +367,7 @@ def test_answers_of_an_evaluation_where_nobody_judged(
     page = Parsed(text(made.evaluation, "html"))
     assert "verdicts" not in page.keys
     assert "answers" in page.keys
-    table = evaluation.load_evaluation(made.evaluation).table
+    table = load_evaluation(made.evaluation).table
     mine = table[table["model"] == "model"]
     assert str(mine.iloc[0]["prompt"]) in page.text
     assert "Verdicts" not in page.text
@@ -407,7 +407,7 @@ def test_metadata_names_what_others_can_look_up(made: Made, tmp_path: Path) -> N
     (index,) = front["model-index"]
     (result,) = index["results"]
     assert result["dataset"] == {"name": "owner/data", "type": "owner/data", "split": "train", "revision": "abc"}
-    scores = evaluation.load_evaluation(moved).facts.models[1].scores
+    scores = load_evaluation(moved).facts.models[1].scores
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
         name: score.figure.value for name, score in scores.items()
     }

@@ -9,18 +9,18 @@ import pytest
 from filelock import FileLock
 
 from slim import jobs
-from slim.core import cache as results
 from slim.core import workspace
+from slim.core.cache import open_cache
 from slim.core.errors import InputError
 from slim.core.run_index import remember
 from slim.jobs.store import JobStore
 from slim.judging import votes
 from slim.planning.files import load_plan, save_plan
-from slim.runs import comparison as run_comparison
 from slim.runs import disk_use, lineage
-from slim.runs import manage as runs
+from slim.runs.comparison import NOTHING, compare
 from slim.runs.disk_use import Left
 from slim.runs.lineage import Lineage, Node
+from slim.runs.manage import delete, dependents, find_run, rename, tag, untag
 from tests.pipeline import Pipeline
 
 DEAD = 999_999_999
@@ -35,14 +35,14 @@ def test_a_run_is_found_by_what_a_person_has_at_hand(made: Pipeline) -> None:
     """Path, file name, shown name, key, and the beginning of a name."""
     found = lineage.read_lineage()
     node = by_stage(found)["plan"]
-    runs.rename(found, node, "the good one")
+    rename(found, node, "the good one")
     found = lineage.read_lineage()
     for text in (str(made.plan), "eight.json", "eight", "the good one", "the g", node.key, node.key[:10]):
-        assert runs.find_run(found, text).key == node.key
+        assert find_run(found, text).key == node.key
     with pytest.raises(InputError, match=r"run 'nothing' is not in the workspace"):
-        runs.find_run(found, "nothing")
+        find_run(found, "nothing")
     with pytest.raises(InputError, match=r"run '' is not in the workspace"):
-        runs.find_run(found, "")
+        find_run(found, "")
 
 
 def test_what_may_be_several_is_asked_back(made: Pipeline) -> None:
@@ -51,9 +51,9 @@ def test_what_may_be_several_is_asked_back(made: Pipeline) -> None:
     third = made.plan.with_name("eight-most.json")
     save_plan(load_plan(made.plan), third)
     found = lineage.read_lineage()
-    assert runs.find_run(found, "eight").path == made.plan  # all of its name counts for more than a beginning
+    assert find_run(found, "eight").path == made.plan  # all of its name counts for more than a beginning
     with pytest.raises(InputError, match=r"run 'eight-mo' may be any of 2: name one by its path") as caught:
-        runs.find_run(found, "eight-mo")
+        find_run(found, "eight-mo")
     assert str(other) in str(caught.value)
     assert str(third) in str(caught.value)
 
@@ -62,16 +62,16 @@ def test_names_and_tags(made: Pipeline) -> None:
     """They are shown, the files stay, and an empty name gives the file's again."""
     found = lineage.read_lineage()
     node = by_stage(found)["calibration"]
-    runs.rename(found, node, "  Our task ")
-    runs.tag(node, "kept", "v1", "kept")
+    rename(found, node, "  Our task ")
+    tag(node, "kept", "v1", "kept")
     changed = by_stage(lineage.read_lineage())["calibration"]
     assert (changed.name, changed.tags, changed.path) == ("Our task", ("kept", "v1"), made.calibration)
-    runs.untag(node, "kept")
-    runs.rename(lineage.read_lineage(), node, "")
+    untag(node, "kept")
+    rename(lineage.read_lineage(), node, "")
     changed = by_stage(lineage.read_lineage())["calibration"]
     assert (changed.name, changed.tags) == ("task", ("v1",))
     with pytest.raises(InputError, match=r"tag 'kept' is none of 'task': it has 'v1'"):
-        runs.untag(node, "kept")
+        untag(node, "kept")
 
 
 @pytest.mark.parametrize("name", ["x" * 81, "two\nlines", "\x1b[31mred", "zero\u200bwidth", "\u202eback"])
@@ -79,15 +79,15 @@ def test_names_that_cannot_be(made: Pipeline, name: str) -> None:
     found = lineage.read_lineage()
     node = by_stage(found)["plan"]
     with pytest.raises(InputError, match=r"name .*write 1 to 80 characters"):
-        runs.rename(found, node, name)
+        rename(found, node, name)
     with pytest.raises(InputError, match=r"tag .*write 1 to 80 characters"):
-        runs.tag(node, name)
+        tag(node, name)
 
 
 def test_a_name_belongs_to_one_run(made: Pipeline) -> None:
     found = lineage.read_lineage()
     with pytest.raises(InputError, match=r"name 'small' is that of the checkpoint .*choose another"):
-        runs.rename(found, by_stage(found)["plan"], "small")
+        rename(found, by_stage(found)["plan"], "small")
 
 
 def test_two_runs_side_by_side(made: Pipeline) -> None:
@@ -97,36 +97,36 @@ def test_two_runs_side_by_side(made: Pipeline) -> None:
     keep = (cut.keep[0], *cut.keep[1:])
     save_plan(cut.model_copy(update={"notes": ("a word",), "keep": keep}), other)
     found = lineage.read_lineage()
-    both = run_comparison.compare(runs.find_run(found, "eight"), runs.find_run(found, "other"))
+    both = compare(find_run(found, "eight"), find_run(found, "other"))
     assert [line.name for line in both.lines if line.differs] == ["notes"]
     assert both.plans is not None
     assert both.plans.shared == cut.removed_heads
     stages = by_stage(found)
-    both = run_comparison.compare(stages["checkpoint"], stages["recovered"])
+    both = compare(stages["checkpoint"], stages["recovered"])
     order = [line.differs for line in both.lines]
     assert order == sorted(order, reverse=True)
     told = {line.name: line for line in both.lines}
-    assert told["recovered by"].one == run_comparison.NOTHING
+    assert told["recovered by"].one == NOTHING
     assert told["recovered by"].other == "repair"
     assert told["reason.threshold"].one == told["reason.threshold"].other == "0.7"
     assert not any("shapes" in name or "matrices.1" in name for name in told)
     for one in stages.values():
         if one.path:
-            assert run_comparison.compare(one, stages["judgement"]).lines
+            assert compare(one, stages["judgement"]).lines
     with pytest.raises(InputError, match="is a model that runs were made of"):
-        run_comparison.compare(stages["model"], stages["plan"])
+        compare(stages["model"], stages["plan"])
 
 
 def test_deleting_names_what_depends_on_it(made: Pipeline) -> None:
     """One goes alone and the others lose their parent; or all go."""
     found = lineage.read_lineage()
     stages = by_stage(found)
-    after = runs.dependents(found, [stages["plan"]])
+    after = dependents(found, [stages["plan"]])
     assert [node.stage for node in after] == ["checkpoint", "recovered", "evaluation", "judgement"]
-    runs.delete([stages["plan"]])
+    delete([stages["plan"]])
     assert not made.plan.exists()
     assert by_stage(lineage.read_lineage())["checkpoint"].notes == ("its plan is gone",)
-    runs.delete(after)
+    delete(after)
     left = lineage.read_lineage()
     assert [node.stage for node in left.runs] == ["calibration"]
     assert len(list((workspace.home() / "runs").iterdir())) == 1
@@ -138,7 +138,7 @@ def test_votes_go_with_their_judgement(made: Pipeline) -> None:
     file.write_text(votes.Votes().model_dump_json())
     node = by_stage(lineage.read_lineage())["judgement"]
     assert node.bytes == file.stat().st_size + made.judgement.stat().st_size
-    runs.delete([node])
+    delete([node])
     assert not file.exists()
     assert not made.judgement.exists()
 
@@ -149,7 +149,7 @@ def test_only_a_runs_own_files_are_deleted(made: Pipeline) -> None:
     thesis.write_text("years of work")
     stages = by_stage(lineage.read_lineage())
     with pytest.raises(InputError, match=r"holds 'thesis.tex', which is none of a calibration's files"):
-        runs.delete([stages["plan"], stages["calibration"]])
+        delete([stages["plan"], stages["calibration"]])
     assert made.plan.exists()
     assert thesis.exists()
 
@@ -161,7 +161,7 @@ def test_a_folder_that_is_no_run(made: Pipeline, tmp_path: Path) -> None:
     (place / "notes.json").write_text("{}")
     remember(place, "checkpoint")
     with pytest.raises(InputError, match="holds no checkpoint any more"):
-        runs.delete([runs.find_run(lineage.read_lineage(), str(place))])
+        delete([find_run(lineage.read_lineage(), str(place))])
     assert (place / "notes.json").exists()
 
 
@@ -173,10 +173,10 @@ def test_links_are_not_followed(made: Pipeline, tmp_path: Path) -> None:
     link.symlink_to(outside)
     remember(link, "calibration")
     with pytest.raises(InputError, match="is a link"):
-        runs.delete([runs.find_run(lineage.read_lineage(), "link")])
+        delete([find_run(lineage.read_lineage(), "link")])
     (made.calibration / "faithfulness.json").symlink_to(outside / "record.json")
     with pytest.raises(InputError, match=r"holds 'faithfulness.json'"):
-        runs.delete([runs.find_run(lineage.read_lineage(), "task")])
+        delete([find_run(lineage.read_lineage(), "task")])
     assert len(list(outside.iterdir())) == 2
     assert made.calibration.exists()
 
@@ -185,7 +185,7 @@ def test_a_run_outside_of_the_workspace_may_go(made: Pipeline, tmp_path: Path) -
     """The workspace refers to it."""
     place = tmp_path / "elsewhere.json"
     save_plan(load_plan(made.plan), place)
-    runs.delete([runs.find_run(lineage.read_lineage(), str(place))])
+    delete([find_run(lineage.read_lineage(), str(place))])
     assert not place.exists()
     assert tmp_path.exists()
 
@@ -202,7 +202,7 @@ def test_a_run_that_a_job_works_with_stays(made: Pipeline) -> None:
     with JobStore() as store:
         store.put(job)
     with pytest.raises(InputError, match=r"run 'eight': a job \(prune\) works with it"):
-        runs.delete([by_stage(lineage.read_lineage())["plan"]])
+        delete([by_stage(lineage.read_lineage())["plan"]])
     assert made.plan.exists()
 
 
@@ -277,7 +277,7 @@ def test_leftovers_are_told_and_removed(made: Pipeline) -> None:
 
 
 def test_results_are_emptied_and_can_be_used_on(made: Pipeline) -> None:
-    with results.open_cache() as cache:
+    with open_cache() as cache:
         assert list(cache)
         disk_use.clean(["results"], lineage.read_lineage())
         assert not list(cache)

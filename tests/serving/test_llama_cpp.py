@@ -15,10 +15,9 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from slim.core.records import Keep
-from slim.evaluation import streaming as generate
+from slim.evaluation.streaming import stream
 from slim.models import bundled
-from slim.models import load as models
-from slim.models.load import Loaded
+from slim.models.load import Loaded, load_model
 from slim.pruning.surgery import prune
 from slim.serving.gguf import export_gguf
 from tests.pico import make_pico, plan_of, save_pico
@@ -110,7 +109,7 @@ def log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> NDArr
 
 def differences(folder: Path, file: Path) -> NDArray[np.float64]:
     """How far off each log-probability is after prompts of several lengths, which differ."""
-    loaded = models.load_model(str(folder), device="cpu")
+    loaded = load_model(str(folder), device="cpu")
     ids = loaded.tokenizer(STORY).input_ids
     prompts = [ids[:length] for length in (1, 5, 17, len(ids))]
     expected = log_probabilities(loaded, prompts)
@@ -163,7 +162,7 @@ def test_tokens_are_the_same(tmp_path: Path, name: str) -> None:
         save_pico(replace(make_pico("mistral", vocab_size=len(tokenizer)), tokenizer=tokenizer), tmp_path / "pruned")
     else:
         made(tmp_path, cut=CUTS[name])
-    loaded = models.load_model(str(tmp_path / "pruned"), device="cpu")
+    loaded = load_model(str(tmp_path / "pruned"), device="cpu")
     texts = [TEXT, STORY, "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx", "naïve 北京 ١٢٣ 🙂  end ", "a\n\n\nb   c"]
     file = export_gguf(str(tmp_path / "pruned"), tmp_path / "model.gguf").path
     expected = [loaded.tokenizer(text).input_ids for text in texts]
@@ -174,7 +173,7 @@ def test_tokens_are_the_same(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("plan", ["layers differ", "layers alike"])
 def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) -> None:
     """Pruned per layer with two blocks removed, the first among them; and to one shape. Greedy answers agree too."""
-    original = models.load_model(device="cpu")
+    original = load_model(device="cpu")
     keep: list[tuple[int, ...]] = [(0, 1, 3, 4, 6, 7)] * 30
     if plan == "layers differ":
         full = tuple(range(9))
@@ -183,11 +182,11 @@ def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) 
     exported = export_gguf(str(folder), tmp_path / "model.gguf")
     assert exported.architecture == ("deci" if plan == "layers differ" else "llama")
     assert differences(folder, exported.path).max() < 1e-3
-    loaded = models.load_model(str(folder), device="cpu")
+    loaded = load_model(str(folder), device="cpu")
     question = "What do ships need a lighthouse for?"
     told = llama_cpp(exported.path, texts=[question, STORY], chats=[question])
     assert told.tokens == [loaded.tokenizer(text).input_ids for text in (question, STORY)]
-    assert told.chats == [list(generate.stream(loaded, question, 24))[-1].text]
+    assert told.chats == [list(stream(loaded, question, 24))[-1].text]
     kept, original_file = (GGUFReader(file).fields for file in (exported.path, bundled.bundled_gguf()))
     for name in original_file:
         assert not name.startswith("tokenizer.") or kept[name].contents() == original_file[name].contents(), name

@@ -18,9 +18,9 @@ import openai
 import pytest
 
 from slim.core.records import Keep
-from slim.evaluation import streaming as generate
+from slim.evaluation import streaming
 from slim.models import bundled
-from slim.models import load as models
+from slim.models.load import load_model
 from slim.pruning.surgery import prune
 from tests.commands import Run
 from tests.pico import make_pico, plan_of, save_pico
@@ -102,8 +102,8 @@ def server(checkpoint: Path) -> Iterator[Server]:
 
 def said_here(source: object, count: int, prompt: str = PROMPT, dtype: str = "float64") -> str:
     """What the page's own loop answers."""
-    loaded = models.load_model(str(source), device="cpu", dtype=dtype)
-    return list(generate.stream(loaded, prompt, count))[-1].text
+    loaded = load_model(str(source), device="cpu", dtype=dtype)
+    return list(streaming.stream(loaded, prompt, count))[-1].text
 
 
 def ask(server: Server, count: int = 24, prompt: str = PROMPT, **more: Any) -> Any:

@@ -22,7 +22,7 @@ from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration
 from slim.data.tasks import Encoded, batches, choose, encode, load_task
 from slim.models import bundled
-from slim.models import load as models
+from slim.models.load import load_model
 from slim.planning.record import Plan
 from slim.planning.sizes import everything
 from slim.planning.slicing import is_stock
@@ -90,7 +90,7 @@ def pruned(plan: Plan, shared_workspace: Path, tmp_path_factory: pytest.TempPath
 
 def real_ids(length: int = 96) -> Tensor:
     """Tokens of a brief that was not calibrated on.  # (1, T)"""
-    tokenizer = models.load_model(device="cpu").tokenizer
+    tokenizer = load_model(device="cpu").tokenizer
     return encode(choose(load_task("bundled:briefs", split="test"), 1, 0), tokenizer, length).rows[0][None]
 
 
@@ -100,7 +100,7 @@ def test_the_bundled_model_is_unpacked_once(shared_workspace: Path) -> None:
     assert folder.is_relative_to(shared_workspace)
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= before.keys()
-    loaded = models.load_model(device="cpu")
+    loaded = load_model(device="cpu")
     assert {file.name: file.stat().st_mtime_ns for file in bundled.bundled_model().iterdir()} == before
     facts = loaded.facts
     assert (facts.model_type, facts.layers, facts.heads, facts.kv_heads) == ("llama", 30, 9, 3)
@@ -111,7 +111,7 @@ def test_the_bundled_model_is_unpacked_once(shared_workspace: Path) -> None:
 
 def test_the_bundled_model_knows_its_language(shared_workspace: Path) -> None:
     """Its weights are the real ones: it goes on as a language model would."""
-    loaded = models.load_model(device="cpu")
+    loaded = load_model(device="cpu")
     ids = loaded.tokenizer(PROMPT, return_tensors="pt")
     said = loaded.model.generate(**ids, do_sample=False, max_new_tokens=3)  # type: ignore[operator]
     assert "Paris" in str(loaded.tokenizer.decode(said[0]))
@@ -141,7 +141,7 @@ def test_the_calibration_is_of_the_real_model(calibration: Calibration) -> None:
 
 def test_exact_ablation_is_the_naive_loop(shared_workspace: Path) -> None:
     """Heads, a group and a block of the real model on real text in float32, within 1e-4 nats per token."""
-    loaded, rows = models.load_model(device="cpu"), (real_ids(48)[0], real_ids(64)[0])
+    loaded, rows = load_model(device="cpu"), (real_ids(48)[0], real_ids(64)[0])
     units = {0: [(4,), (-2,)], 13: [(0,), (3, 4, 5)], 29: [(8,)]}
     chosen = [[Ablation("head", columns) for columns in units.get(layer, [])] for layer in range(30)]
     (batch,) = batches(Encoded(rows, 0), 2)
@@ -199,7 +199,7 @@ def test_the_planned_checkpoint_has_the_planned_size(plan: Plan, pruned: Path) -
 def test_a_fresh_process_gives_the_same_logits(pruned: Path, tmp_path: Path) -> None:
     """Bit for bit."""
     ids = real_ids()
-    here = models.load_model(str(pruned), device="cpu")
+    here = load_model(str(pruned), device="cpu")
     with torch.no_grad():
         expected = here.model(ids, use_cache=False).logits
     from safetensors.torch import save_file
@@ -216,8 +216,8 @@ def test_a_fresh_process_gives_the_same_logits(pruned: Path, tmp_path: Path) -> 
 def test_pruned_is_gated_on_real_text(plan: Plan, pruned: Path) -> None:
     """The original with its heads gated and its first block passed by, in float64."""
     ids = real_ids()
-    smaller = models.load_model(str(pruned), device="cpu", dtype="float64")
-    original = models.load_model(device="cpu", dtype="float64")
+    smaller = load_model(str(pruned), device="cpu", dtype="float64")
+    original = load_model(device="cpu", dtype="float64")
     with torch.no_grad():
         found = smaller.model(ids, use_cache=False).logits
         with masked(original, plan.keep):
@@ -281,7 +281,7 @@ def test_they_load_where_slim_is_not_installed(
         assert answer["parameters"] == made.after.parameters
         cached, uncached = answer["said"]
         assert cached == uncached
-        here = models.load_model(str(folder), device="cpu")
+        here = load_model(str(folder), device="cpu")
         ids = here.tokenizer(PROMPT, return_tensors="pt")
         with torch.no_grad():
             expected = here.model(**ids, use_cache=False).logits
@@ -292,10 +292,10 @@ def test_they_load_where_slim_is_not_installed(
 
 def test_stock_checkpoints_are_the_gated_original(cut: dict[str, tuple[Plan, Path]]) -> None:
     """On real text, in float64."""
-    ids, original = real_ids(48), models.load_model(device="cpu", dtype="float64")
+    ids, original = real_ids(48), load_model(device="cpu", dtype="float64")
     for name in ("layers", "uniform"):
         made, folder = cut[name]
-        smaller = models.load_model(str(folder), device="cpu", dtype="float64")
+        smaller = load_model(str(folder), device="cpu", dtype="float64")
         with torch.no_grad():
             found = smaller.model(ids, use_cache=False).logits
             with masked(original, made.keep):

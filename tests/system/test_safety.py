@@ -22,9 +22,9 @@ from pages.views import frame
 from slim import jobs
 from slim.calibration import check_charts
 from slim.core import errors, workspace
-from slim.core import network as exposure
 from slim.core.chart_style import visible
 from slim.core.errors import InputError, SlimError
+from slim.core.network import is_local
 from slim.core.run_index import remember
 from slim.data.sources import open_source
 from slim.judging.endpoint import models_of
@@ -143,7 +143,7 @@ def test_who_asks_for_more_is_told_what_others_get(model: str, command: tuple[st
 )
 def test_which_addresses_are_this_machines_own(host: str | None, local: bool) -> None:
     """What cannot be told counts as open."""
-    assert exposure.is_local(host) is local
+    assert is_local(host) is local
 
 
 def test_the_judge_of_the_tests_listens_to_this_machine_alone() -> None:

@@ -10,8 +10,14 @@ from slim.calibration.record import Calibration
 from slim.core.errors import InputError
 from slim.core.naming import named
 from slim.core.run_index import runs
-from slim.evaluation import record as evaluation
-from slim.evaluation.record import Evaluation, EvaluationFacts, ModelScores
+from slim.evaluation.record import (
+    TABLE,
+    Evaluation,
+    EvaluationFacts,
+    ModelScores,
+    load_evaluation,
+    load_evaluation_facts,
+)
 from slim.judging import judge
 from slim.judging.record import Judgment
 from slim.models.load import digest, weights_of
@@ -64,8 +70,8 @@ def gather(run: Path) -> Gathered:
     notes: list[str] = []
     run = run.expanduser().absolute()
     name = run.stem if run.suffix == ".json" else run.name
-    if (run / evaluation.TABLE).is_file():
-        held = evaluation.load_evaluation(run)
+    if (run / TABLE).is_file():
+        held = load_evaluation(run)
         subjects = tuple(_evaluated(one, notes) for one in held.facts.models[1:])
         return _with(name, subjects, ((name, held),), _judged(subjects), notes)
     if (run / "record.json").is_file():
@@ -142,9 +148,9 @@ def _measured(made: Plan, notes: list[str]) -> Calibration | None:
 
 
 def _evaluations(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Evaluation], ...]:
-    known = _readable(runs("evaluation"), evaluation.load_evaluation_facts)
+    known = _readable(runs("evaluation"), load_evaluation_facts)
     mine = [path for path, facts in known if any(one.scores(facts) is not None for one in subjects if one.fingerprint)]
-    return tuple((path.name, one) for path, one in _readable(mine, evaluation.load_evaluation))
+    return tuple((path.name, one) for path, one in _readable(mine, load_evaluation))
 
 
 def _judged(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Judgment], ...]:

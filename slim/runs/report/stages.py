@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from slim.calibration import charts, check_charts, scores
-from slim.calibration import head_detail as detail
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.facts import CalibrationFacts
 from slim.calibration.forecast import removed_mask
+from slim.calibration.head_detail import head_scores
 from slim.calibration.record import Calibration
 from slim.core.document import Block, Chart, Code, Heading, Paragraph, Section, Table
 from slim.core.naming import data_words, endpoint_words, named, settings_words, versions_words, without_folders
@@ -27,8 +27,7 @@ from slim.pruning.card_sections import (
     steps_blocks,
 )
 from slim.pruning.history import Recovery, RecoveryStep
-from slim.recovery import charts as recovery_charts
-from slim.recovery.charts import NAMES
+from slim.recovery.charts import NAMES, changes, curve
 from slim.recovery.workbench import UNCHANGED
 from slim.runs.report.gather import Gathered, Subject
 
@@ -141,7 +140,7 @@ def _ranges(measured: Calibration) -> Table:
 
 
 def _maps(measured: Calibration) -> Iterator[Chart]:
-    for found in detail.head_scores(measured, scores.default_weights(measured)).values():
+    for found in head_scores(measured, scores.default_weights(measured)).values():
         if found.name == "damage":
             continue
         draw = partial(charts.heatmap, found.values, found.title, found.unit, log=found.log)
@@ -263,7 +262,7 @@ def _steps(recovery: Recovery) -> list[Block]:
     blocks.append(
         Chart(
             "KL to the original and perplexity, from the model before each step to the one after it",
-            partial(recovery_charts.changes, recovery.steps),
+            partial(changes, recovery.steps),
         )
     )
     for number, step in enumerate(recovery.steps, 1):
@@ -276,7 +275,7 @@ def _steps(recovery: Recovery) -> list[Block]:
             blocks.append(
                 Chart(
                     f"Loss and KL to the original over the steps of {NAMES[step.method].lower()}",
-                    partial(recovery_charts.curve, step.curve),
+                    partial(curve, step.curve),
                 )
             )
     return blocks

@@ -7,7 +7,7 @@ import pandas as pd
 
 from slim.core.document import Block, Chart, Paragraph, Section, Table
 from slim.core.naming import data_words, endpoint_words, named, without_folders
-from slim.evaluation import charts as evaluation_charts
+from slim.evaluation.charts import change_bars, trade_off
 from slim.evaluation.comparison import ComparedMetric, Group, compare_models
 from slim.evaluation.record import EvaluationFacts
 from slim.evaluation.tables import quality_table, size_table, speed_table
@@ -66,11 +66,11 @@ def _charts(found: Sequence[ComparedMetric], names: Sequence[str]) -> Iterator[C
         mine = [one for one in found if one.group == group]
         if any(any(one.changes) for one in mine):
             says = f"What every model has more or less of than the original in {title}, with intervals"
-            yield Chart(says, partial(evaluation_charts.change_bars, mine, names))
+            yield Chart(says, partial(change_bars, mine, names))
     size = next((one for one in found if one.name == "parameters"), None)
     good = next((one for one in found if one.group == "quality"), None)
     if size is not None and good is not None:
-        yield Chart(f"{good.title} against {size.title}", partial(evaluation_charts.trade_off, size, good, names))
+        yield Chart(f"{good.title} against {size.title}", partial(trade_off, size, good, names))
 
 
 def verdicts_section(gathered: Gathered) -> Section:
