@@ -1,0 +1,1 @@
+"""Foundations of every stage: frozen records and requests, errors, the workspace, caches, statistics, documents."""

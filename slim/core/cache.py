@@ -34,7 +34,7 @@ class RowCache:
         self.basis = json.dumps(basis, sort_keys=True)
 
     def get(self, row: Tensor, start: int) -> Arrays | None:
-        """What is known of a row of token ids (T,) that counts from token `start` on."""
+        """Return the cached arrays of a row of token ids (T,) that counts from token `start` on; None without any."""
         text = None if self.cache is None else self.cache.get(self._key(row, start))
         if not isinstance(text, str):
             return None

@@ -1,4 +1,4 @@
-"""What all figures share: colours, axes that read as numbers, the ring around the chosen head."""
+"""The style of all figures: colors, axes that read as numbers, the ring around the chosen head."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -35,7 +35,7 @@ def steady(opacity: float) -> dict[str, object]:
 
 
 def lowest(values: NDArray[np.float64]) -> float:
-    """What stands for 0 on a logarithmic axis: the smallest figure above it."""
+    """Return the value that stands for 0 on a logarithmic axis: the smallest one above it."""
     above = values[np.isfinite(values) & (values > 0)]
     return float(above.min()) if above.size else 1e-12
 
@@ -76,7 +76,7 @@ def step(count: int) -> int:
 
 
 def framed(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """What all figures share. The mouse points and clicks; it does not move or zoom."""
+    """Give a figure the layout that all share. The mouse points and clicks; it does not move or zoom."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left"},
         height=height,

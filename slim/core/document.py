@@ -1,4 +1,4 @@
-"""What a report says, apart from how it is written down: sections of text, tables, charts and pairs of answers.
+"""The content of a report, apart from its format: sections of text, tables, charts and pairs of answers.
 
 Texts are plain: whoever writes them down escapes them. Nothing here was made safe before.
 """
@@ -65,7 +65,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Pair:
-    """A row with both models' answers, why it is shown, and the verdict on it in words, empty where there is none.
+    """A row with both models' answers, why it is shown, and the verdict on it in words, which may be empty.
 
     Of what comes in twos the original's is first. `opinions` are what a judge said, each under a title.
     """

@@ -9,7 +9,7 @@ import slim
 
 
 def versions() -> dict[str, str]:
-    """What a record needs to be understood later."""
+    """Return the versions of Python and libraries, which a record needs to be understood later."""
     return {
         "slim": slim.__version__,
         "torch": torch.__version__,

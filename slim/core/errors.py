@@ -4,7 +4,7 @@ import os
 import re
 
 SECRETS = ("SLIM_JUDGE_KEY", "OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Environment variables whose values are told to nobody."""
+"""Environment variables whose values are shown to nobody."""
 SHORTEST = 8
 """Characters of a secret; what is shorter could be any word."""
 _USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
@@ -13,7 +13,7 @@ _USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 LONGEST = 1200
 """Characters of a message. A longer one loses its middle: what it quotes may be a whole file."""
 _CONTROL = re.compile(r" *[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+ *")
-"""What would end the line, steer a terminal or turn the text round."""
+"""Characters that would end the line, steer a terminal or reverse the text."""
 
 
 def without_secrets(text: str) -> str:

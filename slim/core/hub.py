@@ -8,7 +8,7 @@ from slim.core.errors import InputError, without_secrets
 PATIENCE = 5.0
 """Seconds the Hub has to answer. The client itself would ask again for most of a minute."""
 MODEL_FILES = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What a model is loaded from: no code, and no other copies of its weights."""
+"""The files that a model is loaded from: no code, and no other copies of its weights."""
 
 
 def reach(kind: Literal["dataset", "model"], source: str, revision: str | None = None) -> tuple[str | None, str | None]:

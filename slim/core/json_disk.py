@@ -1,4 +1,4 @@
-"""What the workspace's SQLite stores are read with: JSON, never a pickle."""
+"""The reader of the workspace's SQLite stores: JSON, never a pickle."""
 
 import zlib
 from typing import Any
@@ -7,7 +7,7 @@ from diskcache import JSONDisk
 from diskcache.core import MODE_PICKLE
 
 BAD = (zlib.error, ValueError, TypeError, RecursionError)
-"""What a value or key that is not of ours does to its reader."""
+"""Errors of reading a value or key that Slim did not write."""
 
 
 class JsonDisk(JSONDisk):
@@ -22,7 +22,7 @@ class JsonDisk(JSONDisk):
             return None
 
     def get(self, key: Any, raw: bool) -> Any:
-        """A key; one that is no JSON of ours names nothing."""
+        """Return a key; one that is not JSON of ours names nothing."""
         try:
             return super().get(key, raw) if raw else ""
         except BAD:

@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Record)
 LARGEST = 2**28
 """Bytes of a file beyond which it is taken for no record."""
 LARGEST_NUMBER = 2**63
-"""What a whole number of a record must be below: all that is counted is, and arrays can hold it."""
+"""The bound of a record's whole numbers: all counts are below it, and arrays can hold them."""
 _RELEASE = re.compile(r"\d[\w.+]{0,30}")
 
 
@@ -39,11 +39,11 @@ class Outdated(Exception):
 def read_record(kind: type[R], file: Path, name: str) -> R:
     """The record of a `kind` in a file, whichever version wrote it; `name` is how messages speak of it.
 
-    Raises InputError for a version that cannot be read, ValueError (pydantic's among them) for what is no such record,
-    and OSError where there is no such file.
+    Raises InputError for a version that cannot be read, ValueError (pydantic's among them) for a file that is not such
+    a record, and OSError for a missing file.
     """
     if file.exists() and not file.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     if file.stat().st_size > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MB")
     return from_json(kind, file.read_bytes(), name)
@@ -60,7 +60,7 @@ def read_run_record(kind: type[R], folder: Path, verb: str) -> R:
 
 @contextmanager
 def readable(name: str, verb: str) -> Iterator[None]:
-    """What fails in the block is an InputError: what was made by `slim verb` is damaged."""
+    """Turn failures in the block into an InputError: the files that `slim verb` made are damaged."""
     try:
         yield
     except (SafetensorError, LookupError, ValueError, OSError) as error:
@@ -79,7 +79,7 @@ def from_json(kind: type[R], content: bytes, name: str) -> R:
 def from_plain(kind: type[R], raw: Any, name: str) -> R:
     """The same from JSON that was read already; one that says no version is of the first."""
     if not isinstance(raw, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     _check_numbers(raw)
     own, current = _own(kind)
     found = raw.get("kind", own)
@@ -87,7 +87,7 @@ def from_plain(kind: type[R], raw: Any, name: str) -> R:
         raise ValueError(f"kind: it is {found!r}, not {own!r}")
     version = raw.get("schema_version", 1)
     if type(version) is not int or version < 1:
-        raise ValueError(f"schema_version: {version!r} is no version")
+        raise ValueError(f"schema_version: {version!r} is not a version")
     if version > current:
         raise InputError(
             f"{name} was written by {_writer(raw)} (schema version {version}, this one reads up to {current}): "
@@ -99,7 +99,7 @@ def from_plain(kind: type[R], raw: Any, name: str) -> R:
 
 
 def _own(kind: type[Record]) -> tuple[str, int]:
-    """What a record is called in its file, and the version that is written."""
+    """Return the name of a record's kind in its file, and the version that is written."""
     fields = kind.model_fields
     return fields["kind"].default, fields["schema_version"].default
 
@@ -111,7 +111,7 @@ def _next(kind: str, version: int, raw: Raw, name: str) -> Raw:
     except Outdated as error:
         raise InputError(f"{name} has schema version {version}, {error}") from None
     except (InputError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no {kind} of schema version {version} ({error})") from error
+        raise ValueError(f"it is not a {kind} of schema version {version} ({error})") from error
 
 
 def _writer(raw: Raw) -> str:
@@ -140,5 +140,7 @@ def _check_numbers(raw: Raw) -> None:
 STEPS: Mapping[tuple[str, int], str] = {
     ("calibration", 1): "slim.calibration.facts:_calibration_1",
     ("plan", 1): "slim.planning.files:_plan_1",
+    ("plan", 2): "slim.planning.files:_plan_2",
+    ("recovery", 1): "slim.pruning.history:_recovery_1",
 }
 """(kind, version) → the function that makes the next version of it, which is imported once such a record is met."""

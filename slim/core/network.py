@@ -19,7 +19,7 @@ def is_local(host: str | None) -> bool:
 
 
 def warning(host: str | None, what: str, remedy: str) -> str | None:
-    """What to say before a server listens at `host`; None where only this machine reaches it."""
+    """Return the warning to show before a server listens at `host`; None where only this machine reaches it."""
     if is_local(host):
         return None
     return f"it listens at {host or 'every address'}: whoever reaches this machine gets {what}; {remedy}."

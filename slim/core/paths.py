@@ -1,6 +1,6 @@
-"""Paths as a person gave them: looked at without surprises, and on the dashboard kept to the folders it may use.
+"""Paths of user input: checked before they are used, and on the dashboard kept to the folders it may use.
 
-On the command line a person may name whatever they may read. The dashboard calls `confine` once, and from then on that
+On the command line users may name whatever they may read. The dashboard calls `confine` once, and from then on that
 process and the workers it starts refuse what lies elsewhere, links followed.
 """
 
@@ -23,7 +23,7 @@ CONFINED = "SLIM_CONFINED"
 OF_THE_SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev")))
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _A_NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[\w.-]+)?")
-"""What may be the name of a bundled thing or of one of the Hub."""
+"""Names that may be those of a bundled model or dataset, or of one of the Hub."""
 _A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -100,7 +100,7 @@ def _check_inside(path: Path, folders: list[str], text: str, field: str) -> None
 
 
 def _check_entries(folder: Path, folders: list[str], text: str, field: str) -> None:
-    """What is read of a model folder are its entries: each must be a file or folder, and none may lead out."""
+    """Check the entries of a model folder: each must be a file or folder, and none may lead out."""
     try:
         entries = list(os.scandir(folder))
     except OSError as error:

@@ -1,18 +1,16 @@
 """The frozen records of every stage. Each is checked when it is made and survives a trip through JSON unchanged."""
 
+from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Generic, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slim.core.errors import InputError
 
-Unit = Literal["head", "group", "block", "layer"]
-"""What is removed as one: a query head, the query heads of a KV head, an attention block, or a layer, MLP and all."""
 MOST = 2**16
-"""Of layers, heads or entries of a head: a file that says more is no model's."""
-Keep = tuple[tuple[int, ...] | None, ...]
-"""Per layer the query heads that stay, ascending. Empty: its attention block is gone. None: all of the layer is."""
+"""Of layers, heads or entries of a head: a file that says more is not that of a model."""
 
 
 class Record(BaseModel):
@@ -20,7 +18,7 @@ class Record(BaseModel):
 
     @classmethod
     def checked(cls, **values: Any) -> Self:
-        """A record of what a person gave. Raises InputError naming the first value that cannot be."""
+        """Return a record of user input. Raises InputError naming the first value that cannot be."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -28,8 +26,11 @@ class Record(BaseModel):
             raise InputError(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}.") from error
 
 
+R = TypeVar("R", bound=Record)
+
+
 def why_invalid(error: Exception) -> str:
-    """Why a file is no record: the first field that cannot be, or what a library says in its first line."""
+    """Return why a file is not a record: the first field that cannot be, or the first line of a library's message."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg'].removeprefix('Value error, ')}"
@@ -37,8 +38,30 @@ def why_invalid(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+class _HasPath(Protocol):
+    @property
+    def path(self) -> Path | None: ...
+
+
+class StandsForPath:
+    """Saved results, each of which may be given wherever its path is asked for."""
+
+    def __fspath__(self: _HasPath) -> str:
+        if self.path is None:
+            raise ValueError(f"the {type(self).__name__.lower()} was not saved")
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Saved(StandsForPath, Generic[R]):
+    """A record and the file that it is saved in."""
+
+    record: R
+    path: Path
+
+
 class ModelFacts(Record):
-    """What the later stages need to know of a model without loading it."""
+    """Facts of a model that the later stages need without loading it."""
 
     source: str
     fingerprint: str

@@ -1,4 +1,4 @@
-"""What a calibration takes, told before it starts: tokens, time, memory and disk."""
+"""The estimate of a stage before it starts: tokens, time, memory and disk."""
 
 import os
 import time
@@ -41,7 +41,7 @@ class Workload:
         return f"{self.seconds / 60:,.0f} min" if self.seconds >= 90 else f"{max(1, self.seconds):.0f} s"
 
     def sentence(self) -> str:
-        """The estimate as a person would say it."""
+        """The estimate as a sentence."""
         return (
             f"{self.rows} rows, {self.tokens:,} tokens: about {self.time()}, {self.memory / 1e9:,.1f} GB of memory, "
             f"{self.disk / 1e6:,.0f} MB on disk. {self.too_much}"

@@ -11,7 +11,7 @@ from slim.core.workspace import Kind, subfolder, write_file
 
 
 class Reference(Record):
-    """What the workspace keeps of a run: where it lies, and what a person calls it."""
+    """The workspace's entry of a run: its path, and the name and tags that users gave it."""
 
     model_config = ConfigDict(extra="ignore")  # of a newer Slim on the same workspace: a run is not lost for it
 
@@ -23,7 +23,7 @@ class Reference(Record):
 
     @property
     def key(self) -> str:
-        """What the run is known by, as long as it lies where it does."""
+        """The identifier of the run, as long as it lies where it does."""
         return hashlib.sha256(self.path.encode()).hexdigest()[:16]
 
 
@@ -49,7 +49,7 @@ def drop_reference(key: str) -> None:
 
 
 def reference(key: str) -> Reference | None:
-    """The reference of a run; None where there is none, or it is damaged."""
+    """Return the reference of a run; None where it is missing or damaged."""
     try:
         found = Reference.model_validate_json(_reference_file(key).read_bytes())
     except (OSError, ValidationError):

@@ -1,5 +1,5 @@
-"""Text as it can be kept: JSON can name half of a surrogate pair, which is no character and can be neither written down
-nor tokenized."""
+"""Text as it can be kept: JSON can name half of a surrogate pair, which is not a character and can be neither written
+down nor tokenized."""
 
 
 def without_surrogates(text: str) -> str:

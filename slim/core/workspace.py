@@ -63,7 +63,7 @@ def fresh_path(kind: Kind, name: str) -> Path:
 def check_output(output: Path, needed_bytes: int = 0) -> None:
     """Raises InputError when `output` is taken, cannot be written, or its disk lacks `needed_bytes`.
 
-    What earlier processes left beside it when they were killed is removed first.
+    Files that killed processes left beside it are removed first.
     """
     sweep(output.absolute().parent)
     if output.is_file():

@@ -1,0 +1,21 @@
+"""Settings that several stages have: each with its bounds, title and help."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from slim.core.request import Named
+
+Positions = Literal["all", "answer"]
+"""Predictions that count: those of every token, or those of the answer alone."""
+Samples = Annotated[int, Named(("--samples", "--rows")), Field(ge=1, title="Rows")]
+MaxLength = Annotated[
+    int, Field(ge=2, title="Longest row, tokens", description="tokens of a row beyond which it is cut")
+]
+BatchSize = Annotated[int, Field(ge=1, title="Rows per forward", description="rows per forward pass")]
+Seed = Annotated[int, Field(ge=0, title="Seed")]
+Device = Annotated[str, Field(title="Device", description="auto, cpu, cuda or cuda:N")]
+Dtype = Annotated[
+    Literal["auto", "float32", "float64", "bfloat16"],
+    Field(title="Number format", description="number format of the weights in memory; auto is float32"),
+]
