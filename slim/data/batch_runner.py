@@ -1,46 +1,20 @@
-"""Going through rows in batches: what is known is looked up, what does not fit is halved, what is done is kept."""
+"""Run rows in batches: what is cached is looked up, what does not fit in memory is halved, what is done is cached."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import Tensor
 
 from slim.core.cache import Arrays, RowCache
 from slim.core.errors import SlimError
-from slim.core.progress import Progress
+from slim.core.reporter import Step
 from slim.data import tasks
 
-
-@dataclass
-class Work:
-    """Token-forwards done so far, told as progress."""
-
-    progress: Progress
-    total: float
-    done: float = 0.0
-    known: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.progress(0, self.total, "Starting")
-
-    def advance(self, amount: float, message: str, known: bool = False) -> None:
-        """`known` work was done by an earlier run."""
-        self.done += amount
-        self.known += amount if known else 0
-        self.progress(min(self.done, self.total), self.total, message)
-
-    @property
-    def reused(self) -> float:
-        """Share of the work so far that was known, 0..1."""
-        return self.known / self.done if self.done else 0.0
-
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+MORE_TEXTS = ("out of memory", "not enough memory")
+"""Missed by accelerate: CUDA's runtime, without the full stop it looks for, and PyTorch's CPU allocator on Windows."""
 
 
 def run_batches(
@@ -50,20 +24,19 @@ def run_batches(
     kept: RowCache,
     batch_size: int,
     padding_side: str,
-    advance: Callable[[int, bool], None],
-    note: Callable[[str], None],
+    step: Step,
 ) -> list[Arrays]:
     """The arrays of each of the `chosen` rows, in their order, computed in batches of rows of like length.
 
-    `advance` hears how many tokens are done and whether they were known. A batch that does not fit in memory is halved,
-    and so are those after it. Raises SlimError when a single row does not fit.
+    `step` counts the tokens. A batch that does not fit in memory is halved, and so are those after it. Raises SlimError
+    when a single row does not fit.
     """
     found: dict[int, Arrays] = {}
     for index in chosen:
-        known = kept.get(encoded.rows[index], encoded.start(index))
-        if known is not None:
-            found[index] = known
-            advance(len(encoded.rows[index]), True)
+        cached = kept.get(encoded.rows[index], encoded.start(index))
+        if cached is not None:
+            found[index] = cached
+            step.advance(len(encoded.rows[index]), cached=True)
     pending = sorted((index for index in chosen if index not in found), key=lambda index: len(encoded.rows[index]))
     size = batch_size
     while pending:
@@ -80,7 +53,7 @@ def run_batches(
                     "choose a smaller max_length, a smaller dtype or another device."
                 ) from error
             size = max(1, len(part) // 2)
-            note(f"{len(part)} rows at a time did not fit in memory, so it went on with {size}")
+            step.note(f"{len(part)} rows at a time did not fit in memory, so it went on with {size}")
             continue
         finally:
             if torch.cuda.is_available():
@@ -89,17 +62,18 @@ def run_batches(
             index = part[place]
             kept.put(encoded.rows[index], encoded.start(index), result)
             found[index] = result
-            advance(len(encoded.rows[index]), False)
+            step.advance(len(encoded.rows[index]))
         pending = pending[len(part) :]
     return [found[index] for index in chosen]
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):  # whatever their texts
         return True
     text = str(error)
-    return "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
+    # As a plain error, because accelerate reads the only argument of a RuntimeError, which may be no text.
+    return should_reduce_batch_size(RuntimeError(text)) or any(words in text for words in MORE_TEXTS)
 
 
 def no_numbers(where: str, batch: tasks.Batch, fine: Tensor) -> SlimError:

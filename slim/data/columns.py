@@ -92,8 +92,8 @@ class ColumnMapping:
             speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
             if not isinstance(speaker, str):
                 raise InputError(
-                    f"dataset {self.source!r}: {column!r} of row {number} is no list of turns with role and content: "
-                    "map another column, or choose another template."
+                    f"dataset {self.source!r}: {column!r} of row {number} is not a list of turns with role and "
+                    "content: map another column, or choose another template."
                 )
             content = as_text(turn.get("content", turn.get("value")))
             if content.strip():
@@ -113,7 +113,7 @@ class ColumnMapping:
             texts, marks = choices.get("text"), [str(mark) for mark in choices.get("label", ())]
         if not isinstance(texts, list) or not texts:
             raise InputError(
-                f"dataset {self.source!r}: {self.columns['choices']!r} of row {number} is no list of choices: "
+                f"dataset {self.source!r}: {self.columns['choices']!r} of row {number} is not a list of choices: "
                 "map another column to it."
             )
         texts = [str(text) for text in texts]
@@ -168,7 +168,9 @@ def fit_mapping(
         raise InputError(f"template {template!r} does not exist: choose {', '.join(TEMPLATES)}.")
     for role, column in columns.items():
         if column not in names:
-            raise InputError(f"columns: {role}={column!r} is no column of dataset {source!r}: choose {_listed(names)}.")
+            raise InputError(
+                f"columns: {role}={column!r} is not a column of dataset {source!r}: choose {_listed(names)}."
+            )
     if template is not None:
         return _checked(suggest_mapping(TEMPLATES[template], names, columns, prompt, source), names, columns)
     layouts = [

@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from slim.core.errors import InputError
+from slim.core.fields import Positions
 from slim.core.records import why_invalid
 from slim.core.text import without_surrogates
 from slim.data.templates import Example
-
-Positions = Literal["all", "answer"]
-"""Which positions loss and KL are counted at: those that predict any token of the row, or one of the answer."""
 
 
 @dataclass(frozen=True)

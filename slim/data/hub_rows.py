@@ -44,7 +44,7 @@ def _load(source: str, config: str | None, split: str, revision: str | None, unr
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if unreached is not None and isinstance(error, OSError):
             raise InputError(
-                f"dataset {source!r} is no file here, and the Hub was not reached ({unreached}): "
+                f"dataset {source!r} is not a file here, and the Hub was not reached ({unreached}): "
                 "check the name and the connection."
             ) from error
         raise InputError(

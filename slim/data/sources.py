@@ -49,7 +49,9 @@ def open_source(
         return open_hub(source, config, split or "train", revision)
     for field, value in (("config", config), ("revision", revision)):
         if value is not None:
-            raise InputError(f"{field}={value!r}: only a Hub dataset has one, {source!r} is none: leave it out.")
+            raise InputError(
+                f"{field}={value!r}: only a Hub dataset has one, and {source!r} is not from the Hub: leave it out."
+            )
     if source.startswith("bundled:"):
         path, split = _bundled(source, split or "train"), split or "train"
         if source == f"bundled:{GENERAL}":
@@ -90,7 +92,7 @@ def _passages(path: Path, source: str) -> Iterator[Row]:
 
 
 class _Damaged(Exception):
-    """What is wrong with a file, and where."""
+    """The error in a file, and its place."""
 
 
 def _read(path: Path, source: str) -> Iterator[Row]:
@@ -171,7 +173,7 @@ def _json(text: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
         raise _Damaged(str(error)) from error
     for number, values in enumerate(rows, 1):
         if not isinstance(values, dict):
-            raise _Damaged(f"item {number} is no object")
+            raise _Damaged(f"item {number} is not an object")
         yield number, values
 
 
@@ -179,9 +181,9 @@ def _object(line: str, place: str) -> dict[str, Any]:
     try:
         values = _parsed(line)
     except ValueError as error:
-        raise _Damaged(f"{place} is no JSON: {error}") from error
+        raise _Damaged(f"{place} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise _Damaged(f"{place} is no object of column names and values")
+        raise _Damaged(f"{place} is not an object of column names and values")
     return values
 
 
@@ -216,7 +218,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _bad_byte(path: Path) -> str:
-    """Where the first byte lies that is no UTF-8."""
+    """Return the place of the first byte that is not UTF-8."""
     with path.open("rb") as raw:
         for number, line in enumerate(_byte_lines(raw), 1):
             try:

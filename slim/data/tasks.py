@@ -1,15 +1,19 @@
 """Task data: the rows of a source, fitted to a template, as examples; and which of them are drawn."""
 
+import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.fields import Positions
 from slim.core.records import DatasetFacts
+from slim.core.reporter import SILENT, Reporter
 from slim.data.columns import ColumnMapping, fit_mapping
-from slim.data.encode import Batch, Encoded, Positions, batches, encode, messages_of, text_of
+from slim.data.encode import Batch, Encoded, batches, encode, messages_of, text_of
+from slim.data.request import DataSource
 from slim.data.source import Row, Source
 from slim.data.sources import BUNDLED, DATA, GENERAL, SPLITS, open_source
 from slim.data.templates import TEMPLATES, Example, Template
@@ -49,7 +53,7 @@ PEEK = 1000
 KEPT_BYTES = 2**26
 """About how much of the rows is kept in memory. Drawing from a larger source reads it once from start to end."""
 ROW_BYTES = 300
-"""What a row takes in memory besides its text."""
+"""Memory of a row besides its text."""
 
 
 @dataclass(frozen=True)
@@ -78,25 +82,17 @@ class Task:
         return len(self.examples) if self.estimated_rows is None else self.estimated_rows
 
 
-def load_task(
-    source: str = "bundled:briefs",
-    config: str | None = None,
-    split: str | None = None,
-    revision: str | None = None,
-    template: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    prompt: str | None = None,
-) -> Task:
-    """The rows of `source`: `bundled:NAME`, a .jsonl/.csv/.parquet/.txt file, or a Hub id with its `revision`.
+def load_task(data: str | DataSource = "bundled:briefs", **options: Any) -> Task:
+    """Return the rows of a source: `bundled:NAME`, a .jsonl/.csv/.parquet/.txt file, or a Hub id.
 
-    `template` is the name of a preset, `columns` says which column holds which of its roles, `prompt` is the wording
-    with roles or columns in braces. What is not given is guessed from the names of the columns.
-
-    Raises InputError for a source that is not there or damaged, columns that no template fits, or no rows at all.
+    `options` are fields of DataSource, which take the place of those that `data` has. Raises InputError for a source
+    that is not there or damaged, columns that no template fits, or a source without rows.
     """
-    opened = open_source(source, config, split, revision)
-    layout = fit_mapping(_columns(opened), template, columns, prompt, source)
-    if prompt is None:
+    data = DataSource.of(data, **options)
+    source = os.fspath(data.source)
+    opened = open_source(source, data.config, data.split, data.revision)
+    layout = fit_mapping(_columns(opened), data.template, data.columns, data.prompt, source)
+    if data.prompt is None:
         layout = replace(layout, prompt=wording(source, layout.template))
     kept, share = _keep(opened, layout)
     labels = layout.labels(row.values for row in kept)
@@ -110,7 +106,7 @@ def load_task(
     large = share is not None
     return Task(
         source=source,
-        config=config,
+        config=data.config,
         split=opened.split,
         kind=layout.template.name,
         examples=examples[:PEEK] if large else examples,
@@ -134,14 +130,14 @@ def wording(source: str, template: Template) -> str:
     return WORDINGS.get((source, template.name), template.prompt)
 
 
-def choose(task: Task, samples: int, seed: int, progress: Progress = silent) -> list[Example]:
+def choose(task: Task, samples: int, seed: int, reporter: Reporter = SILENT) -> list[Example]:
     """`samples` rows drawn without replacement, all of them when there are fewer.
 
     A stream is read once (reservoir sampling; Vitter 1985, algorithm R), so that only what is drawn is in memory.
     """
     if samples < 1:
         raise InputError(f"samples={samples}: at least 1 row is needed.")
-    chance = random.Random(seed)  # noqa: S311  chance is no secret
+    chance = random.Random(seed)  # noqa: S311  chance need not be secret
     if task.stream is None:
         return chance.sample(task.examples, min(samples, len(task.examples)))
     drawn: list[Example] = []
@@ -151,7 +147,7 @@ def choose(task: Task, samples: int, seed: int, progress: Progress = silent) -> 
         elif (place := chance.randrange(count + 1)) < samples:
             drawn[place] = example
         if count % PEEK == 0:
-            progress(share, 1, "Drawing rows")
+            reporter.progress(share, 1, "Drawing rows")
     return drawn
 
 
@@ -183,7 +179,7 @@ def _stream(source: Source, layout: ColumnMapping, labels: str) -> Iterator[tupl
 
 
 def dataset_facts(task: Task, encoded: Encoded) -> DatasetFacts:
-    """What a record says of the rows it comes from."""
+    """Return the facts of the rows that a record comes from."""
     layout = task.layout
     return DatasetFacts(
         source=task.source,

@@ -1,4 +1,4 @@
-"""Presets: the kinds of task, which columns usually hold them, and how they are worded. What an example is."""
+"""Examples, and presets of templates: the kinds of task, the columns that usually hold them, and their wording."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """What is asked and the answer that is expected.
+    """A prompt and the answer that is expected.
 
     `turns` is all that was said before the answer; empty where that is `prompt` alone. `choices` are the answers that
     are offered, where some are.

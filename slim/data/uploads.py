@@ -20,7 +20,7 @@ def keep_upload(name: str, content: bytes | memoryview) -> Path:
     """
     stem, _, ending = os.path.basename(name).rpartition(".")
     if f".{ending.lower()}" not in FORMATS:
-        raise InputError(f"upload {name[:200]!r} is no file of rows: name a {', '.join(FORMATS)} file.")
+        raise InputError(f"upload {name[:200]!r} is not a file of rows: name a {', '.join(FORMATS)} file.")
     stem = re.sub(r"[^\w.-]+", "-", stem).encode()[:LONGEST_NAME].decode(errors="ignore").strip("-.") or "rows"
     path = workspace.subfolder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.{ending.lower()}"
     if not path.exists():

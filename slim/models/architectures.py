@@ -28,12 +28,14 @@ class Architecture:
     residual_multiplier: str | None = None
     """The config's attribute that both are multiplied with before they are added."""
     projections: Mapping[str, tuple[str, ...]] = field(default_factory=_separate)
-    """What stands one after the other in the output of each projection: `q` is a block per query head, `k` and `v` one
+    """The blocks in the output of each projection, in order: `q` is a block per query head, `k` and `v` one
     per KV head, `qkv` a block of all three per head."""
     output: str = "self_attn.o_proj"
     """The projection that reads one block per query head."""
     mlp_output: str = "mlp.down_proj"
-    """The projection that writes what the MLP found."""
+    """The projection that reads the MLP's channels."""
+    mlp_inputs: Mapping[str, int] = field(default_factory=lambda: {"mlp.gate_proj": 1, "mlp.up_proj": 1})
+    """The projections that write the MLP's channels, and how often each channel stands in their output."""
     parallel: str | None = None
     """The config's switch under which attention and MLP read the same residual."""
     transposed: bool = False
@@ -54,7 +56,7 @@ class Architecture:
     """Values of the config without which the rest of the entry is not true."""
 
     def for_modeling(self) -> dict[str, Any]:
-        """What the class that travels with a checkpoint needs to know of the family, in plain Python values."""
+        """Return the facts of the family that the class in a checkpoint needs, in plain Python values."""
         return {
             "layers": self.layers,
             "attention": self.attention,
@@ -76,7 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(),
     "qwen3": Architecture(),
     "smollm3": Architecture(),
-    "starcoder2": Architecture(mlp_output="mlp.c_proj"),
+    "starcoder2": Architecture(mlp_output="mlp.c_proj", mlp_inputs={"mlp.c_fc": 1}),
     "granite": Architecture(residual_multiplier="residual_multiplier"),
     "gemma2": Architecture(
         **_TWO_NORMS,
@@ -92,6 +94,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "phi3": Architecture(
         projections={"self_attn.qkv_proj": ("q", "k", "v")},
+        mlp_inputs={"mlp.gate_up_proj": 2},
         sets_head_size=False,  # its config checks the lengths of rope factors against width / heads
     ),
     "gpt2": Architecture(
@@ -101,6 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         projections={"attn.c_attn": ("q", "k", "v")},
         output="attn.c_proj",
         mlp_output="mlp.c_proj",
+        mlp_inputs={"mlp.c_fc": 1},
         transposed=True,
         only_for_attention=("attn", "ln_1"),
         sets_head_size=False,
@@ -114,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         projections={"attention.query_key_value": ("qkv",)},
         output="attention.dense",
         mlp_output="mlp.dense_4h_to_h",
+        mlp_inputs={"mlp.dense_h_to_4h": 1},
         parallel="use_parallel_residual",
         only_for_attention=("attention", "input_layernorm"),  # the MLP has a norm of its own, parallel or not
         sets_head_size=False,
@@ -123,6 +128,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="model.decoder.layers",
         mlp_adds="fc2",
         mlp_output="fc2",
+        mlp_inputs={"fc1": 1},
         output="self_attn.out_proj",
         only_for_attention=("self_attn", "self_attn_layer_norm"),
         sets_head_size=False,
@@ -134,7 +140,7 @@ REFUSED: dict[str, str] = {
     "falcon": "its attention does not go through transformers' attention interface, so nothing of it can be seen",
     "gemma3": "it holds a vision model too, save its language model alone (gemma3_text)",
 }
-"""Families a person may well try, and why they cannot be used."""
+"""Families that users may try, and why they cannot be used."""
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -167,7 +173,7 @@ def decoder_layers(model: "nn.Module", architecture: Architecture) -> "nn.Module
 
 
 def residual_multiplier(model: "nn.Module", architecture: Architecture) -> float:
-    """What everything is multiplied with when it is added to the residual stream."""
+    """Return the factor of everything that is added to the residual stream."""
     name = architecture.residual_multiplier
     return getattr(model.config, name) if name else 1.0
 

@@ -135,7 +135,7 @@ def _fused_cuda(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: finite, as kernels differ in what they make of a row of −inf."""
+    """Return the bias of the scores: finite, as kernels differ in their treatment of a row of −inf."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 

@@ -8,10 +8,12 @@ from filelock import FileLock
 
 from slim.core import workspace
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.models.gguf_header import check_gguf
 
 NAME = "bundled:smollm2-135m"
+MODEL = f"{NAME}, a folder, a .gguf file or a Hub id"
+"""The names that a model may be given by."""
 FOLDER = NAME.removeprefix("bundled:")
 """Of the model in the workspace, once it is unpacked."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -33,7 +35,7 @@ def bundled_gguf() -> Path:
     return files[0]
 
 
-def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
+def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
     """A Hugging Face folder of a GGUF file's weights in float32, made in the workspace at the first call.
 
     transformers refuses to save a model that it read from GGUF, so a fresh one is built from the cleaned config.
@@ -47,16 +49,16 @@ def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
     with FileLock(str(folder) + ".lock"):
         if (folder / "config.json").exists():
             return folder
-        progress(0, 4, f"Unpacking {gguf.name} (once)")
+        reporter.progress(0, 4, f"Unpacking {gguf.name} (once)")
         place, file = str(gguf.parent), gguf.name
         check_gguf(gguf)
         try:
             loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
         except Exception as error:  # what a damaged file does to a reader
             raise InputError(f"model file {str(gguf)!r} is not a GGUF that transformers can read: {error}") from error
-        progress(1, 4, "Reading the tokenizer")
+        reporter.progress(1, 4, "Reading the tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
-        progress(2, 4, "Rebuilding the model")
+        reporter.progress(2, 4, "Rebuilding the model")
         settings = loaded.config.to_dict()
         for key in ("quantization_config", "_name_or_path"):
             settings.pop(key, None)
@@ -66,16 +68,16 @@ def unpack(gguf: Path, name: str, progress: Progress = silent) -> Path:
         model.load_state_dict(loaded.state_dict(), assign=True)
         model.tie_weights()
         model.generation_config = loaded.generation_config
-        progress(3, 4, "Writing it to the workspace")
+        reporter.progress(3, 4, "Writing it to the workspace")
         if folder.exists():
             shutil.rmtree(folder)
         with workspace.new_folder(folder, STORED_BYTES) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-        progress(4, 4, "Unpacked")
+        reporter.progress(4, 4, "Unpacked")
     return folder
 
 
-def bundled_model(progress: Progress = silent) -> Path:
+def bundled_model(reporter: Reporter = SILENT) -> Path:
     """The folder of the bundled model."""
-    return unpack(bundled_gguf(), FOLDER, progress)
+    return unpack(bundled_gguf(), FOLDER, reporter)

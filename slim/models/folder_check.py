@@ -20,11 +20,11 @@ from slim.models.architectures import architecture_of, check_config
 
 WEIGHTS = "model.safetensors"
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""What weights that can be cut are stored as, by safetensors' name."""
+"""Number formats of weights that can be cut, by safetensors' name."""
 LAYERS = ("num_hidden_layers", "n_layer")
-"""What families call their number of layers."""
+"""Names that families give to their number of layers."""
 OF_A_LAYER = {"num_attention_heads", "num_key_value_heads", "skip"}
-"""What a layer may have of its own."""
+"""Settings that a layer may have of its own."""
 NOT_PLAIN = {
     "quantization_config": "its weights are quantised",
     "transformers_weights": "it names weights that are not its own",
@@ -34,7 +34,7 @@ NOT_PLAIN = {
 
 @dataclass(frozen=True)
 class Folder:
-    """What a model folder says of itself, checked as far as that can be without its weights."""
+    """Facts of a model folder, checked as far as that can be without its weights."""
 
     config: PreTrainedConfig
     shapes: dict[str, tuple[int, ...]]
@@ -44,7 +44,7 @@ class Folder:
 
 
 def read_folder(source: str, folder: Path) -> Folder:
-    """What the folder of the model `source` says. Raises InputError where it is no model that can be used."""
+    """Read the folder of the model `source`. Raises InputError where it is not a model that can be used."""
     raw = _json(source, folder / "config.json")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
@@ -150,7 +150,7 @@ def _headers(source: str, folder: Path) -> tuple[dict[str, tuple[int, ...]], tor
     for file in _weight_files(source, folder):
         try:
             with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  it is no dict
+                for name in opened.keys():  # noqa: SIM118  it is not a dict
                     part = opened.get_slice(name)
                     shapes[name] = tuple(part.get_shape())
                     size = torch.Size(shapes[name]).numel()
@@ -181,5 +181,5 @@ def _weight_files(source: str, folder: Path) -> list[Path]:
     files = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
     for file in files:
         if Path(file).name != file or not is_file(folder / file):
-            raise InputError(f"{_named(source)}: {index.name} names {file!r}, which is no file in the folder.")
+            raise InputError(f"{_named(source)}: {index.name} names {file!r}, which is not a file in the folder.")
     return [folder / file for file in files]

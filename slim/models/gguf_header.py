@@ -22,7 +22,7 @@ ENTRIES = 2**22
 
 
 def check_gguf(file: Path) -> None:
-    """Raises InputError for a file whose header is none, or counts more than the file holds."""
+    """Raises InputError for a file without a header, or one whose header counts more than the file holds."""
     try:
         with file.open("rb") as opened:
             _Header(opened, file.stat().st_size).walk()

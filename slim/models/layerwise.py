@@ -22,6 +22,17 @@ class Passed(nn.Module):
         return hidden_states if self.hidden is None else self.hidden
 
 
+class _Known(nn.Module):
+    """Stands for an attention block whose output is known."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return self.output, None
+
+
 class _Enough(Exception):
     """All that was to be seen of a pass has been seen."""
 
@@ -52,7 +63,7 @@ class Stream:
     """Rows on their way through a model: `hidden` is what enters the layer `index`.  # (B, T, E) of each batch"""
 
     def __init__(self, model: Any, architecture: Architecture, batches: Sequence[Batch]) -> None:
-        self.model, self.batches = model, batches
+        self.model, self.architecture, self.batches = model, architecture, batches
         self.layers = decoder_layers(model, architecture)
         self.index = 0
         self.hidden: list[Tensor] = []
@@ -66,20 +77,29 @@ class Stream:
         return self.layers[self.index]
 
     @torch.no_grad()
-    def seen(self, modules: Mapping[str, nn.Module], until: str | None = None) -> Iterator[dict[str, Tensor]]:
-        """Runs the layer at hand over every batch and gives what entered and left each of `modules`, as NAME.in and
-        NAME.out, and what left the layer as `left`. With `until`, the run stops where that module is entered."""
+    def seen(
+        self,
+        modules: Mapping[str, nn.Module],
+        until: str | None = None,
+        attention: Sequence[Tensor] | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Run the layer at hand over every batch and yield the input and output of each of `modules`, as NAME.in and
+        NAME.out, and the layer's own output as `left`.
+
+        With `until`, a run stops where that module is entered. Where the outputs of the `attention` block are known,
+        (B, T, E) of each batch, it is not run.
+        """
         for place in range(len(self.batches)):
-            yield self._run(place, modules, until)
+            yield self._run(place, modules, until, None if attention is None else attention[place])
 
     def left(self, place: int, learning: bool = False) -> Tensor:
-        """What leaves the layer at hand in a batch; with gradients where it is `learning`.  # (B, T, E)"""
+        """Return the layer's output for a batch; with gradients where it is `learning`.  # (B, T, E)"""
         with torch.set_grad_enabled(learning):
-            return self._run(place, {}, None)["left"]
+            return self._run(place, {}, None, None)["left"]
 
-    def advance(self, left: Sequence[Tensor] | None = None) -> None:
-        """Goes through the layer at hand as it is now; `left` is what leaves it where that is known."""
-        self.hidden = list(left) if left is not None else [seen["left"] for seen in self.seen({})]
+    def advance(self, left: Sequence[Tensor] | None = None, attention: Sequence[Tensor] | None = None) -> None:
+        """Go through the layer at hand as it is now; `left` is its output, and `attention` its block's, where known."""
+        self.hidden = list(left) if left is not None else [seen["left"] for seen in self.seen({}, None, attention)]
         self.index += 1
 
     @torch.no_grad()
@@ -92,7 +112,9 @@ class Stream:
             handle.remove()
         return found[0]
 
-    def _run(self, place: int, modules: Mapping[str, nn.Module], until: str | None) -> dict[str, Tensor]:
+    def _run(
+        self, place: int, modules: Mapping[str, nn.Module], until: str | None, attention: Tensor | None
+    ) -> dict[str, Tensor]:
         hidden = self.hidden[place]
         seen: dict[str, Tensor] = {}
 
@@ -119,6 +141,10 @@ class Stream:
 
         with ExitStack() as stack:
             stack.enter_context(_alone(self.layers, self.index))
+            if attention is not None:
+                path = self.architecture.attention
+                stack.callback(self.layer.set_submodule, path, self.layer.get_submodule(path))
+                self.layer.set_submodule(path, _Known(attention))
             handles = [
                 self.layer.register_forward_pre_hook(given, with_kwargs=True),
                 self.layer.register_forward_hook(leaving("left")),

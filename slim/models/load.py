@@ -1,6 +1,7 @@
 """Loading a model: bundled, a folder, a GGUF file or a Hub id; always safetensors, never a folder's own code."""
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ import slim.models.probe  # noqa: F401  registers the attention that some famili
 from slim.core import paths
 from slim.core.errors import InputError
 from slim.core.hub import snapshot
-from slim.core.progress import Progress, silent
 from slim.core.records import ModelFacts
+from slim.core.reporter import SILENT, Reporter
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.folder_check import check_weights, read_folder, unreadable
@@ -56,22 +57,24 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:
-    """`auto` is float32. Raises InputError for what is no floating-point format."""
+    """`auto` is float32. Raises InputError for a name that is not a floating-point format."""
     found = torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise InputError(f"dtype {dtype!r} is no number format of weights: name float32, bfloat16, float16 or float64.")
+        raise InputError(
+            f"dtype={dtype!r} is not a number format of weights: name float32, bfloat16, float16 or float64."
+        )
     return found
 
 
-def locate(source: str, progress: Progress = silent) -> str:
+def locate(source: str, reporter: Reporter = SILENT) -> str:
     """The folder or Hub id that `source` stands for. Raises InputError when it is neither."""
     if source == bundled.NAME:
-        return str(bundled.bundled_model(progress))
+        return str(bundled.bundled_model(reporter))
     if source.startswith("bundled:"):
         raise InputError(f"model {source!r} is not bundled: the bundled model is {bundled.NAME!r}.")
     path = paths.local(source, "model")
     if path.suffix == ".gguf" and path.is_file():
-        return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", progress))
+        return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", reporter))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model {source!r} is a folder without a config.json: name a Hugging Face model folder.")
@@ -85,16 +88,21 @@ def locate(source: str, progress: Progress = silent) -> str:
 
 
 def load_model(
-    source: str = bundled.NAME, *, device: str = "auto", dtype: str = "auto", progress: Progress = silent
+    source: str | os.PathLike[str] = bundled.NAME,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> Loaded:
     """The model that `source` names on `device`, ready to measure, prune or generate.
 
     `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32.
 
-    Raises InputError for an unknown source, a folder that is no model, a family that is not supported, a model whose
+    Raises InputError for an unknown source, a folder that is not a model, a family that is not supported, a model whose
     weights are not safetensors or not those of its config, or a device that is not there.
     """
-    place = Path(locate(source, progress))
+    source = os.fspath(source)
+    place = Path(locate(source, reporter))
     of_hub = not place.is_dir()
     folder = snapshot(str(place)) if of_hub else place
     target, wanted = resolve_device(device), resolve_dtype(dtype)
@@ -141,7 +149,7 @@ def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def facts_from_config(source: str, config: PreTrainedConfig) -> ModelFacts:
-    """What a config tells of a model without its weights. The fingerprint is empty.
+    """Return the facts of a model from its config, without its weights. The fingerprint is empty.
 
     Raises InputError for one that no model can be built from.
     """
@@ -181,7 +189,7 @@ def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def model_facts(
     model: PreTrainedModel, source: str, fingerprint: str, stored: torch.dtype | str | None = None
 ) -> ModelFacts:
-    """What the later stages need to know of `model`; `stored` is its number format on disk, whatever it runs in."""
+    """Return the facts of `model` for later stages; `stored` is its number format on disk, whatever it runs in."""
     dtype = stored if isinstance(stored, torch.dtype) else model.dtype
     config = model.config
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
@@ -206,7 +214,7 @@ def weights_of(folder: Path) -> list[Path]:
 
 
 def digest(files: list[Path]) -> str:
-    """What stands for the contents of `files`, in their order."""
+    """Return a hash of the contents of `files`, in their order."""
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Looks into every attention block of a model, and turns heads down or blocks off, while it is open.
+"""Records the statistics of every attention block of a model, and gates heads and blocks, while it is open.
 
 transformers hands the attention function queries, keys and values after their rotation, so ONE function registered
 with its `AttentionInterface` serves every family; what flows around a block is read and scaled by hooks.
@@ -21,6 +21,7 @@ from slim.core.errors import InputError
 from slim.models.architectures import Architecture, decoder_layers, residual_multiplier
 from slim.models.attention import attention_with_entropy
 from slim.models.modeling import RemovedAttention
+from slim.models.units import BLOCK, MLP
 
 NAME = "slim"
 _open: ContextVar["Probe | None"] = ContextVar("open_probe", default=None)
@@ -28,7 +29,7 @@ _open: ContextVar["Probe | None"] = ContextVar("open_probe", default=None)
 
 @dataclass
 class LayerView:
-    """What one attention block did with one batch. Axes: B rows, T tokens, H query heads, D head dim, E model dim."""
+    """Tensors of one attention block in one batch. Axes: B rows, T tokens, H query heads, D head dim, E model dim."""
 
     layer: int
     valid: Tensor  # (B, T) real tokens that can see at least one key
@@ -46,10 +47,10 @@ class Observer(Protocol):
 
 
 class Probe:
-    """Context manager. `gates` (B, L, H) multiply the heads' outputs; `deltas` (B, L, 2) multiply what the attention
-    block [0] and the MLP [1] of each layer really add to the residual stream, so 0 adds nothing at all.
+    """Context manager. `gates` (B, L, H+2), one for each column of a layer (slim.models.units), multiply the heads'
+    outputs, and what the attention block and the MLP really add to the residual stream, so 0 adds nothing at all.
 
-    Both are differentiable and may differ from token to token, as (B, T, L, ·); one row serves every row of a batch.
+    They are differentiable and may differ from token to token, as (B, T, L, H+2); one row serves every row of a batch.
     With observers, `valid` (B, T) must be set before each forward; views are made without gradient.
 
     A forward raises InputError when the model computes attention without asking transformers' attention interface.
@@ -58,7 +59,6 @@ class Probe:
     def __init__(self, model: PreTrainedModel, architecture: Architecture, observers: Sequence[Observer] = ()) -> None:
         self.model, self.architecture, self.observers = model, architecture, tuple(observers)
         self.gates: Tensor | None = None
-        self.deltas: Tensor | None = None
         self.valid: Tensor | None = None
         self._multiplier = residual_multiplier(model, architecture)
         self._asked = False
@@ -82,7 +82,7 @@ class Probe:
             self._handles += [
                 layer.register_forward_pre_hook(self._keep_residual, with_kwargs=True),
                 attention_adds.register_forward_hook(partial(self._after_attention, index)),
-                mlp_adds.register_forward_hook(partial(self._scaled, index, 1)),
+                mlp_adds.register_forward_hook(partial(self._scaled, index, MLP)),
             ]
         return self
 
@@ -118,13 +118,13 @@ class Probe:
             self._half = {}
             for observer in self.observers:
                 observer.update(view)
-        return self._scaled(index, 0, module, args, output)
+        return self._scaled(index, BLOCK, module, args, output)
 
-    def _scaled(self, index: int, part: int, module: nn.Module, args: Any, output: Any) -> Any:
-        if self.deltas is None:
+    def _scaled(self, index: int, column: int, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.gates is None:
             return None
         added = output[0] if isinstance(output, tuple) else output
-        factor = _over_tokens(self.deltas, index)[..., part, None].to(added)
+        factor = _over_tokens(self.gates, index)[..., column, None].to(added)
         by_row = added.reshape(self._rows, -1, added.shape[-1])  # some MLPs see all rows as one
         return _replaced(output, (by_row * factor).reshape(added.shape))
 
@@ -140,7 +140,7 @@ class Probe:
         else:
             out = _unseen(module, q, k, v, mask, **options)
         if self.gates is not None:
-            out = out * _over_tokens(self.gates, module.layer_idx)[..., None].to(out)
+            out = out * _over_tokens(self.gates, module.layer_idx)[..., :BLOCK, None].to(out)
         return out
 
 

@@ -41,7 +41,7 @@ def _read(source: str) -> PreTrainedTokenizerBase:
 def facts_at_hand(source: str) -> ModelFacts | None:
     """The shape of a model; None where that takes longer than a look: one of the Hub, or a file not unpacked yet.
 
-    Raises InputError for a folder that is no model, or a family that is not supported.
+    Raises InputError for a folder that is not a model, or a family that is not supported.
     """
     if not at_hand(source) or _not_unpacked(source) is not None:
         return None
