@@ -1,10 +1,9 @@
 """Calibration: model + task rows → every head's and block's figures and the loss sketch, saved as one record."""
 
+import os
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from diskcache import Cache
 
@@ -12,48 +11,35 @@ from slim.calibration.criteria import CRITERIA
 from slim.calibration.facts import CalibrationFacts, CalibrationSettings, CriterionFacts
 from slim.calibration.passes import Passes
 from slim.calibration.record import Calibration, save_calibration
+from slim.calibration.request import CalibrateRequest
 from slim.calibration.resources import forwards, workload
 from slim.core import workspace
 from slim.core.cache import open_cache
 from slim.core.environment import versions
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
-from slim.core.resources import Workload
+from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.statistics import Estimate
 from slim.data import tasks
-from slim.data.batch_runner import Work
 from slim.data.tasks import dataset_facts
 from slim.models import bundled
 from slim.models.load import Loaded, device_name, load_model
 
-Tell = Callable[[Workload], None]
-"""Hears what a calibration will take before it starts."""
 
+def calibrate(request: CalibrateRequest, reporter: Reporter = SILENT) -> Calibration:
+    """Measure a model on rows of a task, and save the record.
 
-def calibrate(
-    model: str = bundled.NAME,
-    dataset: str = "bundled:briefs",
-    *,
-    settings: CalibrationSettings | None = None,
-    output: Path | None = None,
-    progress: Progress = silent,
-    tell: Tell | None = None,
-    **data: Any,
-) -> Calibration:
-    """Measures `model` on rows of `dataset` and saves the record to `output` (default: a new run in the workspace).
-
-    `data` goes to `tasks.load_task`: config, split, revision, template, columns, prompt. What earlier runs measured of
-    the same rows is used again. Raises InputError for anything given that cannot be used, before the model runs.
+    Figures of the same rows from earlier runs are used again. Raises InputError for anything that cannot be used,
+    before the model runs.
     """
-    settings = settings or CalibrationSettings()
-    task = tasks.load_task(dataset, **data)
-    names = (Path(source.removeprefix("bundled:")).stem for source in (model, dataset))
-    output = output or workspace.fresh_path("calibration", "-".join(names))
+    settings, model = request.part(CalibrationSettings), os.fspath(request.model)
+    task = tasks.load_task(request.data)
+    names = (Path(source.removeprefix("bundled:")).stem for source in (model, task.source))
+    output = request.output or workspace.fresh_path("calibration", "-".join(names))
     workspace.check_output(output)
-    loaded = load_model(model, device=settings.device, dtype=settings.dtype, progress=progress)
+    loaded = load_model(model, device=settings.device, dtype=settings.dtype, reporter=reporter)
     if loaded.model.config.is_heterogeneous:
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
-    examples = tasks.choose(task, settings.samples, settings.seed, progress)
+    examples = tasks.choose(task, settings.samples, settings.seed, reporter)
     encoded = tasks.encode(examples, loaded.tokenizer, settings.max_length, settings.positions)
     longest, limit = max(encoded.lengths), getattr(loaded.model.config, "max_position_embeddings", None)
     if limit and longest > limit:
@@ -61,15 +47,11 @@ def calibrate(
             f"max_length={settings.max_length}: {model!r} reads at most {limit:,} tokens and a row has {longest:,}: "
             f"choose {limit} or less."
         )
-    if tell is not None:
-        tell(workload(loaded.facts, encoded.lengths, settings, loaded.model.device, loaded.model.dtype))
+    estimated = workload(loaded.facts, encoded.lengths, settings, loaded.model.device, loaded.model.dtype)
+    reporter.estimate(estimated.sentence())
     with open_cache() as cache:
-        calibration = measure(loaded, encoded, task, settings, progress, cache=cache)
+        calibration = measure(loaded, encoded, task, settings, reporter, cache=cache)
     return save_calibration(calibration, output)
-
-
-checked_settings = CalibrationSettings.checked
-"""Settings from what a person gave. Raises InputError naming the first value that cannot be."""
 
 
 def measure(
@@ -77,13 +59,13 @@ def measure(
     encoded: tasks.Encoded,
     task: tasks.Task,
     settings: CalibrationSettings,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
     padding_side: str = "right",
     cache: Cache | None = None,
 ) -> Calibration:
     """Every metric of `loaded` on the rows `encoded`; changes nothing in the model."""
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    work = Work(progress, forwards(loaded.facts, encoded.lengths, settings))
+    work = Work(reporter, forwards(loaded.facts, encoded.lengths, settings))
     run = Passes(loaded, encoded, settings, padding_side, cache, work)
     estimates, positions = run.watched()
     rows = dict.fromkeys(estimates, len(encoded.rows))

@@ -1,7 +1,7 @@
 """Records to figures. Layers run to the right and heads downwards; nothing here knows how figures are shown.
 
-What can be clicked carries its head as customdata [layer, head]. A click on a heatmap's cell is not told, so clickable
-maps have a point that cannot be seen on each cell. `chosen` is a head (layer, head) with a ring around it.
+Clickable points carry their head as customdata [layer, head]. A heatmap reports no clicks on its cells, so clickable
+maps have an invisible point on each cell. `chosen` is a head (layer, head) with a ring around it.
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def heatmap(
 def _map(
     figure: go.Figure, values: NDArray[np.float64], title: str, unit: str, clickable: bool, chosen: Head | None
 ) -> go.Figure:
-    """What every map of layers × heads shares."""
+    """Draw the parts that every map of layers × heads shares."""
     layers, heads = values.shape
     if clickable:
         figure.data[0].update(hoverinfo="skip", hovertemplate=None)  # type: ignore[attr-defined]
@@ -155,7 +155,7 @@ def size_against_loss(points: Sequence[tuple[float, float]], current: tuple[floa
     )
     figure.update_xaxes(title="bytes that stay", tickformat=".0%", autorange="reversed")
     figure.update_yaxes(title="forecast loss, nats/token", rangemode="tozero")
-    return framed(figure, "What each size would cost", 300)
+    return framed(figure, "Forecast loss of each size", 300)
 
 
 def distribution(measure: HeadScore, *, intervals: bool = False, chosen: Head | None = None) -> go.Figure:

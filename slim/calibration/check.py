@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,38 +21,31 @@ from slim.calibration.check_record import (
 )
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.criteria.kl_output import Ablation, Full, ablate
-from slim.calibration.forecast import removed_columns
-from slim.calibration.record import Calibration, save_check
+from slim.calibration.record import Calibration, load_calibration, save_check
 from slim.calibration.reload import same_model, task_of
+from slim.calibration.request import CheckRequest
 from slim.core.errors import SlimError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.batch_runner import out_of_memory
 from slim.models.load import Loaded
+from slim.models.units import UNITS, head_columns
 
-ROWS, HEADS = 6, 60
 FINE = {"composite", "kl_output", "variance", "sketch"}
-"""What orders heads well enough that its small removals say how small forecasts are off."""
+"""Criteria that order heads well enough for their small removals to show the error of small forecasts."""
 FITTED_BELOW = 2.0
-"""Nats/token; what is forecast to cost more is ruin, and says nothing about how far a useful forecast is off."""
+"""Nats/token; a larger forecast means ruin, and shows nothing of the error of useful forecasts."""
 
 
-def check(
-    calibration: Calibration,
-    *,
-    weights: Mapping[str, float] | None = None,
-    rows: int = ROWS,
-    heads: int = HEADS,
-    progress: Progress = silent,
-) -> Calibration:
-    """The calibration with what was measured to check it, saved beside its record.
+def check(request: CheckRequest, reporter: Reporter = SILENT) -> Calibration:
+    """Return the calibration with what ablations measured, saved beside its record.
 
-    `weights` are the composite's, `rows` how many rows of the same data are measured on, `heads` how many heads are
-    left out alone. Raises InputError when the model or the data are not those of the calibration any more.
+    Raises InputError where the model or the data are not those of the calibration any more.
     """
-    loaded = same_model(calibration, progress)
-    encoded, unseen = rows_to_check(calibration, loaded, rows)
-    found = measure_check(calibration, loaded, encoded, unseen, weights, heads, progress)
+    calibration = load_calibration(Path(request.calibration))
+    loaded = same_model(calibration, reporter)
+    encoded, unseen = rows_to_check(calibration, loaded, request.samples)
+    found = measure_check(calibration, loaded, encoded, unseen, request.weights, request.heads, reporter)
     return save_check(calibration, found)
 
 
@@ -71,10 +65,10 @@ def measure_check(
     encoded: tasks.Encoded,
     unseen: bool = True,
     weights: Mapping[str, float] | None = None,
-    heads: int = HEADS,
-    progress: Progress = silent,
+    heads: int = 60,
+    reporter: Reporter = SILENT,
 ) -> CriterionCheck:
-    """What each criterion predicts and what is true on the rows `encoded`."""
+    """Compare the prediction of each criterion with measurements on the rows `encoded`."""
     begun, facts, settings = time.monotonic(), loaded.facts, calibration.facts.settings
     weights = dict(weights or scores.default_weights(calibration))
     orders = criteria(calibration, weights)
@@ -98,14 +92,14 @@ def measure_check(
                 for ablation, cost in zip(chosen[layer], found.sum(0), strict=True):
                     single[places[layer, ablation.columns[0]]] += cost
                 done += 0.6 * len(chosen[layer]) * tokens
-                progress(min(done, total), total, "Leaving out single heads")
+                reporter.progress(min(done, total), total, "Ablating single heads")
             with torch.no_grad(), Full(loaded, batch) as whole:
                 for part in whole.parts(removed):
                     nats, negative = whole.compare(removed[part])
                     costs[part] += nats.sum(0)
                     surprise[part] += negative.sum(0)
                     done += len(masks[part]) * tokens
-                    progress(min(done, total), total, "Following each criterion")
+                    reporter.progress(min(done, total), total, "Following each criterion")
                 full += whole.surprise().sum()
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
@@ -168,7 +162,7 @@ def criteria(calibration: Calibration, weights: Mapping[str, float]) -> dict[str
             blocks = scores.prunability(levels["block"], CRITERIA[name].high_is_prunable)
             orders[name] = np.repeat(blocks[:, None], facts.heads, 1)
     if calibration.sketch is not None and settings.kl == "exact":
-        orders["sketch"] = scores.prunability(calibration.sketch.fold(0).heads().value, False)
+        orders["sketch"] = scores.prunability(calibration.sketch.fold(0).of_unit(UNITS["head"], facts).value, False)
     orders["composite"] = scores.composite(calibration, weights, "head")
     return orders
 
@@ -188,11 +182,11 @@ def some_heads(layers: int, heads: int, count: int, seed: int) -> tuple[tuple[in
 
 
 def _forecasts(calibration: Calibration, masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Uncorrected forecast of each set of heads on the rows that did not choose."""
+    """Return the uncorrected forecast of each set of heads on the held-out fold."""
     if calibration.sketch is None:
         return None
     unseen = calibration.sketch.fold(1)
-    removed = np.stack([removed_columns(mask) for mask in masks])
+    removed = np.stack([head_columns(mask) for mask in masks])
     return unseen.costs(removed).sum(0) / unseen.tokens.sum()
 
 

@@ -85,13 +85,13 @@ def perplexities(check: CriterionCheck, titles: Mapping[str, str]) -> go.Figure:
     figure.add_hline(y=check.perplexity, line={"color": QUIET, "width": 1, "dash": "dash"})
     figure.update_xaxes(title="heads removed together", tickformat=".0%", showgrid=False, zeroline=False)
     figure.update_yaxes(title="perplexity", type="log", dtick=1, gridcolor=GRID, tickformat=",.0f")
-    framed(figure, "What following a criterion costs", 360)
+    framed(figure, "Loss of following each criterion", 360)
     legend = {"x": 1.02, "y": 1, "traceorder": "reversed", "font": {"size": 12}}
     return figure.update_layout(showlegend=True, legend=legend)
 
 
 def correction_fit(check: CriterionCheck, titles: Mapping[str, str]) -> go.Figure:
-    """What joint removals were forecast to cost and what they cost, and the correction fitted to them (log-log)."""
+    """Draw the forecast and the measured loss of joint removals, and the correction fitted to them (log-log)."""
     points: dict[tuple[float, float], list[str]] = {}
     for verdict in check.verdicts:
         for removal in verdict.removals:

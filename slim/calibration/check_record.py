@@ -60,11 +60,11 @@ class Correction(Record):
         ends = np.log([self.smallest, self.largest])
         turn = -self.slope / (2 * self.curvature) if self.curvature else ends[0]
         if not all(abs(self._log(seen)) <= LARGEST_LOG for seen in (*ends, np.clip(turn, *ends))):
-            raise ValueError("its factor is no number that a forecast can be multiplied with")
+            raise ValueError("its factor is not a number that a forecast can be multiplied with")
         return self
 
     def factor(self, forecast: float) -> float:
-        """What a forecast in nats/token is to be multiplied with. Outside of what was seen it stays as at the edge."""
+        """Return the factor that corrects a forecast in nats/token; outside of the fitted range, that of its end."""
         if forecast <= 0:
             return 1.0
         return float(np.exp(self._log(np.log(np.clip(forecast, self.smallest, self.largest)))))

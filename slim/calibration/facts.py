@@ -4,30 +4,38 @@ from typing import Literal
 
 from pydantic import Field
 
+from slim.core.fields import BatchSize, Device, Dtype, MaxLength, Positions, Samples, Seed
 from slim.core.migrations import Outdated, Raw
 from slim.core.records import DatasetFacts, ModelFacts, Record
+from slim.models.units import UnitName
 
 
 class CalibrationSettings(Record):
-    """What a person chooses for a calibration."""
+    """The settings of a calibration."""
 
-    samples: int = Field(default=32, ge=1)
-    max_length: int = Field(default=320, ge=2, description="tokens of a row beyond which it is cut")
-    batch_size: int = Field(default=4, ge=1)
-    positions: Literal["all", "answer"] = Field(default="all", description="predictions that loss and KL count")
-    kl: Literal["fisher", "exact", "none"] = "fisher"
-    draws: int = Field(default=1, ge=1, description="random directions per row in the loss sketch")
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
+    samples: Samples = Field(default=32, description="rows to measure on: more rows, surer figures, more time")
+    max_length: MaxLength = 320
+    batch_size: BatchSize = 4
+    positions: Positions = Field(
+        default="all", title="Loss and KL count", description="predictions that loss and KL count"
+    )
+    kl: Literal["fisher", "exact", "none"] = Field(
+        default="fisher",
+        title="Cost of each head",
+        description="fisher forecasts each head from one gradient a row, exact ablates every unit one at a time",
+    )
+    draws: int = Field(default=1, ge=1, title="Draws", description="random directions per row in the loss sketch")
+    seed: Seed = Field(default=0, description="chooses the rows and the sketch's directions")
+    device: Device = "auto"
+    dtype: Dtype = "auto"
 
 
 class CriterionFacts(Record):
-    """What a metric's numbers are: they travel with them."""
+    """Unit and direction of a metric's numbers, which travel with them."""
 
     unit: str
     high_is_prunable: bool
-    levels: tuple[Literal["head", "group", "block"], ...]
+    levels: tuple[UnitName, ...]
     method: str
     rows: int = Field(ge=0, description="rows the figure comes from; 0 where it is of the weights alone")
     positions: int = Field(ge=0, description="token positions the mean runs over")

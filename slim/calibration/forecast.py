@@ -1,43 +1,18 @@
-"""What a plan is forecast to cost, on the sequences that did not choose it."""
+"""The forecast loss of a plan, on the held-out fold of the calibration's sequences."""
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
-
 from slim.calibration.facts import Forecast
 from slim.calibration.record import Calibration
-from slim.calibration.sketch import MLP
-from slim.core.records import Keep
 from slim.core.statistics import ratio_of_sums
+from slim.models.units import Keep, removed_columns
 
 RUINOUS = 0.7
-"""Nats/token; twice the perplexity. What costs more is not worth repairing, as far as was seen."""
-
-
-def removed_columns(removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Removed heads (L, H) as columns of the sketch (L, H+2): a layer without any head loses the whole block."""
-    blocks = removed.all(1, keepdims=True)
-    return np.concatenate((removed & ~blocks, blocks, np.zeros_like(blocks)), 1)
-
-
-def removed_mask(keep: Keep, heads: int) -> NDArray[np.bool_]:
-    """True where a head goes.  # (L, H)"""
-    mask = np.ones((len(keep), heads), dtype=bool)
-    for layer, kept in enumerate(keep):
-        mask[layer, list(kept or ())] = False
-    return mask
-
-
-def columns_of(keep: Keep, heads: int) -> NDArray[np.bool_]:
-    """The columns of the sketch that a plan removes.  # (L, H+2)"""
-    columns = removed_columns(removed_mask(keep, heads))
-    columns[:, MLP] = [kept is None for kept in keep]
-    return columns
+"""Nats/token; twice the perplexity. In the measurements so far, a larger loss was not worth repairing."""
 
 
 def forecast(calibration: Calibration, keep: Keep) -> Forecast | None:
-    """Forecast loss of a plan on the sequences that did not choose it; None without a sketch.
+    """Forecast the loss of a plan on the held-out fold; None without a sketch.
 
     Where the calibration was checked, the correction fitted on measured removals is in it, and the interval is wider by
     how far the measured ones lay from the fit.
@@ -45,7 +20,7 @@ def forecast(calibration: Calibration, keep: Keep) -> Forecast | None:
     if calibration.sketch is None:
         return None
     unseen = calibration.sketch.fold(1)
-    removed = columns_of(keep, calibration.facts.model.heads)
+    removed = removed_columns(keep, calibration.facts.model.heads)
     found = ratio_of_sums(unseen.costs(removed), unseen.tokens, calibration.facts.settings.seed)
     value, ends = float(found.value), (float(found.low), float(found.high))
     correction = calibration.check.correction if calibration.check else None
@@ -57,7 +32,7 @@ def forecast(calibration: Calibration, keep: Keep) -> Forecast | None:
 
 
 def warnings(forecast: Forecast | None) -> tuple[str, ...]:
-    """What a person should hear before cutting by a plan with this forecast."""
+    """Return the warnings to show before a plan with this forecast is executed."""
     if forecast is None:
         return ("nothing is known of what this costs, as the calibration has no loss sketch",)
     if forecast.nats_per_token >= RUINOUS:

@@ -13,12 +13,11 @@ from slim.calibration.criteria import CRITERIA
 from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.calibration.scores import composite
-from slim.core.errors import InputError
 from slim.core.statistics import Estimate
-from slim.data import tasks
 from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded
 from slim.models.probe import Probe
+from slim.models.units import UNITS, LayerKeep, whole_model
 
 LONGEST = 1024
 """Tokens of a row that are looked at. The model is causal: what comes later changes nothing before it."""
@@ -57,7 +56,7 @@ class HeadScore:
 def head_scores(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, HeadScore]:
     """Every per-head figure there is, by name: the composite by `weights`, the metrics, and what is known of the cost.
 
-    `sketch` is the forecast of leaving a head out alone on the rows that did not choose, `damage` what it really cost
+    `sketch` is the forecast of leaving a head out alone on the held-out fold, `damage` what it really cost
     where the calibration was checked.
     """
     score = Estimate.unsure(composite(calibration, weights, "head"))
@@ -67,7 +66,9 @@ def head_scores(calibration: Calibration, weights: Mapping[str, float]) -> dict[
             criterion = CRITERIA[name]
             found.append(HeadScore(name, criterion.title, criterion.unit, levels["head"], criterion.high_is_prunable))
     if calibration.sketch is not None:
-        heads = calibration.sketch.fold(1).heads(calibration.facts.settings.seed)
+        heads = calibration.sketch.fold(1).of_unit(
+            UNITS["head"], calibration.facts.model, calibration.facts.settings.seed
+        )
         found.append(HeadScore("sketch", "Forecast cost on other rows", "nats/token", heads, False))
     if calibration.check is not None:
         damage = np.full(score.value.shape, np.nan)
@@ -79,7 +80,7 @@ def head_scores(calibration: Calibration, weights: Mapping[str, float]) -> dict[
 
 @dataclass(frozen=True)
 class Cost:
-    """What leaving something out costs, in nats/token, with its 95% interval where there is one."""
+    """The loss of leaving something out, in nats/token, with its 95% interval where there is one."""
 
     what: str
     value: float
@@ -93,7 +94,7 @@ class Cost:
 def costs(calibration: Calibration, layer: int, head: int) -> list[Cost]:
     """The cost of leaving out the head alone, all heads that share its keys, and its whole attention block.
 
-    Heads are forecast on the rows that did not choose, corrected where the calibration was checked; the head is
+    Heads are forecast on the held-out fold, corrected where the calibration was checked; the head is
     measured too where it was among those left out alone, and a block always is. Nothing where KL was not measured.
     """
     if calibration.sketch is None:
@@ -115,30 +116,12 @@ def costs(calibration: Calibration, layer: int, head: int) -> list[Cost]:
 
 
 def _forecast(calibration: Calibration, what: str, layer: int, gone: Sequence[int]) -> Cost:
-    whole = tuple(range(calibration.facts.model.heads))
-    kept = tuple(head for head in whole if head not in gone)
-    keep = tuple(kept if index == layer else whole for index in range(calibration.facts.model.layers))
-    found = forecast(calibration, keep)
+    keep = list(whole_model(calibration.facts.model))
+    keep[layer] = LayerKeep(heads=tuple(head for head in keep[layer].heads if head not in gone))
+    found = forecast(calibration, tuple(keep))
     if found is None:
         raise ValueError("the calibration holds no loss sketch")
     return Cost(what, found.nats_per_token, found.low, found.high, measured=False, factor=found.factor)
-
-
-def rows_of(calibration: Calibration, loaded: Loaded) -> tasks.Encoded:
-    """The rows that the calibration ran on. Raises InputError where the model or its data is another one now."""
-    data, settings = calibration.facts.dataset, calibration.facts.settings
-    if loaded.facts.fingerprint != calibration.facts.model.fingerprint:
-        raise InputError(
-            f"model {calibration.facts.model.source!r} is another one now than when it was measured: calibrate again."
-        )
-    task = tasks.load_task(
-        data.source, data.config, data.split, data.revision, data.template, data.columns or None, data.prompt
-    )
-    chosen = tasks.choose(task, settings.samples, settings.seed)
-    encoded = tasks.encode(chosen, loaded.tokenizer, settings.max_length, settings.positions)
-    if (len(encoded.rows), encoded.tokens) != (data.rows, data.tokens):
-        raise InputError(f"dataset {data.source!r} has other rows now than when they were measured: calibrate again.")
-    return encoded
 
 
 def pieces(loaded: Loaded, ids: Tensor) -> list[str]:

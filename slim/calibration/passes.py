@@ -1,6 +1,5 @@
 """The passes of a calibration over its rows: watched forwards, the loss sketch, and what is really left out."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,24 +9,23 @@ from diskcache import Cache
 from torch import Tensor
 
 from slim.calibration.criteria import CRITERIA, kl_output
-from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.resources import WATCH, ablation_cost, levels_ablated, rows_ablated, sketch_cost
 from slim.calibration.sketch import VERSION, LossSketch, score_rows
-from slim.core.cache import Arrays, RowCache
+from slim.core.cache import Arrays
 from slim.core.errors import SlimError
+from slim.core.reporter import Work
 from slim.core.statistics import Estimate, ratio_of_sums
 from slim.data import tasks
-from slim.data.batch_runner import Work, no_numbers, run_batches, stacked
+from slim.data.batch_runner import no_numbers, run_batches, stacked
+from slim.models.identity import row_cache
 from slim.models.load import Loaded
 from slim.models.probe import LayerView, Probe
-
-NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version")
-"""Settings of a config that say nothing of what the model computes."""
+from slim.models.units import UNITS, UnitName
 
 
 class Passes:
-    """The passes of one calibration over its rows. What depends on a row alone is looked up before it is computed."""
+    """The passes of one calibration over its rows. Sums of a row are read from the cache where it has them."""
 
     def __init__(
         self,
@@ -50,31 +48,17 @@ class Passes:
         message: str,
         **basis: Any,
     ) -> list[Arrays]:
-        facts = self.loaded.facts
-        kept = RowCache(
-            self.cache,
-            model=facts.fingerprint,
-            config=_config_of(self.loaded),
-            dtype=str(self.loaded.model.dtype),
-            device=self.loaded.model.device.type,
-            **basis,
-        )
-
-        def advance(tokens: int, known: bool) -> None:
-            self.work.advance(cost * tokens, message, known)
-
         return run_batches(
             self.encoded,
             chosen,
             compute,
-            kept,
+            row_cache(self.cache, self.loaded, **basis),
             self.settings.batch_size,
             self.padding_side,
-            advance,
-            self.work.note,
+            self.work.step(message, cost),
         )
 
-    def watched(self) -> tuple[dict[str, dict[Level, Estimate]], dict[str, int]]:
+    def watched(self) -> tuple[dict[str, dict[UnitName, Estimate]], dict[str, int]]:
         """The figures of every metric that comes from watching plain forwards, and their positions."""
         loaded, device = self.loaded, self.loaded.model.device
         watching = {name: criterion for name, criterion in CRITERIA.items() if criterion.meter}
@@ -139,7 +123,7 @@ class Passes:
             tokens=np.array([row["tokens"] for row in rows]),
         )
 
-    def costs(self, sketch: LossSketch) -> tuple[dict[Level, Estimate], int, int]:
+    def costs(self, sketch: LossSketch) -> tuple[dict[UnitName, Estimate], int, int]:
         """`kl_output` at every level, the positions and the rows it comes from.
 
         Only every other row takes part: the rest stays unseen, to forecast what is chosen by it.
@@ -156,12 +140,12 @@ class Passes:
         seen = sketch.fold(0)
         positions = int(seen.tokens.sum()) // self.settings.draws
         return (
-            {"head": seen.heads(seed), "group": seen.groups(facts.group, seed), **measured},
+            {name: seen.of_unit(UNITS[name], facts, seed) for name in ("head", "group")} | measured,
             positions,
             len(seen.tokens),
         )
 
-    def _ablated(self) -> tuple[dict[Level, Estimate], int, int]:
+    def _ablated(self) -> tuple[dict[UnitName, Estimate], int, int]:
         facts, levels = self.loaded.facts, levels_ablated(self.settings)
         variants = kl_output.ablations(facts, levels)
 
@@ -180,7 +164,7 @@ class Passes:
             rows_ablated(self.encoded.lengths, self.settings),
             compute,
             ablation_cost(facts.layers, len(variants)),
-            "Leaving out each in turn",
+            "Ablating units one at a time",
             ablate=kl_output.CRITERION.version,
             levels=levels,
         )
@@ -195,7 +179,7 @@ class Passes:
 
 
 class _Finite:
-    """Notices the first block that adds, or the first residual that holds, what is no number."""
+    """Notices the first block that adds, or the first residual that holds, values that are not finite."""
 
     def __init__(self) -> None:
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -212,9 +196,3 @@ class _Finite:
                 raise no_numbers(f"the MLP of layer {layer - 1}" if layer else "the embeddings", batch, residual)
             if not bool(delta.all()):
                 raise no_numbers(f"the attention of layer {layer}", batch, delta)
-
-
-def _config_of(loaded: Loaded) -> str:
-    """What a model computes besides its weights: the same file of weights may stand beside another config."""
-    config = json.loads(loaded.model.config.to_json_string(use_diff=False))
-    return json.dumps({k: v for k, v in config.items() if k not in NOT_COMPUTED}, sort_keys=True)

@@ -9,25 +9,26 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from slim.calibration.check_record import CriterionCheck
-from slim.calibration.criteria.base import Level, Scores
+from slim.calibration.criteria.base import Scores
 from slim.calibration.facts import CalibrationFacts
 from slim.calibration.sketch import LossSketch
 from slim.core import workspace
 from slim.core.migrations import read_record, read_run_record, readable
-from slim.core.records import ModelFacts
+from slim.core.records import ModelFacts, StandsForPath
 from slim.core.run_index import remember
 from slim.core.statistics import Estimate
+from slim.models.units import UNITS, UnitName, figure_shape
 
 PARTS = ("value", "low", "high")
 CHECK_FILE = "faithfulness.json"
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(StandsForPath):
     """A calibration record with its arrays, and what was measured to check it, where it was."""
 
     facts: CalibrationFacts
-    estimates: dict[str, dict[Level, Estimate]]
+    estimates: dict[str, dict[UnitName, Estimate]]
     sketch: LossSketch | None
     path: Path | None = None
     check: CriterionCheck | None = field(default=None, compare=False)
@@ -40,7 +41,7 @@ class Calibration:
             for name, levels in self.estimates.items()
         }
 
-    def level(self, level: Level) -> dict[str, NDArray[np.float64]]:
+    def level(self, level: UnitName) -> dict[str, NDArray[np.float64]]:
         """The metrics that exist at a level, by name."""
         return {name: levels[level].value for name, levels in self.estimates.items() if level in levels}
 
@@ -81,7 +82,7 @@ def load_calibration(folder: Path) -> Calibration:
     facts, check = load_calibration_facts(folder), folder / CHECK_FILE
     with readable(f"calibration {str(folder)!r}", "calibrate"):
         arrays = load_file(folder / "tensors.safetensors")
-        estimates: dict[str, dict[Level, Estimate]] = {
+        estimates: dict[str, dict[UnitName, Estimate]] = {
             name: {level: Estimate(*(arrays[f"{name}.{level}.{part}"] for part in PARTS)) for level in metric.levels}
             for name, metric in facts.metrics.items()
         }
@@ -96,26 +97,25 @@ def load_calibration(folder: Path) -> Calibration:
 
 
 def _check_numbers(name: str, array: NDArray[Any], unsure: bool = False) -> None:
-    """Raises ValueError for what are no numbers, or not finite ones; an `unsure` one may be NaN."""
+    """Raises ValueError for values that are not finite floating-point numbers; an `unsure` one may be NaN."""
     if array.dtype.kind != "f" or np.isinf(array).any() or (not unsure and np.isnan(array).any()):
-        raise ValueError(f"{name} holds what is no finite number")
+        raise ValueError(f"{name} holds values that are not finite numbers")
 
 
-def _check_shapes(model: ModelFacts, estimates: dict[str, dict[Level, Estimate]], sketch: LossSketch | None) -> None:
-    expected = {"head": (model.layers, model.heads), "group": (model.layers, model.kv_heads), "block": (model.layers,)}
+def _check_shapes(model: ModelFacts, estimates: dict[str, dict[UnitName, Estimate]], sketch: LossSketch | None) -> None:
     for name, levels in estimates.items():
         for level, estimate in levels.items():
             for part in PARTS:
-                shape = getattr(estimate, part).shape
-                if shape != expected[level]:
-                    raise ValueError(f"{name}.{level}.{part} has shape {shape}, expected {expected[level]}")
+                shape, expected = getattr(estimate, part).shape, figure_shape(UNITS[level], model)
+                if shape != expected:
+                    raise ValueError(f"{name}.{level}.{part} has shape {shape}, expected {expected}")
                 _check_numbers(f"{name}.{level}.{part}", getattr(estimate, part), unsure=part != "value")
     if sketch is None:
         return
     _check_numbers("sketch.scores", sketch.scores)
     for name, counted in (("sequence", sketch.sequence), ("tokens", sketch.tokens)):
         if counted.ndim != 1 or counted.dtype.kind not in "iu":
-            raise ValueError(f"sketch.{name} is no list of whole numbers")
+            raise ValueError(f"sketch.{name} is not a list of whole numbers")
     if not (len(sketch.tokens) and sketch.tokens.min() > 0):
         raise ValueError("sketch.tokens names a sequence without any")
     if sketch.scores.shape != (len(sketch.sequence), model.layers, model.heads + 2):

@@ -2,33 +2,38 @@
 
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
 from slim.core.records import DatasetFacts
+from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
+from slim.data.request import DataSource
 from slim.models.load import Loaded, load_model
 
 
-def task_of(data: DatasetFacts) -> tasks.Task:
-    """The rows that a record tells of."""
-    return tasks.load_task(
-        data.source, data.config, data.split, data.revision, data.template, data.columns or None, data.prompt
-    )
+def task_of(facts: DatasetFacts) -> tasks.Task:
+    """Return the rows that a record was made from."""
+    return tasks.load_task(DataSource.of_facts(facts))
 
 
-def same_model(calibration: Calibration, progress: Progress = silent) -> Loaded:
-    """The calibration's model. Raises InputError when its source names another one now."""
+def same_model(calibration: Calibration, reporter: Reporter = SILENT) -> Loaded:
+    """Return the calibration's model. Raises InputError where its source names another one now."""
     settings = calibration.facts.settings
-    loaded = load_model(calibration.facts.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
-    if loaded.facts.fingerprint != calibration.facts.model.fingerprint:
-        raise InputError(
-            f"calibration: {calibration.facts.model.source!r} is another model now than when it was measured: "
-            "calibrate again."
-        )
+    loaded = load_model(calibration.facts.model.source, device=settings.device, dtype=settings.dtype, reporter=reporter)
+    check_model(calibration, loaded)
     return loaded
 
 
+def check_model(calibration: Calibration, loaded: Loaded) -> None:
+    """Raise InputError where `loaded` is not the model that was measured."""
+    measured = calibration.facts.model
+    if loaded.facts.fingerprint != measured.fingerprint:
+        raise InputError(f"model={measured.source!r}: it has other weights now than when measured; calibrate again.")
+
+
 def calibrated_rows(calibration: Calibration, loaded: Loaded) -> tasks.Encoded:
-    """The rows of the calibration as its model's tokens."""
-    settings = calibration.facts.settings
-    rows = tasks.choose(task_of(calibration.facts.dataset), settings.samples, settings.seed)
-    return tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions)
+    """Return the rows of the calibration as tokens of its model. Raises InputError where there are others now."""
+    facts, settings = calibration.facts.dataset, calibration.facts.settings
+    rows = tasks.choose(task_of(facts), settings.samples, settings.seed)
+    encoded = tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions)
+    if (len(encoded.rows), encoded.tokens) != (facts.rows, facts.tokens):
+        raise InputError(f"dataset={facts.source!r}: it has other rows now than when measured; calibrate again.")
+    return encoded

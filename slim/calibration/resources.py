@@ -1,14 +1,14 @@
-"""What a calibration takes: forwards, seconds, memory, disk."""
+"""The resources of a calibration: forwards, seconds, memory, disk."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CalibrationSettings
 from slim.core.records import ModelFacts
 from slim.core.resources import Workload, memory_there, seconds_of
+from slim.models.units import UNITS, UnitName
 
 BLOCK_ROWS = 4
 """Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
@@ -28,8 +28,8 @@ def ablation_cost(layers: int, variants: int) -> float:
     return 1 + variants * sum(0.25 + 0.75 * (layers - layer) / layers for layer in range(layers))
 
 
-def levels_ablated(settings: CalibrationSettings) -> tuple[Level, ...]:
-    """What is really left out, one by one."""
+def levels_ablated(settings: CalibrationSettings) -> tuple[UnitName, ...]:
+    """Return the units that are ablated one at a time."""
     return {"exact": ("head", "group", "block"), "fisher": ("block",), "none": ()}[settings.kl]
 
 
@@ -52,8 +52,7 @@ def forwards(facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSet
     found = WATCH * count
     if settings.kl == "none":
         return found
-    units = {"head": facts.heads, "group": facts.kv_heads, "block": 1}
-    variants = sum(units[level] for level in levels_ablated(settings))
+    variants = sum(UNITS[level].count(facts) for level in levels_ablated(settings))
     tokens = sum(lengths[index] for index in rows_ablated(lengths, settings))
     return found + sketch_cost(settings.draws) * count + ablation_cost(facts.layers, variants) * tokens
 
@@ -61,7 +60,7 @@ def forwards(facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSet
 def workload(
     facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSettings, device: torch.device, dtype: torch.dtype
 ) -> Workload:
-    """What calibrating a model of these `facts` on rows of these `lengths` in tokens takes on `device`."""
+    """Estimate the work of calibrating a model of these `facts` on rows of these `lengths` in tokens on `device`."""
     count = sum(lengths)
     work = forwards(facts, lengths, settings)
     parameters = facts.parameters

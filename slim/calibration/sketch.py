@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from slim.core.records import ModelFacts
 from slim.core.statistics import Estimate, ratio_of_sums
 from slim.data.batch_runner import no_numbers
 from slim.data.tasks import Batch
 from slim.models.load import Loaded
 from slim.models.probe import Probe
+from slim.models.units import Unit, figure_shape
 
 VERSION = 1
 """Goes up when the code gives other scores than before: kept results of older code are not used then."""
@@ -35,8 +37,6 @@ SEGMENT = 16
 """Tokens whose gates are one."""
 SAMPLED = 16
 """Tokens drawn per position and draw."""
-BLOCK, MLP = -2, -1
-"""The columns after a layer's heads: all that its attention block adds, and all that its MLP adds."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,15 @@ class LossSketch:
     tokens: NDArray[np.int64]  # (N,) predicted positions times draws
 
     def single(self, seed: int = 0) -> Estimate:
-        """Forecast KL in nats/token of leaving out each column alone.  # (L, H+2)"""
+        """Forecast the KL in nats/token of ablating columns one at a time.  # (L, H+2)"""
         return ratio_of_sums(self.energies(np.square(self.scores, dtype=np.float64)), self.tokens, seed)
 
-    def heads(self, seed: int = 0) -> Estimate:
-        """The same of the heads alone.  # (L, H)"""
-        single = self.single(seed)
-        return Estimate(*(part[:, :BLOCK] for part in (single.value, single.low, single.high)))
-
-    def groups(self, size: int, seed: int = 0) -> Estimate:
-        """Forecast KL in nats/token of leaving out `size` neighbouring heads together.  # (L, H / size)"""
-        joined = self.scores[:, :, :BLOCK].reshape(*self.scores.shape[:2], -1, size).sum(-1, dtype=np.float64)
-        return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
-
-    def layers(self, seed: int = 0) -> Estimate:
-        """Forecast KL in nats/token of leaving out whole layers, MLP and all.  # (L,)"""
-        joined = self.scores[..., BLOCK:].sum(-1, dtype=np.float64)
-        return ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
+    def of_unit(self, unit: Unit, facts: ModelFacts, seed: int = 0) -> Estimate:
+        """Forecast KL in nats/token of ablating each of a unit alone.  # (L, count), or (L,) of a single one"""
+        joined = self.scores.astype(np.float64) @ unit.columns(facts).T.astype(np.float64)  # (R, L, count)
+        found = ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
+        shape = figure_shape(unit, facts)
+        return Estimate(*(part.reshape(shape) for part in (found.value, found.low, found.high)))
 
     def costs(self, removed: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Σ over positions of the forecast KL of each sequence without `removed` (…, L, H+2), times draws.  # (N, …)"""
@@ -95,7 +87,7 @@ def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> list[NDAr
     with Probe(loaded.model, loaded.architecture) as probe, torch.enable_grad():
         places = (batch.valid.cumsum(1) - 1).clamp_min(0).to(device) // SEGMENT  # (B, T), by the row's own tokens
         per_token = gates.to(dtype)[torch.arange(rows, device=device)[:, None], places]  # (B, T, L, H+2)
-        probe.gates, probe.deltas = per_token[..., :BLOCK], per_token[..., BLOCK:]
+        probe.gates = per_token
         with HeadInput(loaded.model) as head:
             logits = loaded.model(**batch.inputs(device), use_cache=False).logits
         directions = Directions(head, logits, batch, draws, seed)

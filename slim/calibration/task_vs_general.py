@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slim.calibration.record import Calibration, load_calibration_facts
-from slim.calibration.sketch import BLOCK, LossSketch
+from slim.calibration.sketch import LossSketch
 from slim.core.errors import InputError
 from slim.core.records import ModelFacts
 from slim.core.statistics import Estimate, bootstrap, interval
+from slim.models.units import BLOCK
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TaskDifference:
 
 
 def task_difference(task: Calibration, general: Calibration, *, centred: bool = False, seed: int = 0) -> TaskDifference:
-    """What leaving out each head alone is forecast to cost on general text, against what it costs on the task.
+    """Compare the forecast loss of ablating heads one at a time on general text with that on the task.
 
     The costs are those of the loss sketches over all of their rows; the interval is that of 95% of the pairs of
     resampled rows, drawn from both. `centred` takes out what all heads share: general text may simply be harder.
@@ -97,7 +98,7 @@ def _sketch(name: str, calibration: Calibration) -> LossSketch:
 
 
 def _costs(sketch: LossSketch, generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Nats/token of leaving out each head alone (L, H), and of each resample of the rows (RESAMPLES, L, H)."""
+    """Nats/token of ablating heads one at a time (L, H), and of each resample of the rows (RESAMPLES, L, H)."""
     energies = sketch.energies(np.square(sketch.scores[..., :BLOCK], dtype=np.float64))  # (N, L, H)
     return bootstrap(energies, sketch.tokens, generator)
 

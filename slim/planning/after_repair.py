@@ -1,4 +1,4 @@
-"""What a removal will cost once it is repaired: the loss sketch of what is left over by what remains.
+"""The forecast after repair: the loss of a removal once it is repaired, from a loss sketch of the residuals.
 
 Repair gives every output projection the least-squares estimate of what is missing, so a head whose output the others
 and the MLP can express costs nothing in the end, however much it does now. Here this is forecast before anything is
@@ -14,6 +14,7 @@ one small solve). Effects of layers add up as in the sketch, and half their squa
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,20 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from slim.calibration.facts import Forecast
-from slim.calibration.record import Calibration
+from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.reload import calibrated_rows, same_model
 from slim.calibration.sketch import SEGMENT, Directions, HeadInput
 from slim.core import workspace
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
-from slim.core.records import Keep
+from slim.core.reporter import SILENT, Reporter
 from slim.core.statistics import ratio_of_sums
 from slim.data import tasks
 from slim.data.batch_runner import subset
 from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded
-from slim.planning.layer_options import Kept, all_candidates
+from slim.models.units import Keep, LayerKeep
+from slim.planning.layer_options import all_candidates
+from slim.planning.request import AfterRepairRequest
 
 FILE = "absorbed.safetensors"
 RIDGE = 0.1
@@ -50,10 +52,15 @@ CHUNK = 64
 class AfterRepairSketch:
     """Effects of what each layer may keep, on segments of N sequences that the regressions did not see."""
 
-    kept: list[list[Kept]]
+    kept: list[list[LayerKeep]]
     effects: list[NDArray[np.float32]]  # per layer (options, R)
     sequence: NDArray[np.int64]  # (R,) 0..N-1
     tokens: NDArray[np.int64]  # (N,) predicted positions
+
+    @cached_property
+    def _places(self) -> list[dict[LayerKeep, int]]:
+        """Where each candidate of a layer stands."""
+        return [{option: place for place, option in enumerate(kept)} for kept in self.kept]
 
     def fold(self, which: int) -> "AfterRepairSketch":
         """Every other sequence: choose on one fold, forecast on the other."""
@@ -63,13 +70,13 @@ class AfterRepairSketch:
         )
 
     def forecast(self, keep: Keep, seed: int) -> Forecast | None:
-        """Of a plan once it is repaired, on the sequences that did not choose; None for what was not measured."""
+        """Forecast a plan after repair, on the held-out fold; None for sets that were not measured."""
         unseen = self.fold(1)
         total = np.zeros(len(unseen.sequence))
-        for layer, heads in enumerate(keep):
-            if heads not in self.kept[layer]:
+        for layer, kept in enumerate(keep):
+            if kept not in self._places[layer]:
                 return None
-            total += unseen.effects[layer][self.kept[layer].index(heads)]
+            total += unseen.effects[layer][self._places[layer][kept]]
         nats = np.zeros(len(unseen.tokens))
         np.add.at(nats, unseen.sequence, 0.5 * np.square(total))
         found = ratio_of_sums(nats, unseen.tokens, seed)
@@ -80,34 +87,41 @@ class AfterRepairSketch:
         )
 
 
-def after_repair_sketch(calibration: Calibration, progress: Progress = silent) -> AfterRepairSketch:
+def after_repair_sketch(calibration: Calibration, reporter: Reporter = SILENT) -> AfterRepairSketch:
     """The sketch, measured on the calibration's own rows and kept beside it; read again where it is there already.
 
     Raises InputError where model or data are not those of the calibration any more, or too few.
     """
     if calibration.path is not None and (calibration.path / FILE).is_file():
         return load_after_repair(calibration.path)
-    loaded = same_model(calibration, progress)
+    loaded = same_model(calibration, reporter)
     encoded = calibrated_rows(calibration, loaded)
-    found = measure_after_repair(loaded, encoded, calibration, progress)
+    found = measure_after_repair(loaded, encoded, calibration, reporter)
     if calibration.path is not None:
         save_after_repair(found, calibration.path)
     return found
 
 
+def forecast_after_repair(request: AfterRepairRequest, reporter: Reporter = SILENT) -> Path:
+    """Measure the sketch beside a calibration where it is not there yet, and return the calibration's folder."""
+    folder = Path(request.calibration)
+    after_repair_sketch(load_calibration(folder), reporter)
+    return folder
+
+
 def measure_after_repair(
-    loaded: Loaded, encoded: tasks.Encoded, calibration: Calibration, progress: Progress = silent
+    loaded: Loaded, encoded: tasks.Encoded, calibration: Calibration, reporter: Reporter = SILENT
 ) -> AfterRepairSketch:
     """The sketch of `loaded`: every other row fits the regressions, the rest says what they leave."""
     if calibration.sketch is None:
         raise InputError("calibration: it has no loss sketch: calibrate with --kl fisher or exact.")
     if _after_norm(loaded):
         raise InputError(
-            f"model type {loaded.facts.model_type!r}: a norm follows what attention puts out, so what repair makes up "
-            "for is no straight line there: plan without it."
+            f"model type {loaded.facts.model_type!r}: a norm follows what attention puts out, so repair is not "
+            "linear there: plan without --after-repair."
         )
     if len(encoded.rows) < 6:
-        raise InputError(f"samples: {len(encoded.rows)} rows are too few to say what repair makes up for: take 6.")
+        raise InputError(f"samples: {len(encoded.rows)} rows are too few for a forecast after repair: take 6.")
     settings, facts = calibration.facts.settings, loaded.facts
     fit, rest = (
         list(tasks.batches(subset(encoded, range(start, len(encoded.rows), 2)), settings.batch_size))
@@ -117,22 +131,22 @@ def measure_after_repair(
     total = len(fit) + 3 * len(rest) + facts.layers
     moments = _Moments(loaded)
     for done, batch in enumerate(fit):
-        progress(done, total, "Reading what heads and MLPs put out")
+        reporter.progress(done, total, "Reading what heads and MLPs put out")
         moments.add(batch)
     found = _Outputs(loaded, moments, settings.seed)
     for done, batch in enumerate(rest):
-        progress(len(fit) + 3 * done, total, "Sketching what remains")
+        reporter.progress(len(fit) + 3 * done, total, "Sketching what remains")
         found.add(batch)
     effects = []
     for layer, options in enumerate(kept):
-        progress(len(fit) + 3 * len(rest) + layer, total, "Regressing what may go on what may stay")
+        reporter.progress(len(fit) + 3 * len(rest) + layer, total, "Regressing what may go on what may stay")
         effects.append(found.effects(layer, options, moments.residual(layer, found.of_z[layer])))
     sequence = np.array(found.sequence)
     return AfterRepairSketch(kept, effects, sequence, np.array(found.tokens))
 
 
 class _Watched:
-    """What the output projections of every layer's attention and MLP read in a forward."""
+    """Records the inputs of the output projections of every layer's attention and MLP in a forward."""
 
     def __init__(self, loaded: Loaded, leaf: bool = False) -> None:
         self.loaded, self.leaf = loaded, leaf
@@ -179,7 +193,7 @@ class _Moments:
             self.joint[layer] = self.joint[layer] + values.T @ values
 
     def of_z(self, layer: int) -> Tensor:
-        """What predicts x from z.  # (F_z, F_x)"""
+        """Return the matrix that predicts x from z.  # (F_z, F_x)"""
         joint, width = self._split(layer)
         zz, zx = joint[width:, width:], joint[width:, :width]
         return _regression(zz, zx)
@@ -227,11 +241,11 @@ class _Outputs:
             self.x[layer].append(x[valid].detach().float() - known)
             self.u[layer].append(u[valid].float())
 
-    def effects(self, layer: int, options: Sequence[Kept], moments: Tensor) -> NDArray[np.float32]:
+    def effects(self, layer: int, options: Sequence[LayerKeep], moments: Tensor) -> NDArray[np.float32]:
         """Of each option of a layer on each segment.  # (options, R)"""
         x, u = torch.cat(self.x[layer]), torch.cat(self.u[layer])  # (n, F) twice
         segment, size = torch.cat(self.segment).to(x.device), self.loaded.facts.head_dim
-        left = torch.stack([_left_over(option or (), moments, size) for option in options]).flatten(1)  # (options, F²)
+        left = torch.stack([_left_over(option.heads, moments, size) for option in options]).flatten(1)  # (options, F²)
         found = torch.zeros(len(options), len(self.sequence), device=x.device)
         for start in range(0, len(self.sequence), CHUNK):
             count = min(CHUNK, len(self.sequence) - start)
@@ -248,7 +262,7 @@ def _after_norm(loaded: Loaded) -> bool:
 
 
 def _left_over(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
-    """What takes x to what the kept heads leave of the others: D with x D = x_r − x̂_r in their columns.  # (F, F)"""
+    """Return D with x D = x_r − x̂_r in the columns of removed heads: what kept heads do not predict.  # (F, F)"""
     width = len(moments)
     stays = torch.zeros(width, dtype=torch.bool, device=moments.device)
     for head in kept:
@@ -273,10 +287,10 @@ def save_after_repair(sketch: AfterRepairSketch, folder: Path) -> None:
     """Puts it beside the calibration in `folder`."""
     arrays: dict[str, np.ndarray] = {"sequence": sketch.sequence, "tokens": sketch.tokens}
     for layer, (kept, effects) in enumerate(zip(sketch.kept, sketch.effects, strict=True)):
-        heads = max((max(option) + 1 for option in kept if option), default=1)
+        heads = max((option.heads[-1] + 1 for option in kept if option.heads), default=1)
         mask = np.zeros((len(kept), heads), dtype=np.uint8)
         for place, option in enumerate(kept):
-            mask[place, list(option or ())] = 1
+            mask[place, list(option.heads)] = 1
         arrays |= {f"{layer}.kept": mask, f"{layer}.effects": effects}
     with workspace.new_file(folder / FILE, sum(array.nbytes for array in arrays.values())) as file:
         save_file(arrays, file)
@@ -286,11 +300,11 @@ def _check(sketch: AfterRepairSketch) -> None:
     """Raises ValueError for arrays that are not what `save` writes."""
     counted = (sketch.sequence, sketch.tokens)
     if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in counted) or not sketch.tokens.sum() > 0:
-        raise ValueError("its sequences are no whole numbers")
+        raise ValueError("its sequences are not whole numbers")
     if not all(
         effect.ndim == 2 and effect.dtype.kind == "f" and np.isfinite(effect).all() for effect in sketch.effects
     ):
-        raise ValueError("its effects are no finite numbers")
+        raise ValueError("its effects are not finite numbers")
     if len(sketch.sequence) and not 0 <= sketch.sequence.min() <= sketch.sequence.max() < len(sketch.tokens):
         raise ValueError("it names a sequence that is not there")
 
@@ -300,8 +314,9 @@ def load_after_repair(folder: Path) -> AfterRepairSketch:
     try:
         arrays = load_file(folder / FILE)
         layers = range((len(arrays) - 2) // 2)
-        kept: list[list[Kept]] = [
-            [tuple(map(int, np.flatnonzero(row))) for row in arrays[f"{layer}.kept"]] for layer in layers
+        kept: list[list[LayerKeep]] = [
+            [LayerKeep(heads=tuple(map(int, np.flatnonzero(row)))) for row in arrays[f"{layer}.kept"]]
+            for layer in layers
         ]
         effects = [arrays[f"{layer}.effects"] for layer in layers]
         sketch = AfterRepairSketch(kept, effects, arrays["sequence"], arrays["tokens"])

@@ -1,4 +1,4 @@
-"""What the board in the browser computes with: scores, prices and loss sketch of a calibration, as plain numbers."""
+"""The payload of the board in the browser: ranks, size models and loss sketch, as plain numbers."""
 
 import hashlib
 import json
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.forecast import RUINOUS
 from slim.calibration.record import Calibration
-from slim.calibration.scores import parts
+from slim.calibration.scores import WEIGHT_STEPS, highest_rank, unit_ranks
 from slim.calibration.sketch import LossSketch
-from slim.core.records import ModelFacts, Unit
+from slim.core.records import ModelFacts
 from slim.core.statistics import ENDS, resample_counts
-from slim.planning.board_choice import UNITS, first_state, metrics_of, why_not, why_not_uniform
-from slim.planning.build import shapes_for, units_per_layer
-from slim.planning.record import Plan
-from slim.planning.sizes import CONTEXT, everything, prices, project
+from slim.models.units import UNITS, Shape, UnitName
+from slim.planning.board_choice import first_state, metrics_of, why_not, why_not_uniform
+from slim.planning.build import uniform_shapes
+from slim.planning.quantities import SIZES, SPEEDS
+from slim.planning.record import Plan, Size
+from slim.planning.sizes import CONTEXT, original_size, size_models
+from slim.planning.threshold import MOST, PINNED
 
 LIVE_BYTES = 64_000_000
 """Of the score rows that go to the browser; of more, every so many sequences do, and figures are rough mid-drag."""
@@ -29,18 +32,23 @@ ALIGNED = 8
 
 
 def payload(calibration: Calibration) -> tuple[str, bytes]:
-    """Everything that stays the same while a person chooses, under an id of its content.
+    """Pack everything that stays the same while the board is used, under an id of its content.
 
     The id in 16 letters, a little-endian length, that many bytes of JSON, and the arrays which it names.
     """
     facts, arrays = calibration.facts.model, dict[str, NDArray[Any]]()
+    models = size_models(facts)
     header: dict[str, Any] = {
         "layers": facts.layers,
         "heads": facts.heads,
         "kv_heads": facts.kv_heads,
         "units": {unit: _unit(calibration, unit, arrays) for unit in UNITS},
-        "prices": {name: _plain(asdict(price)) for name, price in prices(facts).items()},
-        "before": project(facts, everything(facts)).model_dump(),
+        "weight_steps": WEIGHT_STEPS,
+        "threshold": MOST,
+        "pinned": PINNED * facts.heads,
+        "sizes": {name: _plain(asdict(models[name])) for name in Size.model_fields},
+        "quantities": [asdict(one) for one in (*SIZES, *SPEEDS)],
+        "before": original_size(facts).model_dump(),
         "context": CONTEXT,
         "ruinous": RUINOUS,
         "sketch": None if calibration.sketch is None else _sketch(calibration, calibration.sketch.fold(1), arrays),
@@ -59,32 +67,41 @@ def payload(calibration: Calibration) -> tuple[str, bytes]:
 
 
 def outcome(made: Plan) -> dict[str, Any]:
-    """What the board shows of a plan; the browser computes the same while a person drags."""
+    """Return the parts of a plan that the board shows; the browser computes the same during a drag."""
     return made.model_dump(mode="json", include={"keep", "changes", "after", "forecast"})
 
 
-def _unit(calibration: Calibration, unit: Unit, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    facts = calibration.facts.model
-    found: dict[str, Any] = {"per_layer": units_per_layer(unit, facts), "why_not": why_not(calibration, unit)}
+def _unit(calibration: Calibration, unit: UnitName, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    facts, row = calibration.facts.model, UNITS[unit]
+    found: dict[str, Any] = {
+        "title": row.title,
+        "noun": row.noun,
+        "per_layer": row.count(facts),
+        "single": row.single,
+        "whole_layers": row.whole_layers,
+        "why_not": why_not(calibration, unit),
+    }
     if found["why_not"]:
         return found
-    for name, part in parts(calibration, unit).items():
-        arrays[f"{unit}.{name}"] = part.astype(np.float64).ravel()
+    for name, ranks in unit_ranks(calibration, unit).items():
+        arrays[f"{unit}.{name}"] = ranks.astype(np.int32).ravel()
     return found | {
+        "highest": highest_rank(facts.layers * row.count(facts)),
         "first": first_state(calibration, unit).model_dump(mode="json"),
         "metrics": [{"name": name, "title": CRITERIA[name].title} for name in metrics_of(calibration, unit)],
+        "per_group": sorted({count for _, count in row.shapes(facts)}),
         "shapes": _shapes(facts, unit),
         "why_not_uniform": why_not_uniform(facts, unit),
     }
 
 
-def _shapes(facts: ModelFacts, unit: Unit) -> list[tuple[int, int]] | None:
-    """What a uniform plan chooses from; None where it chooses nothing."""
-    return None if unit == "layer" or why_not_uniform(facts, unit) else shapes_for(facts, unit)
+def _shapes(facts: ModelFacts, unit: UnitName) -> list[Shape] | None:
+    """Return the shapes that a uniform plan chooses from; None where it has no choice."""
+    return None if UNITS[unit].whole_layers or why_not_uniform(facts, unit) else uniform_shapes(facts, unit)
 
 
 def _sketch(calibration: Calibration, unseen: LossSketch, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """The rows that did not choose the plan, column after column, and the resamples their interval comes from."""
+    """Pack the held-out fold, column after column, and the resamples that its interval comes from."""
     step = -(-unseen.scores.nbytes // LIVE_BYTES) if unseen.scores.size else 1
     rows = unseen.sequence % step == 0
     sequences, tokens = unseen.sequence[rows] // step, unseen.tokens[::step]

@@ -1,4 +1,4 @@
-"""What a person set on the board, as a plan and as a link that anyone can read."""
+"""The state of the board, as a plan and as a link that anyone can read."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,22 +12,22 @@ from slim.calibration.criteria import CRITERIA
 from slim.calibration.record import Calibration
 from slim.calibration.scores import composite, default_weights, measured
 from slim.core.errors import InputError
-from slim.core.records import ModelFacts, Place, Record, Unit
-from slim.planning.build import check_unit, shapes_for, units_per_layer
+from slim.core.records import ModelFacts, Place, Record
+from slim.models.units import UNITS, UnitName
+from slim.planning.build import check_unit, uniform_shapes
 from slim.planning.record import Pins, Plan
 from slim.planning.threshold import plan_by_threshold
 
-UNITS: tuple[Unit, ...] = ("head", "group", "block", "layer")
 THRESHOLD = 0.8
-"""Where a person chose none."""
+"""The first one on the board."""
 Value = TypeVar("Value")
 NotNegative = Annotated[float, Field(ge=0)]
 
 
 class BoardState(Record):
-    """What `make_plan` needs beside a calibration."""
+    """The settings of a plan by threshold, as they are set on the board."""
 
-    unit: Unit
+    unit: UnitName
     threshold: NotNegative = THRESHOLD
     weights: dict[str, NotNegative]
     per_layer: dict[Annotated[int, Field(ge=0)], NotNegative] = Field(default={})
@@ -47,7 +47,7 @@ class BoardState(Record):
         )
 
 
-def why_not(calibration: Calibration, unit: Unit) -> str | None:
+def why_not(calibration: Calibration, unit: UnitName) -> str | None:
     """Why nothing can be removed by this unit here, in a sentence; None where it can."""
     try:
         check_unit(unit, calibration.facts.model)
@@ -57,23 +57,23 @@ def why_not(calibration: Calibration, unit: Unit) -> str | None:
     return None
 
 
-def why_not_uniform(facts: ModelFacts, unit: Unit) -> str | None:
+def why_not_uniform(facts: ModelFacts, unit: UnitName) -> str | None:
     """Why plans by this unit cannot have one shape in all layers; None where they can."""
     try:
-        shapes_for(facts, unit)
+        uniform_shapes(facts, unit)
     except InputError as error:
         return str(error)
     return None
 
 
-def metrics_of(calibration: Calibration, unit: Unit) -> tuple[str, ...]:
+def metrics_of(calibration: Calibration, unit: UnitName) -> tuple[str, ...]:
     """The metrics that may weigh in the score of a unit, in the order of CRITERIA."""
     there = measured(calibration, unit)
     return tuple(name for name in CRITERIA if name in there)
 
 
-def first_state(calibration: Calibration, unit: Unit | None = None) -> BoardState:
-    """What a person finds: the unit, or else the smallest that can be removed, at the first threshold and weights."""
+def first_state(calibration: Calibration, unit: UnitName | None = None) -> BoardState:
+    """Return the first state: `unit`, or else the smallest that can be removed, at the first threshold and weights."""
     unit = unit or next(unit for unit in UNITS if why_not(calibration, unit) is None)
     return BoardState(unit=unit, weights=_all_weights(calibration, unit, default_weights(calibration, unit)))
 
@@ -108,9 +108,9 @@ def from_query(query: Mapping[str, str], calibration: Calibration) -> tuple[Boar
             notes.append(f"the link's {name}={shown} is left out: {str(error).rstrip('.')}.")
             return otherwise
 
-    unit: Unit = read("unit", partial(_unit, calibration=calibration), first_state(calibration).unit)
+    unit: UnitName = read("unit", partial(_unit, calibration=calibration), first_state(calibration).unit)
     first = first_state(calibration, unit)
-    bounds = facts.layers, units_per_layer(unit, facts)
+    bounds = facts.layers, UNITS[unit].count(facts)
     keep = read("keep", lambda text: _read_places(text, *bounds), ())
     drop = read("drop", lambda text: _read_places(text, *bounds), ())
     if both := sorted(set(keep) & set(drop)):
@@ -130,7 +130,7 @@ def from_query(query: Mapping[str, str], calibration: Calibration) -> tuple[Boar
     return choice, tuple(notes)
 
 
-def _all_weights(calibration: Calibration, unit: Unit, weights: Mapping[str, float]) -> dict[str, float]:
+def _all_weights(calibration: Calibration, unit: UnitName, weights: Mapping[str, float]) -> dict[str, float]:
     return {name: float(weights.get(name, 0.0)) for name in metrics_of(calibration, unit)}
 
 
@@ -147,14 +147,12 @@ def _places(places: tuple[Place, ...]) -> str:
     return ",".join(f"{layer}:{index}" for layer, index in places)
 
 
-def _unit(text: str, calibration: Calibration) -> Unit:
-    units: dict[str, Unit] = {unit: unit for unit in UNITS}
-    if text not in units:
-        raise ValueError(f"units are {', '.join(units)}")
-    unit = units[text]
-    if reason := why_not(calibration, unit):
+def _unit(text: str, calibration: Calibration) -> UnitName:
+    if text not in UNITS:
+        raise ValueError(f"units are {', '.join(UNITS)}")
+    if reason := why_not(calibration, text):
         raise ValueError(reason)
-    return unit
+    return text
 
 
 def _number(text: str) -> float:
@@ -172,7 +170,7 @@ def _read_pairs(text: str) -> dict[str, float]:
     return {name.strip(): _number(value) for name, _, value in pairs}
 
 
-def _read_weights(text: str, calibration: Calibration, unit: Unit) -> dict[str, float]:
+def _read_weights(text: str, calibration: Calibration, unit: UnitName) -> dict[str, float]:
     given, there = _read_pairs(text), metrics_of(calibration, unit)
     for name in given:
         if name not in there:
@@ -204,7 +202,7 @@ def _read_places(text: str, layers: int, per_layer: int) -> tuple[Place, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _read_switch(text: str, facts: ModelFacts, unit: Unit) -> bool:
+def _read_switch(text: str, facts: ModelFacts, unit: UnitName) -> bool:
     if text not in ("0", "1"):
         raise ValueError("it is 1 or 0")
     if text == "1" and (reason := why_not_uniform(facts, unit)):

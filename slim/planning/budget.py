@@ -1,11 +1,11 @@
 """Plans by budget: the least forecast loss within limits of size and speed, or the smallest model within a loss.
 
-Each layer has options, one for every legal shape: its cost alone comes from the loss sketch, its sizes from the prices.
-Choosing one option per layer is a small integer program, solved exactly with HiGHS (Huangfu & Hall 2018, through scipy)
-for costs that add up over layers. They do not quite: removals in two layers interact, and the sketch knows how. So the
-program is solved again with each option's cost beside what the other layers lost, a few layers at a time, and then
-pairs of layers exchange, as long as the joint cost falls; and the result counts only if it is better on the rows that
-took no part in choosing.
+Each layer has candidates, one for every valid shape: its cost alone comes from the loss sketch, its sizes from the size
+model. Choosing one candidate per layer is a small integer program, solved exactly with HiGHS (Huangfu & Hall 2018,
+through scipy) for costs that add up over layers. They do not quite: removals in two layers interact, and the sketch
+knows how. So the program is solved again with each candidate's cost beside what the other layers lost, a few layers at
+a time, and then pairs of layers exchange, as long as the joint cost falls; and the result counts only if it is better
+on the rows that took no part in choosing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,25 +22,14 @@ from slim.calibration.facts import Forecast
 from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
-from slim.core.records import Keep, Unit
+from slim.models.units import UNITS, Keep, Shape, UnitName, whole_model
 from slim.planning.after_repair import AfterRepairSketch
-from slim.planning.build import build_plan, check_unit, shapes_for
+from slim.planning.build import build_plan, check_unit, uniform_shapes
 from slim.planning.layer_options import LayerCandidates, layer_candidates
+from slim.planning.quantities import LIMITS, LOSS, QUANTITIES
 from slim.planning.record import ByBudget, Pins, Plan
-from slim.planning.sizes import Price, everything, heads_of, prices
+from slim.planning.sizes import size_models
 
-SHARES: Mapping[str, str] = {
-    "heads": "heads",
-    "params": "parameters",
-    "bytes": "bytes",
-    "kv": "kv_bytes_per_token",
-    "flops": "flops_per_token",
-}
-"""Limits that are shares of the original at most."""
-SPEEDS: Mapping[str, str] = {"prefill": "flops_per_token", "decode": "bytes_read_per_token"}
-"""Limits that are times as fast as the original at least."""
-LIMITED: Mapping[str, str] = {**SHARES, **SPEEDS}
-LOSS = "loss"
 MOVES = 12
 """Most layers that change in one step of the search that minds interactions."""
 STEPS, EXCHANGES, TRIED = 24, 12, 1500
@@ -53,7 +42,7 @@ class Infeasible(Exception):
 
 @dataclass(frozen=True)
 class Bound:
-    """What each option of each layer takes, and the most that all layers may take together."""
+    """The amounts of each option of each layer, and the most that all layers may take together."""
 
     amounts: list[NDArray[np.float64]]
     most: float
@@ -62,7 +51,7 @@ class Bound:
 def plan_by_budget(
     calibration: Calibration,
     limits: Mapping[str, float],
-    unit: Unit = "head",
+    unit: UnitName = "head",
     *,
     uniform: bool = False,
     pins: Pins | None = None,
@@ -70,10 +59,10 @@ def plan_by_budget(
 ) -> Plan:
     """The plan with the least forecast loss within `limits`; with a limit of loss alone, the one with the fewest bytes.
 
-    With what repair can make up for (`absorbed`), that is the loss once it is repaired.
+    With a sketch of the plan after repair (`absorbed`), that is the loss once it is repaired.
 
     `limits` are `heads`, `params`, `bytes`, `kv`, `flops` (share of the original at most), `prefill`, `decode` (times
-    as fast at least) and `loss` (nats/token at most, on the rows that did not choose).
+    as fast at least) and `loss` (nats/token at most, on the held-out fold).
 
     Raises InputError for a limit that makes no sense, or that cannot be met: it says which, and what can be reached.
     """
@@ -86,7 +75,7 @@ def plan_by_budget(
 
 def curve(
     calibration: Calibration,
-    unit: Unit = "head",
+    unit: UnitName = "head",
     *,
     uniform: bool = False,
     pins: Pins | None = None,
@@ -98,23 +87,25 @@ def curve(
     planner = Planner(calibration, unit, uniform, pins)
     for share in np.linspace(1, planner.least("bytes"), points):
         keep = planner.additive({"bytes": float(share) + 1e-9})
-        yield planner.prices["bytes"].of(keep, planner.facts.group) / planner.whole["bytes"], keep
+        yield planner.models["bytes"].of(keep, planner.facts.group) / planner.whole["bytes"], keep
 
 
 def check_limits(limits: Mapping[str, float]) -> None:
     """Raises InputError for an unknown limit or one out of its range."""
-    known = (*SHARES, *SPEEDS, LOSS)
+    known = LIMITS
     if not limits:
         raise InputError(f"budget: it is empty: give at least one of {', '.join(known)}, for instance params=0.9.")
     for name, value in limits.items():
         if name not in known:
             raise InputError(f"budget: {name!r} is not a limit: choose among {', '.join(known)}.")
-        if name in SHARES and not 0 < value <= 1:
+        if name == LOSS:
+            if not 0 < value < np.inf:
+                raise InputError(f"budget: loss={value:g} must be above 0 nats/token.")
+        elif QUANTITIES[name].faster:
+            if not 1 <= value < np.inf:
+                raise InputError(f"budget: {name}={value:g} must be times as fast as the original: 1 or more.")
+        elif not 0 < value <= 1:
             raise InputError(f"budget: {name}={value:g} must be a share of the original, above 0 and at most 1.")
-        if name in SPEEDS and not 1 <= value < np.inf:
-            raise InputError(f"budget: {name}={value:g} must be times as fast as the original: 1 or more.")
-        if name == LOSS and not 0 < value < np.inf:
-            raise InputError(f"budget: loss={value:g} must be above 0 nats/token.")
 
 
 class Planner:
@@ -123,7 +114,7 @@ class Planner:
     def __init__(
         self,
         calibration: Calibration,
-        unit: Unit,
+        unit: UnitName,
         uniform: bool = False,
         pins: Pins | None = None,
         absorbed: AfterRepairSketch | None = None,
@@ -132,20 +123,22 @@ class Planner:
             raise InputError("budget: the calibration has no loss sketch: calibrate with --kl fisher or exact.")
         self.calibration, self.facts, self.unit, self.pins = calibration, calibration.facts.model, unit, pins or Pins()
         check_unit(unit, self.facts)
-        if absorbed and unit == "layer":
-            raise InputError("unit layer: what repair makes up for is known of heads, groups and blocks: choose one.")
+        if absorbed and UNITS[unit].whole_layers:
+            raise InputError(
+                "unit=layer: only heads, groups and blocks have a forecast after repair: choose one of them."
+            )
         self.absorbed, choosing = absorbed, absorbed.fold(0) if absorbed else None
-        self.prices: dict[str, Price] = {"heads": heads_of(self.facts), **prices(self.facts)}
-        whole = everything(self.facts)
-        self.whole = {name: price.of(whole, self.facts.group) for name, price in self.prices.items()}
+        self.models = size_models(self.facts)
+        whole = whole_model(self.facts)
+        self.whole = {name: model.of(whole, self.facts.group) for name, model in self.models.items()}
         sketch = calibration.sketch.fold(0)
-        shapes: list[tuple[int, int] | None] = [None]
-        if uniform and unit != "layer":
-            shapes = [*shapes_for(self.facts, unit)]
+        shapes: list[Shape | None] = [None]
+        if uniform and not UNITS[unit].whole_layers:
+            shapes = [*uniform_shapes(self.facts, unit)]
         found = [layer_candidates(self.facts, sketch, unit, self.pins, shape, choosing) for shape in shapes]
         self.options = [options for options in found if options]
         if not self.options:
-            raise InputError("pins: no legal shape honours all of them: take one back.")
+            raise InputError("pins: no valid shape honors all of them: take one back.")
 
     def additive(self, limits: Mapping[str, float]) -> Keep:
         """The exact optimum if the costs of layers added up. Raises Infeasible."""
@@ -169,7 +162,7 @@ class Planner:
         return keep
 
     def loss(self, keep: Keep) -> float:
-        """Forecast nats/token on the rows that do not choose, as a plan shows it."""
+        """Forecast nats/token on the held-out fold, as a plan shows it."""
         found = self.repaired(keep) or forecast(self.calibration, keep)
         return found.nats_per_token if found else float("nan")
 
@@ -187,7 +180,7 @@ class Planner:
                 found.append(sum(amount[option] for amount, option in zip(amounts, chosen, strict=True)))
         if not found:
             raise Infeasible
-        return float(min(found) + self.prices[quantity].fixed) / self.whole[quantity]
+        return float(min(found) + self.models[quantity].fixed) / self.whole[quantity]
 
     def _minded(self, sizes: Mapping[str, float]) -> Keep:
         """The better one of the additive optimum and what minding interactions makes of it, by unseen rows."""
@@ -196,7 +189,7 @@ class Planner:
 
     def _smallest(self, loss: float) -> Keep:
         """The fewest bytes whose forecast on unseen rows is within `loss`: bisection over the budget of bytes."""
-        best, low, high = everything(self.facts), self.least("bytes"), 1.0
+        best, low, high = whole_model(self.facts), self.least("bytes"), 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             keep = self.additive({"bytes": middle})
@@ -264,17 +257,16 @@ class Planner:
         found = [*chosen]
         for place in tried[list(pair)]:
             found[layer[place]] = int(place - starts[layer[place]])
-        return found if any(options.keep(found)) else None
+        return found if any(kept.attention for kept in options.keep(found)) else None
 
     def _bounds(self, options: LayerCandidates, limits: Mapping[str, float]) -> list["Bound"]:
         """Every limit as shares of the original."""
         found = []
         for name, limit in limits.items():
-            quantity = LIMITED[name]
-            whole = self.whole[quantity]
-            share = limit if name in SHARES else 1 / limit
-            amounts = [amount / whole for amount in self._amounts(options, quantity)]
-            found.append(Bound(amounts, share - self.prices[quantity].fixed / whole))
+            field = QUANTITIES[name].field
+            whole = self.whole[field]
+            amounts = [amount / whole for amount in self._amounts(options, field)]
+            found.append(Bound(amounts, QUANTITIES[name].share(limit) - self.models[field].fixed / whole))
         return found
 
     def _solved(
@@ -292,7 +284,7 @@ class Planner:
         layers, starts = len(sizes), np.cumsum([0, *sizes[:-1]])
         every = np.repeat(np.arange(layers), sizes)
         one_each = csr_array((np.ones(len(every)), (every, np.arange(len(every)))))
-        without = np.array([float(not heads) for kept in options.kept for heads in kept])
+        without = np.array([float(not option.attention) for kept in options.kept for option in kept])
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(without[None], -np.inf, layers - 1)]
         for bound in self._bounds(options, limits):
             amounts = np.concatenate(bound.amounts)
@@ -315,30 +307,30 @@ class Planner:
         return [int(part.argmax()) for part in np.split(found.x, starts[1:])]
 
     def _amounts(self, options: LayerCandidates, quantity: str) -> list[NDArray[np.int64]]:
-        """What each option of each layer takes."""
-        price, group = self.prices[quantity], self.facts.group
+        """Return the amount of each option of each layer."""
+        model, group = self.models[quantity], self.facts.group
         return [
-            np.array([price.of_layer(layer, heads, group) for heads in kept]) for layer, kept in enumerate(options.kept)
+            np.array([model.of_layer(layer, option, group) for option in kept])
+            for layer, kept in enumerate(options.kept)
         ]
 
     def _why(self, sizes: Mapping[str, float]) -> str:
         """Which of the limits binds, and what can be reached."""
         for name, limit in sizes.items():
-            quantity = LIMITED[name]
-            least = self.least(quantity)
-            if (limit if name in SHARES else 1 / limit) < least:
+            least = self.least(QUANTITIES[name].field)
+            if QUANTITIES[name].share(limit) < least:
                 return f"budget: {name}={limit:g} cannot be met by removing {self.unit}s: {_reach(name, least)}."
         *others, last = sizes
         rest = {name: sizes[name] for name in others}
         try:
-            least = self.least(LIMITED[last], rest)
+            least = self.least(QUANTITIES[last].field, rest)
         except Infeasible:
             return self._why(rest)
         return f"budget: {last}={sizes[last]:g} cannot be met together with {_words(rest)}: {_reach(last, least)}."
 
 
 def _reach(name: str, least: float) -> str:
-    return f"the least is {least:.3f}" if name in SHARES else f"the most is {1 / least:.2f}"
+    return f"the most is {1 / least:.2f}" if QUANTITIES[name].faster else f"the least is {least:.3f}"
 
 
 def _words(limits: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from slim.core.paths import is_file
 from slim.core.records import why_invalid
 from slim.core.run_index import remember
 from slim.planning.record import Plan
-from slim.planning.sizes import everything, project
+from slim.planning.sizes import original_size, size_of
 
 PLAN_FILE = "slim_plan.json"
 """The plan that a checkpoint was cut by, within its folder."""
@@ -42,7 +42,7 @@ def plan_difference(one: Plan, other: Plan) -> PlanDifference:
         )
     removed = [
         {(layer, head) for layer in range(one.model.layers) for head in range(one.model.heads)}
-        - {(layer, head) for layer, heads in enumerate(plan.keep) for head in heads or ()}
+        - {(layer, head) for layer, kept in enumerate(plan.keep) for head in kept.heads}
         for plan in (one, other)
     ]
     layers = [set(plan.removed_layers) for plan in (one, other)]
@@ -66,7 +66,7 @@ def save_plan(plan: Plan, output: Path) -> Path:
 
 
 def load_plan(path: Path) -> Plan:
-    """A saved plan. Raises InputError when `path` does not hold a legal one."""
+    """Read a saved plan. Raises InputError when `path` does not hold a valid one."""
     if not is_file(path):
         raise InputError(f"plan {str(path)!r} was not found: run `slim plan DIR --output {path}` first.")
     try:
@@ -75,12 +75,12 @@ def load_plan(path: Path) -> Plan:
         raise InputError(
             f"plan {str(path)!r} is not valid: {why_invalid(error)}. Make it again with `slim plan`."
         ) from error
-    for name, size, keep in (("before", plan.before, everything(plan.model)), ("after", plan.after, plan.keep)):
-        try:
-            expected = project(plan.model, keep)
-        except InputError as error:
-            raise InputError(f"plan {str(path)!r} is not valid: {error}") from error
-        if size != expected:
+    try:
+        sizes = {"before": original_size(plan.model), "after": size_of(plan.model, plan.keep)}
+    except (InputError, ValueError) as error:
+        raise InputError(f"plan {str(path)!r} is not valid: {error}") from error
+    for name, size in sizes.items():
+        if getattr(plan, name) != size:
             raise InputError(
                 f"plan {str(path)!r} is not valid: {name}: it is not the size of what `keep` keeps. "
                 "Make it again with `slim plan`."
@@ -89,14 +89,19 @@ def load_plan(path: Path) -> Plan:
 
 
 def _plan_1(raw: Raw) -> Raw:
-    """Knew thresholds alone, and of sizes neither the work nor the reading, which follow from what it keeps."""
+    """Version 1 knew thresholds alone, and sizes without work and reading, which follow from what it keeps."""
     raw = dict(raw)
     weighed = {"threshold": raw.pop("threshold"), "weights": raw.pop("weights")}
     raw["reason"] = {"kind": "threshold", "scores": [], **weighed}
     unknown = {"flops_per_token": 1, "bytes_read_per_token": 1}
     sizes = {name: raw[name] | unknown for name in ("before", "after")}
-    made = Plan.model_validate(raw | sizes | {"schema_version": 2})  # before anything is computed from what it says
-    for name, keep in (("before", everything(made.model)), ("after", made.keep)):
-        size = project(made.model, keep)
+    made = Plan.model_validate(_plan_2(raw | sizes))  # before anything is computed from what it says
+    for name, size in (("before", original_size(made.model)), ("after", size_of(made.model, made.keep))):
         raw[name] = raw[name] | {field: getattr(size, field) for field in unknown}
     return raw | {"schema_version": 2}
+
+
+def _plan_2(raw: Raw) -> Raw:
+    """Version 2 had a list of heads for each layer, empty for a removed block, and null for a removed layer."""
+    keep = [{"layer": False} if heads is None else {"heads": heads} for heads in raw["keep"]]
+    return raw | {"keep": keep, "schema_version": 3}

@@ -1,15 +1,17 @@
 """The plan: what is removed, why, and what it gives."""
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from slim.calibration.facts import Forecast
-from slim.core.records import Keep, ModelFacts, Place, Record, Unit
+from slim.core.records import ModelFacts, Place, Record
+from slim.models.units import Keep, UnitName
 
 
 class Size(Record):
-    """What a model takes. Work and reading are those of a token that sees CONTEXT tokens (project.py)."""
+    """The sizes of a model. Work and reading are those of a token that sees CONTEXT tokens (sizes.py)."""
 
     parameters: int = Field(ge=1)
     bytes: int = Field(ge=1, description="of the weights as stored")
@@ -27,7 +29,7 @@ class Change(Record):
 
 
 class Pins(Record):
-    """What a person decided by hand, whatever the scores say."""
+    """Units that are kept or removed by hand, whatever their scores."""
 
     keep: tuple[Place, ...] = ()
     drop: tuple[Place, ...] = ()
@@ -37,8 +39,12 @@ class Pins(Record):
     def _one_way(self) -> Self:
         if both := set(self.keep) & set(self.drop):
             layer, place = min(both)
-            raise ValueError(f"{layer}:{place} is pinned both to stay and to go")
+            raise ValueError(f"keep, drop={layer}:{place}: it is pinned both to stay and to go; leave it out of one")
         return self
+
+
+THRESHOLD = 0.8
+"""The threshold where none is given."""
 
 
 class ByThreshold(Record):
@@ -71,14 +77,14 @@ class ByBudget(Record):
 
 
 class Plan(Record):
-    """What is removed, why, and what it gives: the value that is saved, compared, shown and executed."""
+    """A removal, its reason and its figures: the value that is saved, compared, shown and executed."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     kind: Literal["plan"] = "plan"
     model: ModelFacts
-    calibration: str = Field(description="its folder, empty where there is none")
+    calibration: str = Field(description="its folder; empty for a plan without one")
     calibrated: str = Field(default="", description="when that calibration was started")
-    unit: Unit
+    unit: UnitName
     uniform: bool = Field(default=False, description="whether every layer that stays has one shape")
     reason: Annotated[ByThreshold | ByBudget, Field(discriminator="kind")]
     pins: Pins = Pins()
@@ -88,36 +94,35 @@ class Plan(Record):
     after: Size
     forecast: Forecast | None = None
     repaired: Forecast | None = Field(default=None, description="the forecast for the pruned model once it is repaired")
-    notes: tuple[str, ...] = Field(default=(), description="what a person should know before cutting")
+    notes: tuple[str, ...] = Field(default=(), description="warnings to read before cutting")
 
     @model_validator(mode="after")
-    def _legal(self) -> Self:
+    def _valid(self) -> Self:
         model = self.model
         if len(self.keep) != model.layers:
             raise ValueError(f"keep has {len(self.keep)} layers, the model has {model.layers}")
-        if not any(self.keep):
+        if not any(kept.attention for kept in self.keep):
             raise ValueError("keep is empty in every layer: the last attention block cannot be removed")
         for layer, kept in enumerate(self.keep):
-            heads = kept or ()
-            if list(heads) != sorted(set(heads)) or any(not 0 <= h < model.heads for h in heads):
-                raise ValueError(f"keep[{layer}]={list(heads)}: heads must be ascending and in 0..{model.heads - 1}")
-            per_group = {
-                group: sum(h // model.group == group for h in heads) for group in {h // model.group for h in heads}
-            }
-            if len(set(per_group.values())) > 1:
-                raise ValueError(f"keep[{layer}]={list(heads)}: every KV group that stays must keep equally many heads")
+            if kept.heads and kept.heads[-1] >= model.heads:
+                raise ValueError(f"keep[{layer}].heads={list(kept.heads)}: heads must be in 0..{model.heads - 1}")
+            if len(set(Counter(head // model.group for head in kept.heads).values())) > 1:
+                raise ValueError(
+                    f"keep[{layer}].heads={list(kept.heads)}: every KV group that stays must keep equally many heads"
+                )
         return self
 
     @property
     def removed_heads(self) -> int:
         """Query heads that go, those of removed blocks and layers included."""
-        return self.model.layers * self.model.heads - sum(len(heads or ()) for heads in self.keep)
+        return self.model.layers * self.model.heads - sum(len(kept.heads) for kept in self.keep)
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
         """Layers that lose their attention block alone."""
-        return tuple(layer for layer, heads in enumerate(self.keep) if heads == ())
+        return tuple(layer for layer, kept in enumerate(self.keep) if kept.layer and not kept.attention)
 
     @property
     def removed_layers(self) -> tuple[int, ...]:
-        return tuple(layer for layer, heads in enumerate(self.keep) if heads is None)
+        """Layers that go whole."""
+        return tuple(layer for layer, kept in enumerate(self.keep) if not kept.layer)

@@ -1,75 +1,82 @@
-"""The shapes a layer may have, and the best one for what a person wants to remove.
+"""The valid shapes of a layer, and the best one for what is asked to go.
 
-Grouped-query attention needs equally many query heads in every KV group that stays. What a person wants is given as a
-gain per head: positive to keep it, negative to let it go; the best legal set has the largest sum of gains over what it
-keeps, which without constraints would be exactly the heads with a positive gain.
+Grouped-query attention needs equally many query heads in every KV group that stays. The input is a threshold and a
+cost of keeping each head; a head's margin is the threshold less its cost, positive where it is to stay. The best valid
+set has the largest sum of margins, which without constraints would be exactly the heads with a positive one. Costs are
+integers (WeightedRanks) and so is a threshold that is a score, so sums are exact in any order, ties are ties, and the
+board in the browser finds the same sets.
 """
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.core.records import Keep
+from slim.models.units import Keep, LayerKeep, Shape, removed_heads
 from slim.planning.record import Change
 
-PINNED = 1e6
-"""The gain of a head that is pinned: more than all the others together."""
 
+def best_set(costs: NDArray[Any], groups: int, per_group: int) -> tuple[int, ...]:
+    """The heads of a set with `per_group` query heads in each of exactly `groups` KV groups, least sum of `costs`.
 
-def best_set(gains: NDArray[np.float64], groups: int, per_group: int) -> tuple[int, ...]:
-    """The heads of a set with `per_group` query heads in each of exactly `groups` KV groups, largest sum of `gains`.
-
-    `gains` (K, G). Choosing the best heads of every group and then the best groups is the optimum. Ties keep the lower
+    `costs` (K, G). Choosing the best heads of every group and then the best groups is the optimum. Ties keep the lower
     index.
     """
-    order = np.argsort(-gains, axis=1, kind="stable")[:, :per_group]
-    sums = np.take_along_axis(gains, order, 1).sum(1)
-    first = np.sort(np.argsort(-sums, kind="stable")[:groups])
-    return tuple(int(group) * gains.shape[1] + int(head) for group in first for head in np.sort(order[group]))
+    order = np.argsort(costs, axis=1, kind="stable")[:, :per_group]
+    sums = np.take_along_axis(costs, order, 1).sum(1)
+    first = np.sort(np.argsort(sums, kind="stable")[:groups])
+    return tuple(int(group) * costs.shape[1] + int(head) for group in first for head in np.sort(order[group]))
 
 
-def valid_heads(gains: NDArray[np.float64], kv_heads: int) -> tuple[int, ...]:
-    """The legal set of heads with the largest sum of `gains` (H,), nothing at all where no set has a positive one.
+def in_parts(threshold: float, whole: int) -> float:
+    """Return a threshold in parts of `whole`, as costs are: the very integer where it is the score of one."""
+    parts = threshold * whole
+    nearest = round(parts)
+    return nearest if nearest / whole == threshold else parts
 
-    Trying every number of query heads per group is exact. Ties keep the heads with the lower index, and as few per
-    group as reach the sum.
+
+def valid_heads(costs: NDArray[np.int64], threshold: float, kv_heads: int, per_group: Iterable[int]) -> tuple[int, ...]:
+    """The valid set of heads with the largest sum of margins, nothing at all where no set has a positive one.
+
+    `costs` (H,) and `threshold` are in the same parts. Trying every number of query heads in `per_group` is exact. Ties
+    keep the heads with the lower index, and as few per group as reach the sum.
     """
-    by_group = gains.reshape(kv_heads, -1)  # (K, G)
-    descending = -np.sort(-by_group, axis=1)
+    by_group = costs.reshape(kv_heads, -1)  # (K, G)
+    ascending = np.sort(by_group, axis=1)
     best, chosen = 0.0, (0, 0)
-    for per_group in range(1, by_group.shape[1] + 1):
-        sums = descending[:, :per_group].sum(1)
-        value = float(sums[sums > 0].sum())
+    for count in per_group:
+        sums = ascending[:, :count].sum(1)
+        stays = threshold * count > sums
+        value = threshold * (int(stays.sum()) * count) - int(sums[stays].sum())
         if value > best:
-            best, chosen = value, (int((sums > 0).sum()), per_group)
+            best, chosen = value, (int(stays.sum()), count)
     return best_set(by_group, *chosen)
 
 
-def uniform_heads(gains: NDArray[np.float64], kv_heads: int, shapes: Iterator[tuple[int, int]]) -> Keep:
-    """One of `shapes`, (KV groups, query heads per group), for all layers: the one with the largest sum of `gains`."""
+def uniform_heads(
+    costs: NDArray[np.int64], thresholds: Sequence[float], kv_heads: int, shapes: Iterable[Shape]
+) -> Keep:
+    """One of `shapes` for all layers: the one with the largest sum of margins; `costs` are (L, H)."""
+    together = 0.0
+    for threshold in thresholds:  # one after another, as the board does
+        together += threshold
     best, found = -np.inf, None
     for groups, per_group in shapes:
-        keep = tuple(best_set(row.reshape(kv_heads, -1), groups, per_group) for row in gains)
-        value = float(np.sum([row[list(heads)].sum() for row, heads in zip(gains, keep, strict=True)]))
+        sets = [best_set(row.reshape(kv_heads, -1), groups, per_group) for row in costs]
+        spent = sum(int(row[list(heads)].sum()) for row, heads in zip(costs, sets, strict=True))
+        value = together * (groups * per_group) - spent
         if value > best:
-            best, found = value, keep
+            best, found = value, sets
     if found is None:
         raise ValueError("no shape to choose from")
-    return found
-
-
-def valid_shapes(kv_heads: int, group: int) -> Iterator[tuple[int, int]]:
-    """(KV groups, query heads per group) of every layer that keeps some attention."""
-    return product(range(1, kv_heads + 1), range(1, group + 1))
+    return tuple(LayerKeep(heads=heads) for heads in found)
 
 
 def changes(wanted: NDArray[np.bool_], keep: Keep) -> tuple[Change, ...]:
-    """The heads where what was `wanted` to stay (L, H) and the legal shape differ."""
-    found = []
-    for layer, row in enumerate(wanted):
-        for head, stays in enumerate(row):
-            if stays != (head in (keep[layer] or ())):
-                found.append(Change(layer=layer, head=head, change="removed" if stays else "kept"))
-    return tuple(found)
+    """The heads where what was `wanted` to stay (L, H) and the valid shape differ."""
+    stays = ~removed_heads(keep, wanted.shape[1])
+    return tuple(
+        Change(layer=int(layer), head=int(head), change="kept" if stays[layer, head] else "removed")
+        for layer, head in np.argwhere(stays != wanted)
+    )

@@ -1,57 +1,71 @@
-"""What a model will take once a plan is executed: from its shapes alone, exact to the parameter.
+"""The size model: what a model takes once a plan is executed, from its shapes alone, exact to the parameter.
 
-A layer's share of every size is a straight line in its numbers of query and KV heads, so a few numbers per layer
-project any plan. The board in the browser computes with the same numbers.
+A layer's share of every size is a straight line in its numbers of query heads, KV heads and MLP channels, so a few
+numbers per layer give the size of any plan. The board in the browser computes with the same numbers.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from math import prod
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.core.records import Keep, ModelFacts
+from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
+from slim.models.units import (
+    ALL,
+    NO_ATTENTION,
+    Keep,
+    LayerKeep,
+    channel_mask,
+    head_counts,
+    kept_channels,
+    whole_layer,
+    whole_model,
+)
+from slim.planning.quantities import QUANTITIES
 from slim.planning.record import Size
-from slim.planning.slicing import check_tensor_shapes, shape_of, slice_of, whole_blocks_only
+from slim.planning.slicing import channels_of, check_tensor_shapes, slice_of, whole_blocks_only
 
 CONTEXT = 512
-"""Tokens of the prompt that work and reading are projected for."""
-Quantity = Literal["parameters", "bytes", "kv_bytes_per_token", "flops_per_token", "bytes_read_per_token"]
-QUANTITIES: tuple[Quantity, ...] = (
-    "parameters",
-    "bytes",
-    "kv_bytes_per_token",
-    "flops_per_token",
-    "bytes_read_per_token",
-)
+"""Tokens of the prompt that work and reading are counted for."""
 
 
 @dataclass(frozen=True)
-class Price:
-    """size = fixed + Σ over the layers that stay of rest + [has attention] · block + queries · query + keys · key."""
+class SizeModel:
+    """size = fixed + Σ over the layers that stay of
+    rest + [has attention] · block + queries · query + keys · key − removed channels · channel.
+    """
 
     fixed: int
     rest: NDArray[np.int64]  # (L,) what stays of a layer without attention
     block: NDArray[np.int64]  # (L,) what any attention needs: its norms, its output bias
     query: NDArray[np.int64]  # (L,) per query head
     key: NDArray[np.int64]  # (L,) per KV head
+    channel: NDArray[np.int64]  # (L,) per MLP channel
+    channels: NDArray[np.int64]  # (L,) MLP channels of the original
 
-    def of_layer(self, layer: int, heads: tuple[int, ...] | None, group: int) -> int:
+    def of_layer(self, layer: int, kept: LayerKeep, group: int) -> int:
         """A layer's share."""
-        if heads is None:
+        if not kept.layer:
             return 0
-        queries, keys = shape_of(heads, group)
+        queries, keys = head_counts(kept, group)
         found = self.rest[layer] + (queries > 0) * self.block[layer]
-        return int(found + queries * self.query[layer] + keys * self.key[layer])
+        found += queries * self.query[layer] + keys * self.key[layer]
+        if kept.channels != ALL:
+            channels = int(self.channels[layer])
+            found -= (channels - len(kept_channels(kept, channels))) * self.channel[layer]
+        return int(found)
 
     def of(self, keep: Keep, group: int) -> int:
         """The size of a whole plan."""
-        return self.fixed + sum(self.of_layer(layer, heads, group) for layer, heads in enumerate(keep))
+        return self.fixed + sum(self.of_layer(layer, kept, group) for layer, kept in enumerate(keep))
 
 
-Prices = dict[Quantity, Price]
+SizeModels = Mapping[str, SizeModel]
+"""By the `field` of a quantity: those of `Size`, and `heads`."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +76,23 @@ class Speedup:
     decode: float
 
 
-def everything(facts: ModelFacts) -> Keep:
-    """The plan that removes nothing."""
-    return (tuple(range(facts.heads)),) * facts.layers
+def size_of(facts: ModelFacts, keep: Keep) -> Size:
+    """Return the size of `facts`' model pruned to `keep`.
 
-
-def project(facts: ModelFacts, keep: Keep) -> Size:
-    """What `facts`' model pruned to `keep` takes. Raises InputError where single heads of a family cannot go."""
-    if architecture_of(facts.model_type).whole_blocks and any(heads and len(heads) < facts.heads for heads in keep):
+    Raises InputError where single heads of a family cannot go.
+    """
+    if architecture_of(facts.model_type).whole_blocks and any(0 < len(kept.heads) < facts.heads for kept in keep):
         raise whole_blocks_only(facts.model_type)
-    return size_of(prices(facts), keep, facts.group)
+    return size_by(size_models(facts), keep, facts.group)
 
 
-def size_of(prices: Prices, keep: Keep, group: int) -> Size:
-    """The same from prices that are at hand."""
-    return Size(**{name: price.of(keep, group) for name, price in prices.items()})
+def size_by(models: SizeModels, keep: Keep, group: int) -> Size:
+    """The same from size models that are at hand."""
+    return Size(**{name: models[name].of(keep, group) for name in Size.model_fields})
 
 
 def speedup(before: Size, after: Size, rows: int = 1, tokens: int = CONTEXT) -> Speedup:
-    """What removed work and removed reading promise.
+    """Return the speed-up that removed work and removed reading promise.
 
     Decoding `rows` answers at once goes over the weights once, and over the cache of `tokens` tokens in every row.
     """
@@ -88,14 +100,11 @@ def speedup(before: Size, after: Size, rows: int = 1, tokens: int = CONTEXT) -> 
     def read(size: Size) -> int:
         return size.bytes_read_per_token + (rows * tokens - CONTEXT) * size.kv_bytes_per_token
 
-    return Speedup(
-        prefill=before.flops_per_token / after.flops_per_token,
-        decode=read(before) / read(after),
-    )
+    return Speedup(prefill=QUANTITIES["prefill"].times_faster(before, after), decode=read(before) / read(after))
 
 
-def prices(facts: ModelFacts) -> Prices:
-    """The price of everything that may stay of `facts`' model.
+def size_models(facts: ModelFacts) -> SizeModels:
+    """The size models of everything that may stay of `facts`' model.
 
     Attention works on half of CONTEXT tokens on average; sliding windows are not taken off. Decoding reads the layers,
     the output head and the cache. Raises InputError for facts that are not of one model.
@@ -106,23 +115,22 @@ def prices(facts: ModelFacts) -> Prices:
     head = max((prod(shape) for shape in outside if len(shape) == 2), default=0)
     weights = _weights(facts, matrices=False, fixed=sum(map(prod, outside)))
     used = _weights(facts, matrices=True, fixed=head)
-    one = np.ones(facts.layers, dtype=np.int64)
-    cached = 2 * facts.head_dim * facts.itemsize * one
-    attended = 2 * 2 * facts.head_dim * (CONTEXT // 2) * one
-    cache = Price(0, 0 * one, 0 * one, 0 * one, cached)
+    cache = _per_head(facts, key=2 * facts.head_dim * facts.itemsize)
+    attended = _per_head(facts, query=2 * 2 * facts.head_dim * (CONTEXT // 2))
     return {
+        "heads": _per_head(facts, query=1),
         "parameters": weights,
         "bytes": _scaled(weights, facts.itemsize),
         "kv_bytes_per_token": cache,
-        "flops_per_token": _plus(_scaled(used, 2), Price(0, 0 * one, 0 * one, attended, 0 * one)),
+        "flops_per_token": _plus(_scaled(used, 2), attended),
         "bytes_read_per_token": _plus(_scaled(used, facts.itemsize), _scaled(cache, CONTEXT)),
     }
 
 
-def heads_of(facts: ModelFacts) -> Price:
-    """What counts query heads, as a price counts bytes."""
-    one = np.ones(facts.layers, dtype=np.int64)
-    return Price(0, 0 * one, 0 * one, one, 0 * one)
+def _per_head(facts: ModelFacts, query: int = 0, key: int = 0) -> SizeModel:
+    """Return a size model that counts heads alone."""
+    one, channels = np.ones(facts.layers, dtype=np.int64), [channels_of(facts, layer) for layer in range(facts.layers)]
+    return SizeModel(0, 0 * one, 0 * one, query * one, key * one, 0 * one, np.array(channels))
 
 
 def _layer_names(facts: ModelFacts) -> list[list[str]]:
@@ -134,40 +142,55 @@ def _layer_names(facts: ModelFacts) -> list[list[str]]:
     return found
 
 
-def _weights(facts: ModelFacts, *, matrices: bool, fixed: int) -> Price:
-    """Prices in parameters, of matrices alone or of everything, read off the smallest shapes that a layer can have."""
+def _weights(facts: ModelFacts, *, matrices: bool, fixed: int) -> SizeModel:
+    """The model of parameters, of matrices alone or of everything, read off the smallest shapes a layer can have."""
     whole = bool(architecture_of(facts.model_type).whole_blocks)
     names = _layer_names(facts)
     rows = []
     for layer in range(facts.layers):
 
-        def count(heads: tuple[int, ...], here: list[str] = names[layer]) -> int:
-            return sum(_left(facts, name, heads) for name in here if not matrices or len(facts.shapes[name]) == 2)
+        def count(kept: LayerKeep, here: list[str] = names[layer]) -> int:
+            return sum(_left(facts, name, kept) for name in here if not matrices or len(facts.shapes[name]) == 2)
 
-        rest = count(())
+        def with_heads(*heads: int) -> int:
+            return count(LayerKeep(heads=heads))
+
+        rest = count(NO_ATTENTION)
+        channels = channels_of(facts, layer)
+        channel = (rest - count(LayerKeep(channels=channel_mask([], channels)))) // max(1, channels)
         if whole or facts.heads == 1:
-            rows.append((rest, count(tuple(range(facts.heads))) - rest, 0, 0))
+            rows.append((rest, count(whole_layer(facts)) - rest, 0, 0, channel, channels))
             continue
-        first = count((0,))
-        query = count((0, 1)) - first if facts.group > 1 else 0
-        key = (count((0, facts.group)) - first if facts.kv_heads > 1 else first - rest) - query
-        rows.append((rest, first - rest - query - key, query, key))
-    rest, block, query, key = np.array(rows, dtype=np.int64).T
-    return Price(fixed, rest, block, query, key)
+        first = with_heads(0)
+        query = with_heads(0, 1) - first if facts.group > 1 else 0
+        key = (with_heads(0, facts.group) - first if facts.kv_heads > 1 else first - rest) - query
+        rows.append((rest, first - rest - query - key, query, key, channel, channels))
+    return SizeModel(fixed, *np.array(rows, dtype=np.int64).T)
 
 
-def _left(facts: ModelFacts, name: str, heads: tuple[int, ...]) -> int:
-    """Parameters that stay of one tensor where its layer keeps `heads`."""
-    cut = slice_of(name, architecture_of(facts.model_type), facts, (heads,) * facts.layers)
-    if cut == "none":
+def _left(facts: ModelFacts, name: str, kept: LayerKeep) -> int:
+    """Parameters that stay of one tensor where its layer keeps `kept`."""
+    stays = slice_of(name, architecture_of(facts.model_type), facts, (kept,) * facts.layers)
+    if stays == "none":
         return 0
     count = prod(facts.shapes[name])
-    return count if cut == "all" else count // facts.shapes[name][cut.dim] * len(cut.entries)
+    return count if stays == "all" else count // facts.shapes[name][stays.dim] * len(stays.entries)
 
 
-def _scaled(price: Price, factor: int) -> Price:
-    return Price(**{name: part * factor for name, part in asdict(price).items()})
+def _scaled(model: SizeModel, factor: int) -> SizeModel:
+    return _mapped(model, lambda name, part: part * factor)
 
 
-def _plus(one: Price, other: Price) -> Price:
-    return Price(**{name: part + getattr(other, name) for name, part in asdict(one).items()})
+def _plus(one: SizeModel, other: SizeModel) -> SizeModel:
+    return _mapped(one, lambda name, part: part + getattr(other, name))
+
+
+def _mapped(model: SizeModel, change: Callable[[str, Any], Any]) -> SizeModel:
+    """The model with every part changed but its number of channels."""
+    parts = {field.name: change(field.name, getattr(model, field.name)) for field in fields(model)}
+    return replace(model, **parts | {"channels": model.channels})
+
+
+def original_size(facts: ModelFacts) -> Size:
+    """Return the sizes of the model before anything is removed."""
+    return size_of(facts, whole_model(facts))

@@ -1,14 +1,15 @@
-"""Which part of which tensor stays: the one place that knows, for the projection and for the surgery alike."""
+"""Which slice of which tensor stays: the one place that knows, for the sizes and for the surgery alike."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from slim.core.errors import InputError
-from slim.core.records import Keep, ModelFacts
+from slim.core.records import ModelFacts
 from slim.models.architectures import Architecture, architecture_of
+from slim.models.units import ALL, Keep, LayerKeep, head_counts, kept_channels, kv_groups
 
 MODELING_FILE = "modeling_slim.py"
-"""What a checkpoint carries that is not a stock one."""
+"""The modeling file of a checkpoint that is not a stock one."""
 MOST_PARAMETERS = 2**48
 """Of a model whose sizes can be added up."""
 
@@ -19,16 +20,6 @@ class Slice:
 
     dim: int
     entries: tuple[int, ...]
-
-
-def kv_groups(heads: tuple[int, ...], group: int) -> tuple[int, ...]:
-    """The KV heads that query heads read from, ascending."""
-    return tuple(sorted({head // group for head in heads}))
-
-
-def shape_of(heads: tuple[int, ...], group: int) -> tuple[int, int]:
-    """(query heads, KV heads) of a layer."""
-    return len(heads), len(kv_groups(heads, group))
 
 
 def check_tensor_shapes(facts: ModelFacts) -> None:
@@ -42,7 +33,7 @@ def check_tensor_shapes(facts: ModelFacts) -> None:
     numbers = set(map(str, range(facts.layers)))
     for name in facts.shapes:
         if name.startswith(prefix) and name.removeprefix(prefix).partition(".")[0] not in numbers:
-            raise InputError(f"model: shapes has {name!r} and layers={facts.layers}: it is no record of one model.")
+            raise InputError(f"model: shapes has {name!r} and layers={facts.layers}: it is not a record of one model.")
     for layer in numbers:
         for (module, dim), width in widths.items():
             name = f"{prefix}{layer}.{module}.weight"
@@ -50,14 +41,14 @@ def check_tensor_shapes(facts: ModelFacts) -> None:
             if len(shape) != 2 or shape[dim] != width:
                 raise InputError(
                     f"model: shapes has {list(shape)} for {name!r}, which does not fit heads={facts.heads}, "
-                    f"kv_heads={facts.kv_heads}, head_dim={facts.head_dim}: it is no record of one model."
+                    f"kv_heads={facts.kv_heads}, head_dim={facts.head_dim}: it is not a record of one model."
                 )
     if facts.parameters > MOST_PARAMETERS:
-        raise InputError(f"model: shapes has more than {MOST_PARAMETERS:,} parameters: it is no record of a model.")
+        raise InputError(f"model: shapes has more than {MOST_PARAMETERS:,} parameters: it is not a record of a model.")
 
 
 def whole_blocks_only(model_type: str) -> InputError:
-    """What to say of a plan that removes single heads in a family where only whole blocks can go."""
+    """Return the error of a plan that removes single heads in a family where only whole blocks can go."""
     return InputError(
         f"model type {model_type!r}: single heads cannot be removed, as {architecture_of(model_type).whole_blocks}: "
         "plan whole blocks, with unit `block`, or layers."
@@ -65,7 +56,7 @@ def whole_blocks_only(model_type: str) -> InputError:
 
 
 def slice_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Keep) -> Slice | Literal["all", "none"]:
-    """What stays of the parameter `name`: everything, nothing, or some entries of one dimension.
+    """Return the slice of the parameter `name` that stays: everything, nothing, or some entries of one dimension.
 
     Raises InputError when single heads go in a family where only whole blocks can.
     """
@@ -73,24 +64,56 @@ def slice_of(name: str, architecture: Architecture, facts: ModelFacts, keep: Kee
     if not name.startswith(prefix):
         return "all"
     number, _, rest = name.removeprefix(prefix).partition(".")
-    heads = keep[int(number)]
-    if heads is None:
+    kept = keep[int(number)]
+    if not kept.layer:
         return "none"
     module, _, kind = rest.rpartition(".")
-    if not heads:
-        gone = any(module == part or module.startswith(f"{part}.") for part in architecture.only_for_attention)
-        return "none" if gone else "all"
-    if len(heads) == facts.heads:
-        return "all"
+    if not kept.attention and any(
+        module == part or module.startswith(f"{part}.") for part in architecture.only_for_attention
+    ):
+        return "none"
+    across = int(architecture.transposed and kind == "weight")
+    found: Slice | Literal["all"] = "all"
+    if 0 < len(kept.heads) < facts.heads:
+        found = _of_heads(module, kind, across, architecture, facts, kept)
+    if found == "all" and kept.channels != ALL:
+        found = _of_channels(module, kind, across, architecture, facts, int(number), kept)
+    return found
+
+
+def channels_of(facts: ModelFacts, layer: int) -> int:
+    """MLP channels of a layer of the original. Raises InputError where its MLP is not known."""
+    architecture = architecture_of(facts.model_type)
+    name = f"{architecture.layers}.{layer}.{architecture.mlp_output}.weight"
+    if len(facts.shapes.get(name, ())) != 2:
+        raise InputError(f"model: shapes has no matrix {name!r}: it is not a record of one model.")
+    return facts.shapes[name][int(not architecture.transposed)]
+
+
+def _of_heads(
+    module: str, kind: str, across: int, architecture: Architecture, facts: ModelFacts, kept: LayerKeep
+) -> Slice | Literal["all"]:
+    """Return an attention projection's slice: outputs of those that make heads, inputs of the one that reads them."""
     if architecture.whole_blocks:
         raise whole_blocks_only(facts.model_type)
-    cut: Slice | Literal["all"] = "all"
-    across = architecture.transposed and kind == "weight"
     if module in architecture.projections:
-        cut = Slice(int(across), _outputs(architecture.projections[module], facts, heads))
-    elif module == architecture.output and kind == "weight":
-        cut = Slice(int(not across), tuple(_entries(heads, facts.head_dim)))
-    return cut
+        return Slice(across, _outputs(architecture.projections[module], facts, kept.heads))
+    if module == architecture.output and kind == "weight":
+        return Slice(1 - across, tuple(_entries(kept.heads, facts.head_dim)))
+    return "all"
+
+
+def _of_channels(
+    module: str, kind: str, across: int, architecture: Architecture, facts: ModelFacts, layer: int, kept: LayerKeep
+) -> Slice | Literal["all"]:
+    """Return an MLP projection's slice: outputs of those that make channels, inputs of the one that reads them."""
+    channels = channels_of(facts, layer)
+    stays = kept_channels(kept, channels)
+    if (blocks := architecture.mlp_inputs.get(module)) is not None:
+        return Slice(across, tuple(int(block * channels + at) for block in range(blocks) for at in stays))
+    if module == architecture.mlp_output and kind == "weight":
+        return Slice(1 - across, tuple(map(int, stays)))
+    return "all"
 
 
 def renumbered(name: str, architecture: Architecture, keep: Keep) -> str:
@@ -99,7 +122,7 @@ def renumbered(name: str, architecture: Architecture, keep: Keep) -> str:
     if not name.startswith(prefix):
         return name
     number, _, rest = name.removeprefix(prefix).partition(".")
-    return f"{prefix}{sum(heads is not None for heads in keep[: int(number)])}.{rest}"
+    return f"{prefix}{sum(kept.layer for kept in keep[: int(number)])}.{rest}"
 
 
 def stock_shape(facts: ModelFacts, queries: int) -> bool:
@@ -114,7 +137,7 @@ def stock_shape(facts: ModelFacts, queries: int) -> bool:
 
 def is_stock(facts: ModelFacts, keep: Keep) -> bool:
     """Whether a plan gives a checkpoint that every runtime of the family loads: one shape in all layers that stay."""
-    shapes = {shape_of(heads, facts.group) for heads in keep if heads is not None}
+    shapes = {head_counts(kept, facts.group) for kept in keep if kept.layer}
     queries, _ = next(iter(shapes))
     return len(shapes) == 1 and queries > 0 and stock_shape(facts, queries)
 

@@ -1,8 +1,8 @@
-"""What a criterion is, and the sums per row that all of them are made of."""
+"""The interface of a criterion, and the sums per row that all of them are made of."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from slim.models.load import Loaded
 from slim.models.probe import LayerView
+from slim.models.units import UnitName
 
-Level = Literal["head", "group", "block"]
-Scores = dict[Level, NDArray[np.float64]]
+Scores = dict[UnitName, NDArray[np.float64]]
 """Per level the figures: head (L, H), group (L, K), block (L,)."""
 Sums = Mapping[str, NDArray]
-"""What rows add to a metric, by name; every array has the rows first. They depend on a row alone, so they are kept."""
-Shares = dict[Level, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""A metric's sums per row, by name; every array has the rows first. They are cached, as a row alone decides them."""
+Shares = dict[UnitName, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Per level `parts` (R, L, units) or (R, L) and `weights` (R, L): the figure is Σ parts / Σ weights over the rows."""
 
 
@@ -27,7 +27,7 @@ class Meter(Protocol):
     def update(self, view: LayerView) -> None: ...
 
     def take(self) -> Sums:
-        """What the rows of the forward since the last call add up to."""
+        """Return the sums of the rows that were forwarded since the last call."""
         ...
 
 
@@ -42,7 +42,7 @@ class Criterion:
     title: str
     unit: str
     high_is_prunable: bool
-    levels: tuple[Level, ...]
+    levels: tuple[UnitName, ...]
     method: str
     meter: Callable[[Loaded], Meter] | None = None
     shares: Callable[[Sums, Loaded], Shares] | None = None

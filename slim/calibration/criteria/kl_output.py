@@ -1,4 +1,4 @@
-"""What the model's predictions lose without a head, a KV group or a block: measured by really leaving it out."""
+"""The loss of the model's predictions without a head, a KV group or a block, measured by ablating it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slim.calibration.criteria.base import Criterion, Level, Shares, Sums, exact
+from slim.calibration.criteria.base import Criterion, Shares, Sums, exact
 from slim.core.records import ModelFacts
 from slim.data.batch_runner import out_of_memory
 from slim.data.tasks import Batch
@@ -18,6 +18,7 @@ from slim.models.architectures import decoder_layers
 from slim.models.layerwise import started_at
 from slim.models.load import Loaded
 from slim.models.probe import Probe
+from slim.models.units import UNITS, UnitName
 
 CRITERION = Criterion(
     name="kl_output",
@@ -46,43 +47,47 @@ def _kl(full: Tensor, normaliser: Tensor, p: Tensor, other: Tensor, other_normal
     return other_normaliser - normaliser - other.sub_(full).mul_(p).sum(-1)
 
 
-class _Baseline:
-    """The full model's predictions of a row, to hold many others against."""
+class Baseline:
+    """The full model's predictions at n positions, to hold many others against."""
 
     def __init__(self, logits: Tensor, targets: Tensor) -> None:
         self.logits, self.targets = exact(logits), targets[:, None]  # (n, V), (n, 1)
         self.normaliser = self.logits.logsumexp(-1)
         self.p = (self.logits - self.normaliser[:, None]).exp_()
-        self.surprise = float((self.normaliser - self.logits.gather(1, self.targets)[:, 0]).double().sum())
 
-    def compare(self, other: Tensor) -> tuple[float, float]:
-        """Σ over positions of the KL to `other` (n, V), which is overwritten, and of its surprise at the tokens."""
+    @property
+    def surprise(self) -> Tensor:
+        """Negative log likelihood of the targets in nats.  # (n,)"""
+        return self.normaliser - self.logits.gather(1, self.targets)[:, 0]
+
+    def compare(self, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the KL to `other` (n, V), which is overwritten, and its negative log likelihood.  # (n,) twice"""
         other = exact(other)
         normaliser = other.logsumexp(-1)
         surprise = normaliser - other.gather(1, self.targets)[:, 0]
-        nats = _kl(self.logits, self.normaliser, self.p, other, normaliser)
-        return float(nats.double().sum().clamp_min(0)), float(surprise.double().sum())
+        return _kl(self.logits, self.normaliser, self.p, other, normaliser), surprise
+
+
+def total(nats: Tensor) -> float:
+    """Return the sum over positions (n,)."""
+    return float(nats.double().sum())
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One thing left out of a layer. Its columns are query heads, or −2 for all that attention adds, −1 for the MLP."""
+    """One unit ablated in a layer, and the columns that go with it (slim.models.units)."""
 
-    level: Level
+    level: UnitName
     columns: tuple[int, ...]
 
 
-def ablations(facts: ModelFacts, levels: Sequence[Level]) -> tuple[Ablation, ...]:
-    """Everything that is left out of each layer in turn, one after another."""
-    group = facts.group
-    found = []
-    if "head" in levels:
-        found += [Ablation("head", (head,)) for head in range(facts.heads)]
-    if "group" in levels:
-        found += [Ablation("group", tuple(range(start, start + group))) for start in range(0, facts.heads, group)]
-    if "block" in levels:
-        found.append(Ablation("block", (-2,)))
-    return tuple(found)
+def ablations(facts: ModelFacts, levels: Sequence[UnitName]) -> tuple[Ablation, ...]:
+    """Every unit of these levels that a layer has, one after another: what is ablated alone."""
+    return tuple(
+        Ablation(level, tuple(map(int, np.flatnonzero(columns))))
+        for level in levels
+        for columns in UNITS[level].columns(facts)
+    )
 
 
 @torch.no_grad()
@@ -108,7 +113,7 @@ def ablate(loaded: Loaded, batch: Batch, chosen: Sequence[Sequence[Ablation]]) -
 def without(
     loaded: Loaded, batch: Batch, removed: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What joint removals cost each row, summed over its predicted positions, in nats.
+    """Measure the loss of joint removals on each row, summed over its predicted positions, in nats.
 
     `removed` (S, L, H+2) says which heads, attention block and MLP of each layer are left out. Gives the KL to the full
     model (B, S), the negative log likelihood of the row's own tokens (B, S), and that of the full model (B,).
@@ -138,7 +143,7 @@ class Full:
         ids = batch.ids.to(logits.device)  # a model on several cards gives its logits on the last
         places = [row.nonzero()[:, 0].tolist() for row in batch.predicted]  # neighbours, so a slice takes no copy
         self.places = [slice(place[0], place[-1] + 1) if place else slice(0) for place in places]
-        self.baselines = [_Baseline(logits[row, place], ids[row, 1:][place]) for row, place in enumerate(self.places)]
+        self.baselines = [Baseline(logits[row, place], ids[row, 1:][place]) for row, place in enumerate(self.places)]
 
     def __enter__(self) -> "Full":
         self._probe = Probe(self.model, self.loaded.architecture).__enter__()
@@ -169,7 +174,7 @@ class Full:
     def _compare(self, removed: NDArray[np.bool_], start: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         rows, variants = len(self.places), len(removed)
         kept = torch.from_numpy(~removed).to(self.model.device, self.model.dtype).repeat_interleave(rows, 0)
-        self._probe.gates, self._probe.deltas = kept[..., :-2], kept[..., -2:]
+        self._probe.gates = kept
         repeated = {name: tensor.repeat(variants, 1) for name, tensor in self.inputs.items()}
         hidden = self.reached[start].repeat(variants, 1, 1) if start else None
         with started_at(self.layers, start, hidden):
@@ -177,12 +182,13 @@ class Full:
         found = np.zeros((2, rows, variants))
         for row, place in enumerate(self.places):
             for variant in range(variants):
-                found[:, row, variant] = self.baselines[row].compare(logits[variant, row, place])
+                nats, negative = self.baselines[row].compare(logits[variant, row, place])
+                found[:, row, variant] = max(0.0, total(nats)), total(negative)
         return found[0], found[1]
 
     def surprise(self) -> NDArray[np.float64]:
         """Negative log likelihood of each row under the full model.  # (B,)"""
-        return np.array([baseline.surprise for baseline in self.baselines])
+        return np.array([total(baseline.surprise) for baseline in self.baselines])
 
 
 def _keep(reached: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -195,5 +201,5 @@ def shares(sums: Sums, facts: ModelFacts) -> Shares:
     found: Shares = {}
     for level in CRITERION.levels:
         if (costs := sums.get(f"cost.{level}")) is not None:
-            found[level] = (costs[..., 0] if level == "block" else costs, weights)
+            found[level] = (costs[..., 0] if UNITS[level].single else costs, weights)
     return found

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slim.calibration.criteria.base import Criterion, Level, PerLayer, Shares, Sums, exact
+from slim.calibration.criteria.base import Criterion, PerLayer, Shares, Sums, exact
 from slim.models.architectures import write_weights
 from slim.models.load import Loaded
 from slim.models.probe import LayerView
+from slim.models.units import UnitName
 
 
 class WriteVariance(PerLayer):
@@ -60,7 +61,7 @@ def shares(sums: Sums, loaded: Loaded) -> Shares:
     weights = [weight.double().cpu().numpy() for weight in write_weights(loaded.model, loaded.architecture)]
     median = np.stack([np.nanmedian(sums["norms"][:, layer]) for layer in range(facts.layers)])  # (L,)
     found: Shares = {}
-    sizes: dict[Level, int] = {"head": 1, "group": facts.group, "block": facts.heads}
+    sizes: dict[UnitName, int] = {"head": 1, "group": facts.group, "block": facts.heads}
     for level, size in sizes.items():
         energy = sums[f"energy{size}"]  # (R, L, units)
         parts = np.empty_like(energy)
