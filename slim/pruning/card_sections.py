@@ -1,96 +1,96 @@
-"""What a report says of a plan and of the recovery after it: the parts that a checkpoint's own model card has too."""
+"""Sections on a plan and on the recovery after it, shared by reports and by a checkpoint's own model card."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from slim.core.document import Block, Code, Heading, Paragraph, Section, Table
 from slim.core.naming import named, without_folders
+from slim.models.units import head_counts
 from slim.planning.files import PLAN_FILE
-from slim.planning.record import Plan, Size
-from slim.planning.sizes import speedup
-from slim.planning.slicing import MODELING_FILE, is_stock, kv_groups
-from slim.pruning.history import RECOVERY_FILE, Recovery, RecoveryStep
+from slim.planning.quantities import SIZES, SPEEDS, Quantity
+from slim.planning.record import Plan
+from slim.planning.slicing import MODELING_FILE, is_stock
+from slim.pruning.history import RECOVERY_FILE, ROLES, Recovery, RecoveryStep
 
 RECOVERY_TITLE = "Recovery"
 LISTED = 24
-"""Heads of a layer that are named one by one."""
+"""Most heads of a layer that are listed one by one."""
 
 
 def removed_words(plan: Plan, done: bool = True) -> str:
-    """In a sentence what goes, or went where that is `done`, and what decided."""
+    """Return in a sentence what a plan removes, or removed where that is `done`, and the reason of the plan."""
     total, layers = plan.model.layers * plan.model.heads, plan.model.layers
-    verb, blocks = "were removed" if done else "go", len(plan.removed_blocks)
+    verb, blocks = "were removed" if done else "are to be removed", len(plan.removed_blocks)
     return (
         f"{plan.removed_heads} of {total} attention heads {verb}, {blocks} of {layers} attention blocks with all of "
-        f"theirs, and {len(plan.removed_layers)} whole layers. What decided, per {plan.unit}: {plan.reason}."
+        f"theirs, and {len(plan.removed_layers)} whole layers. Selected per {plan.unit}: {plan.reason}."
     )
 
 
 def size_table(plan: Plan) -> Table:
-    """The original beside what is left of it."""
-    faster = speedup(plan.before, plan.after)
+    """Return the sizes of the original and of the pruned model side by side."""
     return Table(
         ("", "original", "this model", "change"),
         [
-            _size(plan, "Parameters", lambda size: size.parameters, "{:,}"),
-            _size(plan, "Weights", lambda size: size.bytes / 1e6, "{:,.1f} MB"),
-            _size(plan, "KV cache per token", lambda size: size.kv_bytes_per_token, "{:,} B"),
-            _size(plan, "Work per token", lambda size: size.flops_per_token / 1e6, "{:,.1f} MFLOP"),
-            ("Prefill, at most", "1×", f"{faster.prefill:.2f}×", ""),
-            ("Decoding, at most", "1×", f"{faster.decode:.2f}×", ""),
+            *(_size(plan, quantity) for quantity in SIZES),
+            *(
+                (f"{one.title}, at most", "1×", f"{one.times_faster(plan.before, plan.after):.2f}×", "")
+                for one in SPEEDS
+            ),
         ],
     )
 
 
-def _size(plan: Plan, name: str, of: Callable[[Size], float], form: str) -> tuple[str, str, str, str]:
-    before, after = of(plan.before), of(plan.after)
+def _size(plan: Plan, quantity: Quantity) -> tuple[str, str, str, str]:
+    before, after = (getattr(size, quantity.field) for size in (plan.before, plan.after))
     change = f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
-    return name, form.format(before), form.format(after), change
+    exact = [f"{value:,} {quantity.unit}".rstrip() for value in (before, after)]
+    return quantity.title, exact[0], exact[1], change
 
 
 def loss_blocks(plan: Plan) -> list[Block]:
-    """What the plan was forecast to cost, and what a person was warned of."""
+    """Return the forecast loss of a plan, its forecast after repair, and its warnings."""
     found: list[Block] = []
     if plan.forecast:
         found.append(
             Paragraph(
                 f"Forecast loss when it was planned: {plan.forecast} (KL to the original, on "
-                f"{plan.forecast.sequences} rows that did not choose the plan)."
+                f"{plan.forecast.sequences} rows of the held-out fold)."
             )
         )
     if plan.repaired:
-        rows = f"on {plan.repaired.sequences} rows that did not choose the plan"
-        found.append(Paragraph(f"Forecast once it is repaired: {plan.repaired}, {rows}."))
+        rows = f"on {plan.repaired.sequences} rows of the held-out fold"
+        found.append(Paragraph(f"Forecast after repair: {plan.repaired}, {rows}."))
     return [*found, *(Paragraph(f"Warning: {note}.", "warning") for note in plan.notes)]
 
 
 def layer_table(plan: Plan) -> Table:
-    """The layers that lose something; those not named stay whole."""
+    """Return a line for each layer that loses something; layers that are not listed stay whole."""
     whole, group = set(range(plan.model.heads)), plan.model.group
     lines = []
-    for layer, heads in enumerate(plan.keep):
-        gone = sorted(whole - set(heads or ()))
-        if heads is None:
-            lines.append((f"{layer}", "none", "none", "the layer, MLP and all"))
-        elif not heads:
+    for layer, kept in enumerate(plan.keep):
+        gone = sorted(whole - set(kept.heads))
+        if not kept.layer:
+            lines.append((f"{layer}", "none", "none", "the whole layer, with its MLP"))
+        elif not kept.attention:
             lines.append((f"{layer}", "none", "none", "the attention block"))
         elif gone:
             listed = ", ".join(map(str, gone[:LISTED])) + (" …" if len(gone) > LISTED else "")
-            keys = len(kv_groups(heads, group))
+            queries, keys = head_counts(kept, group)
             lines.append(
                 (
                     f"{layer}",
-                    f"{len(heads)} of {plan.model.heads}",
+                    f"{queries} of {plan.model.heads}",
                     f"{keys} of {plan.model.kv_heads}",
                     f"head{'s' if len(gone) > 1 else ''} {listed}",
                 )
             )
-    return Table(("layer", "query heads that stay", "KV heads that stay", "what goes"), lines)
+    return Table(("layer", "query heads kept", "KV heads kept", "removed"), lines)
 
 
 def steps_table(steps: Sequence[RecoveryStep]) -> Table:
-    """A line for each step of a recovery."""
+    """Return a line for each step of a recovery."""
     return Table(
-        ("step", "rows of", "KL", "perplexity", "rows", "applied"),
+        ("step", "dataset", "KL", "perplexity", "rows", "applied"),
         [
             (
                 step.method,
@@ -106,39 +106,35 @@ def steps_table(steps: Sequence[RecoveryStep]) -> Table:
 
 
 def steps_blocks(steps: Sequence[RecoveryStep]) -> list[Block]:
-    """The steps of a recovery in a table, and how to read it."""
+    """Return the steps of a recovery in a table, and how to read it."""
     return [
         Paragraph(
-            "Measured before and after each step, on rows that took no part in it: KL to the original in nats/token, "
-            "perplexity as times the original's."
+            "Measured before and after each step, on rows of the test split, which took no part in it: KL to the "
+            "original in nats/token, and perplexity as a multiple of the original's."
         ),
         steps_table(steps),
     ]
 
 
 def recovery_section(recovery: Recovery) -> Section:
-    """What a model card says of a recovery that has steps."""
+    """Return a model card's section on a recovery that has steps."""
     record = Paragraph(f"The exact record is in {RECOVERY_FILE}.")
     return Section(RECOVERY_TITLE, "recovery", [*steps_blocks(recovery.steps), record])
 
 
 def step_notes(step: RecoveryStep) -> list[str]:
-    """What is to be known of a step, and on which rows it stands."""
-    roles = step.rows
-    said = [
-        f"{roles.get('learn', 0)} rows to learn from, {roles.get('choose', 0)} to choose by, "
-        f"{roles.get('decide', 0)} to decide, {roles.get('report', 0)} told of"
-    ]
+    """Return the notes of a step, the sizes of its splits before them."""
+    sizes = ", ".join(f"{step.rows.get(role, 0)} {role}" for role in ROLES)
     sources = (step.dataset.source, str(step.settings.get("original", "")))
-    return [*said, *(without_folders(note, sources) for note in step.notes)]
+    return [f"rows by split: {sizes}", *(without_folders(note, sources) for note in step.notes)]
 
 
 def load_section(plan: Plan) -> Section:
-    """How others load it."""
+    """Return the section on how to load a checkpoint."""
     stock = is_stock(plan.model, plan.keep)
     trust = "" if stock else ", trust_remote_code=True"
     how = (
-        "This is a stock checkpoint: transformers' own class loads it, and no code comes with it."
+        "This is a stock checkpoint: transformers' own class loads it, without any code of its own."
         if stock
         else f"Its layers differ, so the folder carries {MODELING_FILE}, a small class on top of transformers' own; "
         "without trust_remote_code=True the stock class refuses it."
@@ -154,7 +150,7 @@ def load_section(plan: Plan) -> Section:
 
 
 def adapter_section(trust: bool) -> Section:
-    """How others load an adapter."""
+    """Return the section on how to load an adapter."""
     asked = ", trust_remote_code=True" if trust else ""
     code = (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
@@ -165,5 +161,5 @@ def adapter_section(trust: bool) -> Section:
 
 
 def heading(name: str, several: bool) -> list[Block]:
-    """A model's name where several are told of."""
+    """Return a model's name as a heading where a document is about several."""
     return [Heading(name)] if several else []

@@ -1,88 +1,89 @@
-"""Rows that a checkpoint was not made from, and the model it was cut from."""
+"""Held-out rows, on which no checkpoint was calibrated, and the model that a checkpoint was cut from."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from slim.calibration.facts import CalibrationFacts
 from slim.calibration.record import load_calibration
 from slim.calibration.reload import task_of
 from slim.core import paths
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
 from slim.core.records import DatasetFacts
+from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
+from slim.data.request import DataSource
 from slim.data.sources import is_hub_id
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.pruning.checkpoint import PLAN_FILE
-from slim.pruning.history import load_recovery, role_of
+from slim.pruning.history import TEST, load_recovery, role_of
 
 UNSEEN = ("test", "validation")
-"""The splits that rows are taken from where none is named, in this order."""
+"""The splits to take rows from where none is named, in this order."""
 
 
 def plan_of(source: str) -> Plan | None:
-    """The plan that a checkpoint was cut by; None for any other model."""
+    """Return the plan that a checkpoint was cut by; None for any other model."""
     file = paths.local(source, "model") / PLAN_FILE
     return load_plan(file) if file.is_file() else None
 
 
 def original_of(sources: Sequence[str]) -> str:
-    """The model that all checkpoints were cut from. Raises InputError where they do not say one and the same."""
+    """Return the model that all checkpoints were cut from. Raises InputError where they do not name the same one."""
     found = {plan.model.source for source in sources if (plan := plan_of(source)) is not None}
     if len(found) == 1:
         return found.pop()
     listed = ", ".join(repr(one) for one in sorted(found))
     why = f"the checkpoints were cut from {listed}" if found else f"{sources[0]!r} does not say what it was cut from"
-    raise InputError(f"baseline: {why}: name the model to compare with.")
+    raise InputError(f"baseline: {why}; name the model to compare with.")
 
 
-def open_task(dataset: str, **data: Any) -> tasks.Task:
-    """The dataset's split that is named, or one that calibrations do not take by themselves."""
-    if data.get("split") is not None or not (dataset.startswith("bundled:") or is_hub_id(dataset)):
-        return tasks.load_task(dataset, **data)
+def open_task(data: DataSource) -> tasks.Task:
+    """Return the rows of the split that is named, or else of one that calibrations do not draw from by default."""
+    source = str(data.source)
+    if data.split is not None or not (source.startswith("bundled:") or is_hub_id(source)):
+        return tasks.load_task(data)
     *others, last = UNSEEN
     for split in others:
-        try:
-            return tasks.load_task(dataset, **{**data, "split": split})
-        except InputError:
-            continue
-    return tasks.load_task(dataset, **{**data, "split": last})
+        with suppress(InputError):
+            return tasks.load_task(data, split=split)
+    return tasks.load_task(data, split=last)
 
 
 def draw(
-    task: tasks.Task, samples: int, seed: int, sources: Sequence[str], progress: Progress = silent
+    task: tasks.Task, samples: int, seed: int, sources: Sequence[str], reporter: Reporter = SILENT
 ) -> tuple[list[tasks.Example], str]:
-    """Rows that no checkpoint among `sources` was calibrated on, and in words why they are held out.
+    """Return rows that no checkpoint among `sources` was calibrated on, and in words why they are held out.
 
-    Raises InputError where no such row is left.
+    Raises InputError where no such row remains.
     """
     seen, reasons = _seen(sources, task)
-    drawn = tasks.choose(task, samples + len(seen), seed, progress)
+    drawn = tasks.choose(task, samples + len(seen), seed, reporter)
     kept = [example for example in drawn if example not in seen][:samples]
     if not kept:
         raise InputError(
-            f"dataset {task.source!r}: calibration or recovery drew every row of split {task.split!r}: "
+            f"dataset={task.source!r}: calibration or recovery drew every row of split {task.split!r}; "
             "name another split or another file."
         )
-    return kept, "; ".join(reasons) or f"split {task.split}; no model here was calibrated"
+    return kept, "; ".join(reasons) or f"split {task.split}; none of these models was calibrated"
 
 
-def calibration_task(plan: Plan) -> tasks.Task:
-    """The rows that a plan's calibration drew from. Raises InputError where that is not known any more."""
+def rows_for_repair(plan: Plan, data: DataSource | None = None) -> tasks.Task:
+    """Return the rows that a repair draws from: `data`, or else those of the plan's calibration.
+
+    Raises InputError where neither is known.
+    """
+    if data is not None:
+        return tasks.load_task(data)
     facts = _calibration(plan)
     if facts is None:
-        raise InputError(
-            "dataset: repair takes the rows of the plan's calibration, and that is gone or was never there: name a "
-            "dataset, or leave repair out."
-        )
+        raise InputError("dataset: the plan's calibration, whose rows repair takes, was not found; name a dataset.")
     return task_of(facts.dataset)
 
 
-def calibrated_on(source: str, task: tasks.Task) -> set[tasks.Example]:
-    """The rows of `task` that the calibration of a checkpoint drew."""
-    plan = plan_of(source)
+def calibrated_on(plan: Plan | None, task: tasks.Task) -> set[tasks.Example]:
+    """Return the rows of `task` that the calibration of a plan drew; an empty set without a plan."""
     facts = _calibration(plan) if plan else None
     if facts is None or not _same_rows(facts.dataset, task):
         return set()
@@ -90,7 +91,7 @@ def calibrated_on(source: str, task: tasks.Task) -> set[tasks.Example]:
 
 
 def _seen(sources: Sequence[str], task: tasks.Task) -> tuple[set[tasks.Example], dict[str, None]]:
-    """The rows of `task` that checkpoints were made from, and what is to be said of it."""
+    """Return the rows of `task` that checkpoints were made from, and in words why the others are held out."""
     seen: set[tasks.Example] = set()
     reasons: dict[str, None] = {}
     for source in sources:
@@ -101,15 +102,17 @@ def _seen(sources: Sequence[str], task: tasks.Task) -> tuple[set[tasks.Example],
         if facts is None:
             reasons[f"which rows {Path(source).name} was calibrated on is not known"] = None
         elif _same_rows(facts.dataset, task):
-            seen |= calibrated_on(source, task)
+            seen |= calibrated_on(plan, task)
             reasons[f"rows of split {task.split} that the calibration did not draw"] = None
         else:
             reasons[f"split {task.split}; calibrated on {facts.dataset.source}, split {facts.dataset.split}"] = None
         for step in load_recovery(paths.local(source, "model")).steps:
             if _same_rows(step.dataset, task):
                 drawn = tasks.choose(task, step.samples, step.seed)
-                seen |= {example for example in drawn if role_of(example) != "report"}
-                reasons[f"rows of split {task.split} that the recovery did not learn or choose by"] = None
+                seen |= {example for example in drawn if role_of(example) != TEST}
+                reasons[f"rows of split {task.split} outside the recovery's train, validation and acceptance rows"] = (
+                    None
+                )
     return seen, reasons
 
 
@@ -131,7 +134,7 @@ def _same_rows(data: DatasetFacts, task: tasks.Task) -> bool:
 
 
 def labels(sources: Sequence[str]) -> Mapping[str, str]:
-    """A short name for each model, told apart by more of the path where two are alike; to its source."""
+    """Return the source of each model by a short name, with more of the path where two names are alike."""
     found: dict[str, str] = {}
     for source in sources:
         found[next(name for name in _names(source) if name not in found)] = source

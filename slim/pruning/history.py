@@ -1,4 +1,4 @@
-"""What was done to win back what pruning lost, and what it gave: the record `slim_recovery.json` of a checkpoint."""
+"""The record of a checkpoint's recovery, `slim_recovery.json`: every step, with figures before and after it."""
 
 import hashlib
 from pathlib import Path
@@ -7,19 +7,21 @@ from typing import Any, Literal
 from pydantic import Field
 
 from slim.core.errors import InputError
-from slim.core.migrations import read_record
+from slim.core.migrations import Raw, read_record
 from slim.core.paths import is_file
 from slim.core.records import DatasetFacts, Record, why_invalid
 from slim.data import tasks
 
 RECOVERY_FILE = "slim_recovery.json"
 Method = Literal["repair", "local", "lora", "kd"]
-ROLES = {"learn": 12, "choose": 1, "decide": 1, "report": 2}
-"""What rows are for: to learn from, to choose the best setting or step by, to decide whether it is kept, to tell of."""
+TRAIN, VALIDATION, ACCEPTANCE, TEST = "train", "validation", "acceptance", "test"
+ROLES = {TRAIN: 12, VALIDATION: 1, ACCEPTANCE: 1, TEST: 2}
+"""Shares of the rows by split: to train on, to select the best setting or step, to accept or reject the result, and to
+measure the figures of the record."""
 
 
 class Quality(Record):
-    """How a model does on rows that took no part in its recovery."""
+    """Quality of a model beside the original, on rows that took no part in its recovery."""
 
     kl: float = Field(ge=0, description="KL(original ‖ model), nats per predicted token")
     perplexity: float = Field(gt=0, description="of the rows' own tokens")
@@ -29,7 +31,7 @@ class Quality(Record):
 
     @property
     def ratio(self) -> float:
-        """Times the original's perplexity."""
+        """The perplexity as a multiple of the original's."""
         return self.perplexity / self.original
 
     def __str__(self) -> str:
@@ -40,23 +42,23 @@ class CurvePoint(Record):
     """One point of a training curve."""
 
     step: int = Field(ge=0)
-    training: float | None = Field(default=None, description="mean loss since the point before")
+    training: float | None = Field(default=None, description="mean training loss since the previous point")
     validation: float = Field(description="loss on the validation rows")
     kl: float = Field(ge=0, description="KL(original ‖ model) on the validation rows, nats per predicted token")
 
 
 class RecoveryStep(Record):
-    """One step of recovery: what was done, on which rows, and how the model did before and after."""
+    """One step of recovery: its method, rows and settings, and the model's quality before and after it."""
 
     method: Method
     dataset: DatasetFacts
-    samples: int = Field(ge=1, description="rows drawn from the split, for everything but the final figures too")
+    samples: int = Field(ge=1, description="rows drawn, of all splits together")
     seed: int = Field(ge=0)
-    rows: dict[str, int] = Field(description="what the drawn rows were for: no row is for two things")
+    rows: dict[str, int] = Field(description="rows of each split, which do not overlap")
     settings: dict[str, Any]
     before: Quality
     after: Quality
-    applied: bool = Field(description="false: the step made it worse, and the weights are as they were")
+    applied: bool = Field(description="false where the step made the model no better, so its weights are unchanged")
     versions: dict[str, str]
     device: str
     started: str
@@ -66,35 +68,49 @@ class RecoveryStep(Record):
 
 
 class Recovery(Record):
-    """Every step of recovery since a checkpoint was pruned, the first one first."""
+    """Every step of recovery since a checkpoint was pruned, in order."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["recovery"] = "recovery"
     steps: tuple[RecoveryStep, ...] = ()
 
     def then(self, step: RecoveryStep) -> "Recovery":
+        """Return the record with one more step."""
         return self.model_copy(update={"steps": (*self.steps, step)})
 
 
 def load_recovery(folder: Path) -> Recovery:
-    """The recovery of a checkpoint, without steps where there was none. Raises InputError for a damaged record."""
+    """Return the recovery of a checkpoint; it has no steps where the file is missing.
+
+    Raises InputError for a damaged record.
+    """
     file = folder / RECOVERY_FILE
     if not is_file(file):
         return Recovery()
     try:
-        return read_record(Recovery, file, f"checkpoint {str(folder)!r}: its {RECOVERY_FILE}")
+        return read_record(Recovery, file, f"checkpoint={str(folder)!r}: its {RECOVERY_FILE}")
     except (ValueError, OSError) as error:
         raise InputError(
-            f"checkpoint {str(folder)!r}: its {RECOVERY_FILE} is damaged ({why_invalid(error)}): copy it again."
+            f"checkpoint={str(folder)!r}: its {RECOVERY_FILE} is damaged ({why_invalid(error)}); copy it again."
         ) from error
 
 
+def _recovery_1(raw: Raw) -> Raw:
+    """Rename the splits, which had other names in version 1."""
+    names = {"learn": TRAIN, "choose": VALIDATION, "decide": ACCEPTANCE, "report": TEST}
+    steps = [
+        step | {"rows": {names.get(role, role): count for role, count in step.get("rows", {}).items()}}
+        for step in raw.get("steps", [])
+    ]
+    return raw | {"steps": steps}
+
+
 def role_of(example: tasks.Example) -> str:
-    """The role of a row, by its content alone: it is the same in every step, whatever else is drawn."""
+    """Return the split of a row, by its content alone: it is the same in every step, whichever rows are drawn."""
     content = repr((example.prompt, example.turns, example.answer)).encode()
     place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % sum(ROLES.values())
     for role, share in ROLES.items():
         place -= share
         if place < 0:
             return role
-    raise RuntimeError("the shares of the roles do not add up")
+    raise RuntimeError("the shares of the splits do not add up")

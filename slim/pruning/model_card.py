@@ -5,7 +5,7 @@ from typing import Any
 
 import slim
 from slim.core.document import Document, Section
-from slim.core.markdown import inline, markdown, section_text
+from slim.core.markdown import escaped, markdown, section_text
 from slim.models import bundled
 from slim.models.load import HUB_ID
 from slim.planning.record import Plan
@@ -25,9 +25,9 @@ CLOSING = f"Made with Slim {slim.__version__}."
 
 
 def front_matter(source: str | None) -> dict[str, Any]:
-    """What the Hub reads of a card, for what was made from the model `source`.
+    """Return the metadata that the Hub reads from a card, for a checkpoint made from the model `source`.
 
-    Only what others can look up is named, and only a licence that is known.
+    It names only a model that others can look up, and only a license that is known.
     """
     found: dict[str, Any] = {}
     if source == bundled.NAME:
@@ -38,8 +38,8 @@ def front_matter(source: str | None) -> dict[str, Any]:
 
 
 def model_card(plan: Plan, recovery: Recovery | None = None) -> str:
-    """The README of a checkpoint: what was done, what it gives, how to load it."""
-    sections = [Section("What it gives", "gives", [size_table(plan), *loss_blocks(plan)])]
+    """Return the README of a checkpoint: what was removed, its size and loss, its recovery, and how to load it."""
+    sections = [Section("Size and loss", "gives", [size_table(plan), *loss_blocks(plan)])]
     if recovery is not None and recovery.steps:
         sections.append(recovery_section(recovery))
     return markdown(
@@ -54,13 +54,13 @@ def model_card(plan: Plan, recovery: Recovery | None = None) -> str:
 
 
 def with_recovery(card: str, name: str, recovery: Recovery) -> str:
-    """The card of a model that was not cut, with what was done to it at its end in place of what stood there."""
-    kept = (card or f"# {inline(name)}\n").partition(f"\n## {RECOVERY_TITLE}\n")[0].rstrip() + "\n"
+    """Return the card of a model that was not cut, its recovery at the end in place of an earlier one."""
+    kept = (card or f"# {escaped(name)}\n").partition(f"\n## {RECOVERY_TITLE}\n")[0].rstrip() + "\n"
     return f"{kept}\n{section_text(recovery_section(recovery))}" if recovery.steps else kept
 
 
 def adapter_card(base: str, recovery: Recovery) -> str:
-    """The README of an adapter that goes on top of the checkpoint `base`."""
+    """Return the README of an adapter for the checkpoint `base`."""
     load = adapter_section((Path(base) / MODELING_FILE).is_file())
     return markdown(
         Document(

@@ -1,76 +1,154 @@
-"""Executes a plan: weights are really removed and what is left is saved as a checkpoint that loads everywhere."""
+"""Surgery: remove weights of a model in memory. The pruned model shares whole tensors with its original."""
 
-from pathlib import Path
+import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from accelerate import dispatch_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from slim.core import workspace
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
-from slim.core.records import Keep, ModelFacts
+from slim.core.records import ModelFacts
 from slim.models.architectures import Architecture
-from slim.models.load import Loaded, load_model
+from slim.models.load import Loaded, model_facts, pruned_class, resolve_dtype
+from slim.models.units import ALL, Keep, head_counts
 from slim.planning.record import Plan
-from slim.planning.slicing import Slice, renumbered, slice_of
-from slim.pruning import checkpoint
+from slim.planning.slicing import Slice, is_stock, renumbered, slice_of
+
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers")
+"""Entries of a config that hold a list with one item per layer."""
 
 
-def prune(
-    plan: Plan,
-    output: Path | None = None,
-    progress: Progress = silent,
-    *,
-    shard_bytes: int = checkpoint.SHARD_BYTES,
-) -> Path:
-    """The folder of the pruned checkpoint (default: a new run in the workspace). The original is only read.
+def cut(original: Loaded, plan: Plan) -> Loaded:
+    """Return the pruned model, ready to run, on the devices of `original`, which stays as it is.
 
-    Weights beyond `shard_bytes` are split over several files. Raises InputError when the plan was made for another
-    model than the one its source now names, when that one is pruned already, or when `output` cannot be written.
+    Raises InputError for a plan that was made for another model, or that removes MLP channels.
     """
-    output = output or workspace.fresh_path(
-        "checkpoint", f"{Path(plan.model.source.removeprefix('bundled:')).stem}-{plan.unit}s"
+    check_same(plan, original)
+    check_channels(plan.keep)
+    architecture, facts, model = original.architecture, original.facts, original.model
+    config = pruned_config(model.config, plan)
+    pruned = assembled(
+        type(model) if is_stock(plan.model, plan.keep) else pruned_class(config),
+        config,
+        pruned_state(model, architecture, facts, plan.keep),
+        {renumbered(name, architecture, plan.keep): buffer for name, buffer in model.named_buffers()},
     )
-    workspace.check_output(output, plan.after.bytes)
-    progress(0, 3, "Loading the original")
-    loaded = load_model(plan.model.source, device="cpu", dtype=plan.model.dtype, progress=progress)
-    check_same(plan, loaded)
-    progress(1, 3, "Removing weights")
-    state = pruned_state(loaded.model, loaded.architecture, loaded.facts, plan.keep)
-    progress(2, 3, "Saving the checkpoint")
-    checkpoint.write(output, loaded, state, plan, shard_bytes)
-    progress(3, 3, "Saved")
-    return output
+    pruned.generation_config = copy.deepcopy(model.generation_config)
+    _spread_like(original, pruned, plan.keep)
+    return Loaded(pruned, original.tokenizer, model_facts(pruned, facts.source, "", resolve_dtype(facts.dtype)))
+
+
+def assembled(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    state: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+) -> Any:
+    """Return a model made of these very tensors, which are not copied."""
+    with torch.device("meta"):
+        model: Any = model_class(config)
+    like = next(iter(state.values()))
+    empty = {name: like.new_empty(0) for name, parameter in model.named_parameters() if not parameter.numel()}
+    model.load_state_dict({**state, **empty}, strict=False, assign=True)
+    model.tie_weights()
+    for name, _ in list(model.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffers[name])
+    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise RuntimeError(f"pruning left {missing[0]} without weights")
+    return model.requires_grad_(False).eval()
+
+
+def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
+    """Return the config of the pruned model: per layer where shapes differ, plain where they do not.
+
+    Removed layers are no longer counted.
+    """
+    pruned = copy.deepcopy(config)
+    stay = [layer for layer, kept in enumerate(plan.keep) if kept.layer]
+    if len(stay) < plan.model.layers:
+        pruned.num_hidden_layers = len(stay)
+        for name in PER_LAYER_LISTS:
+            if listed := getattr(config, name, None):
+                setattr(pruned, name, [listed[layer] for layer in stay])
+        if (first := getattr(config, "max_window_layers", None)) is not None:
+            pruned.max_window_layers = sum(layer < first for layer in stay)
+    shapes = [head_counts(plan.keep[layer], plan.model.group) for layer in stay]
+    whole = (plan.model.heads, plan.model.kv_heads)
+    if set(shapes) == {whole}:
+        return pruned
+    if is_stock(plan.model, plan.keep):
+        pruned.head_dim = plan.model.head_dim
+        pruned.num_attention_heads, pruned.num_key_value_heads = shapes[0]
+        return pruned
+    overrides: dict[int | str, dict[str, Any]] = {}
+    for layer, (queries, keys) in enumerate(shapes):
+        if not queries:
+            overrides[layer] = {"skip": ["attention"]}
+        elif (queries, keys) != whole:
+            overrides[layer] = {"num_attention_heads": queries}
+            if hasattr(config, "num_key_value_heads"):
+                overrides[layer]["num_key_value_heads"] = keys
+    pruned.allow_global_per_layer_attribute_access = True
+    pruned.per_layer_config = overrides
+    return pruned
+
+
+def _spread_like(original: Loaded, pruned: PreTrainedModel, keep: Keep) -> None:
+    """Run each layer where its weights are, where the original is spread over several devices."""
+    places = getattr(original.model, "hf_device_map", {})
+    if len(set(places.values())) < 2:
+        return
+    layers = f"{original.architecture.layers}."
+    gone = {f"{layers}{layer}" for layer, kept in enumerate(keep) if not kept.layer}
+    moved = {
+        renumbered(f"{name}.", original.architecture, keep).removesuffix("."): device
+        for name, device in places.items()
+        if ".".join(name.split(".")[: layers.count(".") + 1]) not in gone
+    }
+    dispatch_model(pruned, moved)
+
+
+def check_channels(keep: Keep) -> None:
+    """Raise InputError for a plan that removes MLP channels, which surgery cannot do yet."""
+    for layer, kept in enumerate(keep):
+        if kept.channels != ALL:
+            raise InputError(
+                f"keep[{layer}].channels=…: MLP channels cannot be removed yet; plan heads, groups, blocks or layers."
+            )
 
 
 def check_same(plan: Plan, loaded: Loaded) -> None:
-    """Raises InputError when the plan is not one for `loaded`."""
+    """Raise InputError where the plan was not made for `loaded`."""
     planned, found = plan.model, loaded.facts
     if found.fingerprint != planned.fingerprint:
         raise InputError(
             f"plan: it was made for {planned.source!r} with fingerprint {planned.fingerprint[:12]}, "
-            f"and that model is now {found.fingerprint[:12]}: calibrate and plan again."
+            f"and that model is now {found.fingerprint[:12]}; calibrate and plan again."
         )
     if loaded.model.config.is_heterogeneous:
-        raise InputError(f"plan: {planned.source!r} is pruned already, its layers differ: plan for its original.")
+        raise InputError(f"plan: {planned.source!r} is pruned already, its layers differ; plan for its original.")
     for name in ("model_type", "layers", "heads", "kv_heads", "head_dim", "dtype", "itemsize", "shapes"):
         if getattr(found, name) != getattr(planned, name):
             said = "" if name == "shapes" else f"={getattr(planned, name)!r}, where it is {getattr(found, name)!r}"
             raise InputError(
-                f"plan: it does not describe {planned.source!r}: {name}{said}. Make it again with `slim plan`."
+                f"plan: it does not describe {planned.source!r}: {name}{said}; make it again with `slim plan`."
             )
 
 
 def pruned_state(
     model: PreTrainedModel, architecture: Architecture, facts: ModelFacts, keep: Keep
 ) -> dict[str, Tensor]:
-    """The parameters that remain, under the names they have in the pruned model."""
+    """Return the parameters that remain, by their names in the pruned model; those that stay whole are not copied."""
     state = {}
     for name, parameter in model.named_parameters():
         cut, new = slice_of(name, architecture, facts, keep), renumbered(name, architecture, keep)
         if isinstance(cut, Slice):
-            state[new] = parameter.detach().index_select(cut.dim, torch.tensor(cut.entries)).contiguous()
+            entries = torch.tensor(cut.entries, device=parameter.device)
+            state[new] = parameter.detach().index_select(cut.dim, entries)
         elif cut == "all":
             state[new] = parameter.detach()
     if architecture.divided_by_layer and getattr(model.config, architecture.divided_by_layer):
@@ -79,8 +157,9 @@ def pruned_state(
 
 
 def _keep_scores(state: dict[str, Tensor], architecture: Architecture, facts: ModelFacts, keep: Keep) -> None:
-    """Queries make up for the new number of their layer, where a family divides attention scores by it."""
-    stay = [(layer, heads) for layer, heads in enumerate(keep) if heads is not None]
+    """Scale queries by the new number of their layer, where a family divides attention scores by that number."""
+    stored = resolve_dtype(facts.dtype)
+    stay = [(layer, kept.heads) for layer, kept in enumerate(keep) if kept.layer]
     for new, (layer, heads) in enumerate(stay):
         for module, parts in architecture.projections.items():
             for kind, dim in (("weight", -1 if architecture.transposed else 0), ("bias", 0)):
@@ -88,4 +167,5 @@ def _keep_scores(state: dict[str, Tensor], architecture: Architecture, facts: Mo
                 if new != layer and name in state and parts[0] == "q":
                     state[name] = state[name].clone()
                     queries = state[name].narrow(dim, 0, len(heads) * facts.head_dim)
-                    queries *= (new + 1) / (layer + 1)
+                    scaled = queries * ((new + 1) / (layer + 1))
+                    queries.copy_(scaled.to(stored))  # rounded as saved, so that figures are those of the checkpoint

@@ -1,4 +1,4 @@
-"""A recovery as figures: the curve of a training, and what each step gave."""
+"""Charts of a recovery: the curve of a training, and the change of each step."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ NAMES: dict[Method, str] = {
 }
 PANELS = ("Loss on validation rows", "KL to the original, nats/token")
 LINE = 34
-"""Pixels of a step."""
+"""Height in pixels of a step."""
 
 
 def curve(points: Sequence[CurvePoint], steps: int | None = None) -> go.Figure:
-    """Loss and KL to the original over the steps of a training, the best step ringed; `steps` is where it will end."""
+    """Return loss and KL to the original over the steps of a training, the best step ringed; `steps` is the last."""
     figure = make_subplots(1, 2, horizontal_spacing=0.1, subplot_titles=PANELS)
     at = [point.step for point in points]
-    learnt = [point for point in points if point.training is not None]
-    _line(figure, 1, [point.step for point in learnt], [point.training or 0.0 for point in learnt], "training", QUIET)
+    trained = [point for point in points if point.training is not None]
+    _line(figure, 1, [point.step for point in trained], [point.training or 0.0 for point in trained], "training", QUIET)
     _line(figure, 1, at, [point.validation for point in points], "validation", ACCENT)
     _line(figure, 2, at, [point.kl for point in points], "validation", ACCENT)
     after = [point for point in points if point.step]
@@ -58,13 +58,13 @@ def curve(points: Sequence[CurvePoint], steps: int | None = None) -> go.Figure:
     return figure.update_layout(showlegend=True, legend=legend, margin={"t": 76})
 
 
-def _line(figure: go.Figure, column: int, x: Sequence[int], y: Sequence[float], name: str, colour: str) -> None:
+def _line(figure: go.Figure, column: int, x: Sequence[int], y: Sequence[float], name: str, color: str) -> None:
     trace = go.Scatter(
         x=x,
         y=y,
         mode="lines+markers",
         name=name,
-        line={"color": colour, "width": 2},
+        line={"color": color, "width": 2},
         marker={"size": 6},
         hovertemplate=f"step %{{x}}, {name}: %{{y:.4f}}<extra></extra>",
         showlegend=column == 1,
@@ -73,7 +73,7 @@ def _line(figure: go.Figure, column: int, x: Sequence[int], y: Sequence[float], 
 
 
 def changes(steps: Sequence[RecoveryStep]) -> go.Figure:
-    """A line for each step, from the model before it to the model after: KL to the original, and perplexity beside it.
+    """Return a line for each step, from the model before it to the one after it: KL to the original, and perplexity.
 
     The left edge of both panels is the original.
     """
@@ -98,7 +98,7 @@ def changes(steps: Sequence[RecoveryStep]) -> go.Figure:
         ticksuffix="  ",
     )
     figure.update_annotations(font={"size": 13})
-    framed(figure, "What each step gave, from the model before it (open) to the one after it", 130 + LINE * len(steps))
+    framed(figure, "Change by each step, from the model before it (open) to the one after it", 130 + LINE * len(steps))
     return figure.update_layout(margin={"t": 70})
 
 
@@ -121,7 +121,7 @@ def _change(place: int, one: float, other: float, digits: int, applied: bool) ->
 
 
 def in_words(one: Quality, other: Quality) -> str:
-    """Before and after in one line."""
+    """Return the quality before and after in one line."""
     return (
         f"KL to the original {one.kl:.3f} → {other.kl:.3f} nats/token, "
         f"perplexity {one.ratio:.3f}× → {other.ratio:.3f}× the original's"

@@ -1,11 +1,12 @@
-"""Fine-tuning: a checkpoint learns its task, or the original's predictions on it, and is saved where that made it
-better."""
+"""The fine-tuning stage: train a checkpoint on a task, or on the original's predictions there, and save the better
+of the weights before and after."""
 
 import hashlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -24,31 +25,36 @@ from slim.core import paths, workspace
 from slim.core.cache import open_cache
 from slim.core.environment import versions
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload
 from slim.data import tasks
-from slim.data.batch_runner import Work
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
 from slim.pruning import checkpoint
-from slim.pruning.history import RECOVERY_FILE, CurvePoint, Quality, Recovery
+from slim.pruning.history import (
+    ACCEPTANCE,
+    RECOVERY_FILE,
+    TRAIN,
+    VALIDATION,
+    CurvePoint,
+    Quality,
+    Recovery,
+)
 from slim.pruning.model_card import adapter_card
 from slim.recovery import layer_distillation
+from slim.recovery.context import RecoveryContext, recovery_context, round_to_stored
 from slim.recovery.lora import adapted, without_dropout
-from slim.recovery.settings import BACKWARD, TrainSettings, precision_of
+from slim.recovery.request import FinetuneRequest, Training
+from slim.recovery.settings import TrainSettings
 from slim.recovery.teacher import TOP, targets_of_rows
-from slim.recovery.trainer import Loss, RecoveryTrainer, Rows, Watch, arguments, last_state
-from slim.recovery.workbench import RecoveryContext, recovery_context, round_to_stored
+from slim.recovery.trainer import BACKWARD, Loss, RecoveryTrainer, Rows, arguments, last_state, precision_of
 
-Method = Literal["lora", "kd", "local"]
-Tell = Callable[[Workload], None]
-"""Hears what a fine-tuning will take before it starts."""
 KEPT_NUMBERS = {"adapter": 0.2, "full": 3.0}
-"""What gradients and the optimiser hold, in times the weights."""
+"""Memory of gradients and optimizer, as a multiple of the weights."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that was trained, with its adapter where it keeps one, and what is to be told of the training."""
+    """A trained model, with its adapter where it keeps one, and the notes and curve of its training."""
 
     model: Any
     notes: Sequence[str]
@@ -56,80 +62,66 @@ class Trained:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def finetune(
-    source: str,
-    dataset: str = "bundled:briefs",
-    method: Method = "kd",
-    settings: TrainSettings | None = None,
-    *,
-    original: str | None = None,
-    output: Path | None = None,
-    progress: Progress = silent,
-    tell: Tell | None = None,
-    watch: Watch = lambda curve: None,
-    resume: bool = True,
-    **data: Any,
-) -> Path:
-    """The folder of a checkpoint that learnt from rows of `dataset` (default: a new run in the workspace).
+def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
+    """Return the folder of a checkpoint that was trained on rows of a task.
 
-    `lora` learns the rows' own tokens, `kd` what the `original` predicts there (default: what `source` was cut from;
-    `source` itself where it was not cut), `local` what the original has between its layers, one layer at a time. Rows
-    that took no part in it decide whether the new weights are better, and only then are they kept; others give the
-    figures of the record. `data` is what `tasks.load_task` takes.
+    `lora` trains on the rows' own tokens, `kd` on the original's predictions there, `local` on the original's outputs,
+    one layer at a time. The acceptance rows decide whether the new weights are kept; the test rows give the record's
+    figures.
 
-    The same call goes on where an earlier one was stopped, and ends with the same weights; without `resume` it starts
-    anew. `watch` hears the curve as it grows. Raises InputError for anything given that cannot be used, before a model
-    runs; SlimError where the loss is no number, memory or disk is full.
+    The same request resumes where an earlier one was stopped, and ends with the same weights. Raises InputError for
+    anything that cannot be used, before a model runs; SlimError for a loss that is not finite, or where memory or disk
+    is full.
     """
-    settings = settings or TrainSettings()
-    if settings.weights == "full" and not settings.merge:
-        raise InputError("merge=False: weights='full' makes no adapter: leave one of the two out.")
+    settings, method, source = request.part(TrainSettings), request.method, os.fspath(request.folder)
     if method == "local":
-        layer_distillation.keep_of(source)
-        if not settings.merge:
-            raise InputError("merge=False: method 'local' merges each layer before the next learns: leave one out.")
-    output = output or workspace.fresh_path("checkpoint", f"{Path(source.removeprefix('bundled:')).stem}-{method}")
+        layer_distillation.check_pruned(source)
+    stem = Path(source.removeprefix("bundled:")).stem
+    output = request.output or workspace.fresh_path("checkpoint", f"{stem}-{method}")
     workspace.check_output(output)
-    at = recovery_context(source, tasks.load_task(dataset, **data), settings, original, progress)
+    original = None if request.original is None else os.fspath(request.original)
+    at = recovery_context(source, tasks.load_task(request.data), settings, original, reporter)
     planned = layer_distillation.workload(at, settings) if method == "local" else workload(at, settings)
-    if tell is not None:
-        tell(planned)
-    work = Work(progress, planned.forwards)
+    reporter.estimate(planned.sentence())
+    work = Work(reporter, planned.forwards)
     same = at.student.facts.fingerprint == at.teacher.facts.fingerprint
     folder = workspace.subfolder("trainings") / _key(at, method, settings)
     with open_cache() as cache, _alone(folder):
-        if not resume:
+        if not request.resume:
             shutil.rmtree(folder, ignore_errors=True)
         before = at.figures(at.student, settings.micro_batch, cache, work)
         if method == "local":
-            learnt = _layer_by_layer(at, settings, folder, work)
+            trained = _layer_by_layer(at, settings, folder, work)
         else:
-            learnt = _as_a_whole(at, method, settings, folder, cache, work, watch)
+            trained = _as_a_whole(at, method, settings, folder, cache, work)
         if settings.merge:
-            round_to_stored(learnt.model, at.student.facts)
-        after = at.figures_after(learnt.model, settings.micro_batch, cache, work)
-        applied = _better(before["decide"], after["decide"], "lora" if same else method)
-        notes = [*work.notes, *learnt.notes]
+            round_to_stored(trained.model.parameters(), at.student.facts)
+        bare = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
+        after = at.figures_after(bare, settings.micro_batch, work)
+        applied = _better(before[ACCEPTANCE], after[ACCEPTANCE], "lora" if same else method)
+        notes = [*work.notes, *trained.notes]
         if same:
-            notes.append("the model is the original itself: perplexity decided, and its KL shows how far it moved away")
+            notes.append(
+                "the model is the original itself, so perplexity decided, and its KL shows how far it moved away"
+            )
         precision = {"precision": precision_of(settings, at.student.model.device)}
-        chosen = settings.model_dump() | precision | dict(learnt.settings)
-        steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, learnt.curve))
+        chosen = settings.model_dump() | precision | dict(trained.settings)
+        steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, trained.curve))
         if settings.merge:
-            checkpoint.rewrite(source, output, _state(learnt.model) if applied else {}, steps)
+            checkpoint.rewrite(source, output, _state(trained.model) if applied else {}, steps)
         else:
-            _save_adapter(learnt.model, source, output, applied, steps)
+            _save_adapter(trained.model, source, output, applied, steps)
         shutil.rmtree(folder, ignore_errors=True)
     return output
 
 
 def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
-    """What a fine-tuning takes on its device."""
-    facts, learn, choose = at.student.facts, at.drawn["learn"], at.drawn["choose"]
+    """Return the work of a fine-tuning on its device."""
+    facts, learn, choose = at.student.facts, at.drawn[TRAIN], at.drawn[VALIDATION]
     mean = learn.tokens / len(learn.rows)
     steps = settings.steps * settings.batch_size * mean * (1 + BACKWARD[settings.weights])
-    looks = (settings.evaluations + 1) * choose.tokens
-    forwards = steps + looks + learn.tokens + choose.tokens
+    evaluations = (settings.evaluations + 1) * choose.tokens
+    forwards = steps + evaluations + learn.tokens + choose.tokens
     dtype = resolve_dtype(settings.dtype)
     parameters = facts.parameters
     vocabulary = max(shape[0] for shape in facts.shapes.values())
@@ -137,9 +129,9 @@ def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
     row = settings.micro_batch * min(settings.max_length, max(learn.lengths))
     held = 2 * width if settings.checkpointing else 40 * width
     numbers = parameters * (2 + KEPT_NUMBERS[settings.weights]) + row * (held * facts.layers + 5 * vocabulary)
-    lessons = (learn.tokens + choose.tokens) * (TOP + 1) * 8
+    soft_targets = (learn.tokens + choose.tokens) * (TOP + 1) * 8
     state = parameters * KEPT_NUMBERS[settings.weights] * 2 + (parameters if settings.weights == "full" else 0)
-    memory = int(numbers * dtype.itemsize) + lessons
+    memory = int(numbers * dtype.itemsize) + soft_targets
     return at.workload(forwards, memory, int(parameters * facts.itemsize + state * dtype.itemsize))
 
 
@@ -147,13 +139,12 @@ def train(
     student: Loaded,
     rows: Rows,
     validation: Rows,
-    method: Method,
+    method: Training,
     settings: TrainSettings,
     folder: Path,
     work: Work,
-    watch: Watch = lambda curve: None,
 ) -> tuple[Any, list[CurvePoint]]:
-    """The trained model, with its adapter on it where it has one, and the curve. Goes on from a state in `folder`."""
+    """Return the trained model, with its adapter where it has one, and the curve; resume from a state in `folder`."""
     set_seed(settings.seed)
     without_dropout(student.model)
     model = adapted(student, settings.rank) if settings.weights == "adapter" else student.model.requires_grad_(True)
@@ -190,7 +181,7 @@ def train(
         settings.patience,
         advance,
         work.note,
-        watch,
+        work.reporter.curve,
     )
     curve = trainer.resumed(state)
     model.eval().requires_grad_(False)
@@ -198,30 +189,30 @@ def train(
 
 
 def _as_a_whole(
-    at: RecoveryContext, method: Method, settings: TrainSettings, folder: Path, cache: Cache, work: Work, watch: Watch
+    at: RecoveryContext, method: Training, settings: TrainSettings, folder: Path, cache: Cache, work: Work
 ) -> Trained:
-    """Trains the student of `at` end to end."""
-    rows, validation = _lessons(at, method, settings, cache, work)
+    """Train the student of `at` end to end."""
+    rows, validation = _with_targets(at, method, settings, cache, work)
     teacher = at.teacher.facts.source
-    del at.teacher  # its memory is the training's
-    model, curve = train(at.student, rows, validation, method, settings, folder, work, watch)
+    del at.teacher  # the training needs its memory
+    model, curve = train(at.student, rows, validation, method, settings, folder, work)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) and settings.merge else model  # type: ignore[operator]
-    at.teacher = load_model(teacher, device=settings.device, dtype=settings.dtype, progress=work.progress)
+    at.teacher = load_model(teacher, device=settings.device, dtype=settings.dtype, reporter=work.reporter)
     return Trained(merged, _notes(curve, settings), curve)
 
 
 def _layer_by_layer(at: RecoveryContext, settings: TrainSettings, folder: Path, work: Work) -> Trained:
-    """Trains the student of `at` one layer at a time."""
-    lessons = layer_distillation.distill_layers(at, settings, folder, work)
-    better = sum(one.step > 0 for one in lessons)
-    notes = [f"{better} of {len(lessons)} layers came closer to what the original has there"]
-    return Trained(at.student.model, notes, settings={"layers": [asdict(one) for one in lessons]})
+    """Train the student of `at` one layer at a time."""
+    layers = layer_distillation.distill_layers(at, settings, folder, work)
+    better = sum(one.step > 0 for one in layers)
+    notes = [f"{better} of {len(layers)} layers came closer to the original's output"]
+    return Trained(at.student.model, notes, settings={"layers": [asdict(one) for one in layers]})
 
 
-def _lessons(
-    at: RecoveryContext, method: Method, settings: TrainSettings, cache: Cache, work: Work
+def _with_targets(
+    at: RecoveryContext, method: Training, settings: TrainSettings, cache: Cache, work: Work
 ) -> tuple[Rows, Rows]:
-    """The rows to learn from and those of the curve, with what the original says of them."""
+    """Return the training and the validation rows, with the original's soft targets."""
 
     def of(role: str, temperature: float) -> Any:
         return targets_of_rows(
@@ -230,28 +221,29 @@ def _lessons(
             temperature,
             batch_size=settings.micro_batch,
             cache=cache,
-            advance=lambda tokens, known: work.advance(tokens, "Asking the original", known),
-            note=work.note,
+            step=work.step("Asking the original"),
         )
 
-    learn, choose, plain = at.drawn["learn"], at.drawn["choose"], of("choose", 1.0)
+    learn, choose, plain = at.drawn[TRAIN], at.drawn[VALIDATION], of(VALIDATION, 1.0)
     if method == "lora" or settings.task_weight == 1:
         return Rows(learn), Rows(choose, None, plain)
-    soft = plain if settings.temperature == 1 else of("choose", settings.temperature)
-    return Rows(learn, of("learn", settings.temperature)), Rows(choose, soft, plain)
+    soft = plain if settings.temperature == 1 else of(VALIDATION, settings.temperature)
+    return Rows(learn, of(TRAIN, settings.temperature)), Rows(choose, soft, plain)
 
 
-def _better(before: Quality, after: Quality, method: Method) -> bool:
-    """Closer to the original, or by the rows' own tokens where these were what was learnt."""
+def _better(before: Quality, after: Quality, method: Training) -> bool:
+    """Whether the model is closer to the original, or for `lora` better at predicting the rows' own tokens."""
     return after.perplexity < before.perplexity if method == "lora" else after.kl < before.kl
 
 
 def _notes(curve: Sequence[CurvePoint], settings: TrainSettings) -> list[str]:
-    notes = [f"the curve's KL counts the original's {TOP} likeliest tokens and all others as one"]
+    notes = [f"the curve's KL counts the original's {TOP} likeliest tokens one by one, and all others as one"]
     best = min((point for point in curve if point.step), key=lambda point: point.validation)
     notes.append(f"the weights of step {best.step} had the best validation loss")
     if curve[-1].step < settings.steps:
-        notes.append(f"stopped at step {curve[-1].step}: {settings.patience} looks gave no better validation loss")
+        notes.append(
+            f"stopped at step {curve[-1].step}: {settings.patience} evaluations gave no better validation loss"
+        )
     return notes
 
 
@@ -260,7 +252,7 @@ def _state(model: Any) -> dict[str, Tensor]:
 
 
 def _save_adapter(model: Any, source: str, output: Path, applied: bool, steps: Recovery) -> None:
-    """The adapter alone; one that does nothing where it is not applied."""
+    """Save the adapter alone; one that changes nothing where the training is not applied."""
     if not applied:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -275,8 +267,8 @@ def _save_adapter(model: Any, source: str, output: Path, applied: bool, steps: R
         (folder / "README.md").write_text(adapter_card(base, steps), encoding="utf-8")
 
 
-def _key(at: RecoveryContext, method: Method, settings: TrainSettings) -> str:
-    """What stands for everything that the trained weights depend on."""
+def _key(at: RecoveryContext, method: Training, settings: TrainSettings) -> str:
+    """Return a hash of everything that the trained weights depend on."""
     basis = {
         "student": at.student.facts.fingerprint,
         "teacher": at.teacher.facts.fingerprint,
@@ -287,7 +279,7 @@ def _key(at: RecoveryContext, method: Method, settings: TrainSettings) -> str:
         "versions": versions() | {"peft": peft.__version__},
     }
     total = hashlib.sha256(json.dumps(basis, sort_keys=True).encode())
-    for role in ("learn", "choose"):
+    for role in (TRAIN, VALIDATION):
         for row, start in zip(at.drawn[role].rows, at.drawn[role].starts, strict=True):
             total.update(f"{role}/{start}/".encode() + row.numpy().tobytes())
     return total.hexdigest()[:24]
@@ -295,9 +287,9 @@ def _key(at: RecoveryContext, method: Method, settings: TrainSettings) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time trains in a folder."""
+    """Lock a folder, so that one process at a time trains in it. Raises InputError where it is locked."""
     try:
         with FileLock(f"{folder}.lock").acquire(timeout=0):
             yield
     except Timeout:
-        raise InputError("the same training is running already: wait for it, or stop it.") from None
+        raise InputError("folder: the same training is running already; wait for it, or stop it.") from None

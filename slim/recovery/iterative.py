@@ -1,17 +1,21 @@
 """Iterative pruning: remove a little, repair, measure again, until a plan's budget is met.
 
-What a head is worth changes when others are gone and what is left has been repaired, so each round is planned on a loss
-sketch of the model that the round before left, and repaired towards the original.
+The loss increase of removing a head changes once others are removed and the rest is repaired, so each round is planned
+on a loss sketch of the previous round's model, and repaired towards the original. All rounds work on one original in
+memory. The result of each is small, and kept until the last is done, so that the same request resumes after it.
 """
 
 import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from slim.calibration.passes import Passes
@@ -21,171 +25,193 @@ from slim.calibration.resources import sketch_cost
 from slim.core import paths, workspace
 from slim.core.environment import versions
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
-from slim.core.records import Keep, ModelFacts, Unit
-from slim.data.batch_runner import Work
+from slim.core.records import ModelFacts
+from slim.core.reporter import Reporter, Work
+from slim.data import tasks
 from slim.models.architectures import Architecture
-from slim.models.load import Loaded, load_model
+from slim.models.load import Loaded, load_model, resolve_dtype
+from slim.models.units import UNITS, Keep, UnitName
 from slim.planning.after_repair import after_repair_sketch, measure_after_repair
-from slim.planning.budget import LOSS, Planner
-from slim.planning.build import build_plan, units_per_layer
+from slim.planning.budget import Planner
+from slim.planning.build import build_plan
+from slim.planning.quantities import LOSS
 from slim.planning.record import ByBudget, Pins, Plan
 from slim.planning.slicing import Slice, renumbered, slice_of
-from slim.pruning import checkpoint
-from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
-from slim.pruning.surgery import check_same, prune, pruned_state
-from slim.recovery.repair import RepairSettings, prune_and_repair, repair
+from slim.pruning import checkpoint, held_out
+from slim.pruning.history import Recovery
+from slim.pruning.surgery import assembled, check_channels, check_same, cut
+from slim.recovery.context import RecoveryContext, draw
+from slim.recovery.repair import repaired
+from slim.recovery.request import PruneRequest
+from slim.recovery.settings import RepairSettings
 
 
-def execute_plan(
-    plan: Plan,
-    *,
-    repaired: bool = True,
-    rounds: int = 1,
-    settings: RepairSettings | None = None,
-    output: Path | None = None,
-    progress: Progress = silent,
-    told: Callable[[int, Path], None] = lambda number, folder: None,
-    **data: Any,
-) -> Path:
-    """The folder of the checkpoint that a plan gives: cut at once or in `rounds`, and repaired unless it is not wanted.
+@dataclass(frozen=True)
+class Round:
+    """The model after a round: in the pruned shape, with its plan and all repairs so far."""
 
-    `data` names the rows of the repair, where they are not the calibration's. Raises InputError as the stages do.
+    plan: Plan
+    pruned: Loaded
+    recovery: Recovery
+
+
+def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Path:
+    """Return the folder of a checkpoint within the budget of `plan`, reached in the rounds of the request.
+
+    Its record has a step for each round, with the figures before and after that round's repair. Raises InputError for a
+    plan that is not by budget, and for one whose calibration is missing.
     """
-    if rounds != 1:
-        if not repaired:
-            raise InputError("rounds: every round is repaired before the next: leave out --no-repair, or the rounds.")
-        return prune_in_rounds(plan, rounds, settings, output, progress, told, **data)
-    if repaired and plan.removed_heads:
-        return prune_and_repair(plan, settings, output=output, progress=progress, **data)
-    return prune(plan, output, progress)
-
-
-def prune_in_rounds(
-    plan: Plan,
-    rounds: int,
-    settings: RepairSettings | None = None,
-    output: Path | None = None,
-    progress: Progress = silent,
-    told: Callable[[int, Path], None] = lambda number, folder: None,
-    **data: Any,
-) -> Path:
-    """The folder of a checkpoint within the budget of `plan`, reached in so many rounds (default: in the workspace).
-
-    Its record has a step for each round, with the figures before and after that round's repair. `told` hears the
-    number and the folder of each; `data` names the rows of the repairs, where they are not the calibration's.
-    Finished rounds are kept until the last is done: the same call goes on after them. Raises InputError for a plan that
-    is not by budget, or whose calibration is gone.
-    """
-    settings = settings or RepairSettings()
-    if rounds < 2:
-        raise InputError(f"rounds={rounds}: that is no more than one removal: take 2 or more, or leave it out.")
-    limits = _limits(plan)
+    settings, rounds, limits = request.part(RepairSettings), request.rounds, _limits(plan)
     measured = load_calibration(paths.local(plan.calibration, "calibration"))
-    original = load_model(plan.model.source, device=settings.device, dtype=settings.dtype, progress=progress)
+    task = held_out.rows_for_repair(plan, request.data)
+    original = load_original(plan, settings, reporter)
     check_same(plan, original)
-    output = output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")
+    output = request.output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")
     workspace.check_output(output, plan.after.bytes)
-    folder = workspace.subfolder("rounds", _key(plan, rounds, settings, data))
+    drawn = draw(task, settings, plan, original, original, reporter)
+    calibrated = calibrated_rows(measured, original)
+    states: dict[bytes, Tensor] = {}
+    folder = workspace.subfolder("rounds", _key(plan, request))
+    last: Round | None = None
     for number in range(1, rounds + 1):
-        done = folder / str(number)
-        if not done.is_dir():
-            last = folder / str(number - 1) if number > 1 else None
-            said = _named(progress, f"Round {number} of {rounds}")
-            made, now = _planned(original, measured, plan, last, _part(limits, number / rounds), said)
-            cut = folder / f"{number}-cut"
-            shutil.rmtree(cut, ignore_errors=True)
-            state = pruned_state(now.model, original.architecture, original.facts, made.keep)
-            checkpoint.write(cut, original, state, made)
-            earlier = load_recovery(last) if last else Recovery()
-            (cut / RECOVERY_FILE).write_text(earlier.model_dump_json(), encoding="utf-8")
-            repair(str(cut), settings=settings, output=done, progress=said, **data)
-            shutil.rmtree(cut)
-        told(number, done)
-    checkpoint.rewrite(str(folder / str(rounds)), output, {}, load_recovery(folder / str(rounds)))
+        file = folder / f"{number}.safetensors"
+        if file.is_file():
+            last = _read(file, original)
+            continue
+        said = reporter.named(lambda message, number=number: f"Round {number} of {rounds}: {message}")
+        now = original if last is None else expanded(original, last)
+        made = _planned(now, measured, calibrated, plan, last, _part(limits, number / rounds), said)
+        pruned = cut(now, made)
+        at = RecoveryContext(pruned, original, drawn, settings, made, states=states)
+        step, _ = repaired(at, settings, said)
+        last = Round(made, pruned, (last.recovery if last else Recovery()).then(step))
+        _keep(file, original, last)
+    if last is None:
+        raise ValueError(f"rounds={rounds}: at least one is needed")
+    checkpoint.write(output, last.pruned, last.plan, last.recovery)
     shutil.rmtree(folder)
     return output
 
 
-def expanded(original: Loaded, folder: Path) -> Loaded:
-    """A pruned checkpoint in the original's shape: what was removed is zero. It computes what the checkpoint does."""
-    plan = checkpoint.recipe(folder)
-    model = original.model
-    where: dict[str, Any] = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-    pruned, dense = load_model(str(folder), **where), load_model(original.facts.source, **where)
-    state = dict(pruned.model.named_parameters())
-    for name, parameter in dense.model.named_parameters():
-        _fill(parameter, name, state, original.architecture, original.facts, plan.keep)
-    return replace(dense, facts=dense.facts.model_copy(update={"fingerprint": pruned.facts.fingerprint}))
+def load_original(plan: Plan, settings: RepairSettings, reporter: Reporter) -> Loaded:
+    """Return the plan's model to cut and repair in memory, in a number format that holds its weights exactly."""
+    check_channels(plan.keep)
+    stored, wanted = resolve_dtype(plan.model.dtype), resolve_dtype(settings.dtype)
+    dtype = str(torch.promote_types(stored, wanted)).removeprefix("torch.")
+    return load_model(plan.model.source, device=settings.device, dtype=dtype, reporter=reporter)
+
+
+def expanded(original: Loaded, last: Round) -> Loaded:
+    """Return a pruned model in the original's shape, which computes the same: removed weights are zero.
+
+    Whole tensors are shared with the pruned model.
+    """
+    state = dict(last.pruned.model.named_parameters())
+    model, architecture, facts = original.model, original.architecture, original.facts
+    whole = {
+        name: _whole(parameter, name, state, architecture, facts, last.plan.keep)
+        for name, parameter in model.named_parameters()
+    }
+    made = assembled(type(model), model.config, whole, dict(model.named_buffers()))
+    made.generation_config = model.generation_config
+    return replace(original, model=made)
 
 
 @torch.no_grad()
-def _fill(
+def _whole(
     parameter: Tensor, name: str, state: Mapping[str, Tensor], architecture: Architecture, facts: ModelFacts, keep: Keep
-) -> None:
-    cut = slice_of(name, architecture, facts, keep)
-    if cut == "none":
-        parameter.zero_()
-        return
-    found = state[renumbered(name, architecture, keep)].to(parameter)
-    if isinstance(cut, Slice):
-        parameter.zero_().index_copy_(cut.dim, torch.tensor(cut.entries, device=parameter.device), found)
-    else:
-        parameter.copy_(found)
+) -> Tensor:
+    """Return a parameter in the original's shape, from the `state` of the pruned model."""
+    kept = slice_of(name, architecture, facts, keep)
+    if kept == "none":
+        return torch.zeros_like(parameter)
+    found = state[renumbered(name, architecture, keep)]
+    if not isinstance(kept, Slice):
+        return found
+    return torch.zeros_like(parameter).index_copy_(kept.dim, torch.tensor(kept.entries, device=found.device), found)
 
 
 def _planned(
-    original: Loaded, measured: Calibration, plan: Plan, last: Path | None, limits: dict[str, float], progress: Progress
-) -> tuple[Plan, Loaded]:
-    """The plan of a round, by a sketch of what the round before left, and that in the original's shape."""
-    now, pins, sketched, left = original, plan.pins, measured, None
+    now: Loaded,
+    measured: Calibration,
+    calibrated: tasks.Encoded,
+    plan: Plan,
+    last: Round | None,
+    limits: dict[str, float],
+    reporter: Reporter,
+) -> Plan:
+    """Return the plan of a round, by a loss sketch of `now`, the model of the previous round."""
+    pins, sketched, left = plan.pins, measured, None
     if last is not None:
-        now, encoded = expanded(original, last), calibrated_rows(measured, original)
-        gone = _gone(checkpoint.recipe(last).keep, plan.unit, plan.model)
+        gone = _gone(last.plan.keep, plan.unit, plan.model)
         pins = Pins(keep=pins.keep, drop=tuple({*pins.drop, *gone}), protect=pins.protect)
         settings = measured.facts.settings
-        work = Work(progress, sketch_cost(settings.draws) * encoded.tokens)
-        sketched = replace(measured, sketch=Passes(now, encoded, settings, "right", None, work).sketched(), check=None)
-        left = measure_after_repair(now, encoded, sketched, progress) if plan.repaired else None
+        work = Work(reporter, sketch_cost(settings.draws) * calibrated.tokens)
+        sketch = Passes(now, calibrated, settings, "right", None, work).sketched()
+        sketched = replace(measured, sketch=sketch, check=None)
+        left = measure_after_repair(now, calibrated, sketched, reporter) if plan.repaired else None
     elif plan.repaired:
-        left = after_repair_sketch(measured, progress)
+        left = after_repair_sketch(measured, reporter)
     planner = Planner(sketched, plan.unit, plan.uniform, pins, left)
     keep, reason = planner.solve(limits), ByBudget(limits=limits)
-    made = build_plan(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))
-    return made, now
+    return build_plan(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))
 
 
-def _gone(keep: Keep, unit: Unit, facts: ModelFacts) -> Iterator[tuple[int, int]]:
-    """What is gone already, as (layer, number of the unit in it)."""
-    size = facts.heads // units_per_layer(unit, facts)
-    for layer, heads in enumerate(keep):
-        stays = {head // size for head in heads or ()}
+def _gone(keep: Keep, unit: UnitName, facts: ModelFacts) -> Iterator[tuple[int, int]]:
+    """Yield the units that are removed already, as (layer, number of the unit in it)."""
+    size = facts.heads // UNITS[unit].count(facts)
+    for layer, kept in enumerate(keep):
+        stays = {head // size for head in kept.heads}
         yield from ((layer, place) for place in range(facts.heads // size) if place not in stays)
 
 
 def _limits(plan: Plan) -> dict[str, float]:
-    """The limits of a plan's budget. Raises InputError where it has none that rounds can approach."""
+    """Return the limits of a plan's budget. Raises InputError where rounds cannot approach them."""
     if not isinstance(plan.reason, ByBudget) or LOSS in plan.reason.limits:
         raise InputError(
-            "rounds: they approach a size, and this plan is not for one: make it with `slim plan --budget`, for "
+            "rounds: they approach a limit of size, and this plan has none; make it with `slim plan --budget`, for "
             "instance params=0.9, without a limit of loss."
         )
     if not plan.calibration:
-        raise InputError("rounds: the plan names no calibration, and every round is planned on its rows: plan again.")
+        raise InputError(
+            "rounds: every round is planned on the calibration's rows, and the plan names no calibration; plan again."
+        )
     return dict(plan.reason.limits)
 
 
 def _part(limits: Mapping[str, float], share: float) -> dict[str, float]:
-    """Limits a share of the way from the original."""
+    """Return limits at a share of the way from the original to `limits`."""
     return {name: 1 + share * (limit - 1) for name, limit in limits.items()}
 
 
-def _named(progress: Progress, name: str) -> Progress:
-    return lambda done, total, message: progress(done, total, f"{name}: {message}")
+def _keep(file: Path, original: Loaded, done: Round) -> None:
+    """Save a round: its plan, its record, and the weights that differ from the original's."""
+    plain = dict(cut(original, done.plan).model.named_parameters())
+    state = {
+        name: weight.detach().cpu()
+        for name, weight in done.pruned.model.named_parameters()
+        if weight.data_ptr() != plain[name].data_ptr() and not torch.equal(weight, plain[name])
+    }
+    said = {"plan": done.plan.model_dump_json(), "recovery": done.recovery.model_dump_json()}
+    with workspace.new_file(file, sum(weight.nbytes for weight in state.values())) as partial:
+        save_file(state, partial, metadata=said)
 
 
-def _key(plan: Plan, rounds: int, settings: RepairSettings, data: Mapping[str, Any]) -> str:
-    """What stands for everything that the rounds depend on."""
-    basis = f"{plan.model_dump_json()} {rounds} {settings.model_dump_json()} {sorted(data.items())} "
-    basis += f"{sorted(versions().items())}"
-    return hashlib.sha256(basis.encode()).hexdigest()[:24]
+def _read(file: Path, original: Loaded) -> Round:
+    """Return a saved round."""
+    with safe_open(file, "pt", device=str(original.model.device)) as stored:
+        said = stored.metadata()
+        plan = Plan.model_validate_json(said["plan"])
+        pruned = cut(original, plan)
+        for name in stored.keys():  # noqa: SIM118  it has keys and is not a mapping
+            owner, _, leaf = name.rpartition(".")
+            weight = torch.nn.Parameter(stored.get_tensor(name), requires_grad=False)
+            setattr(pruned.model.get_submodule(owner), leaf, weight)
+    return Round(plan, pruned, Recovery.model_validate_json(said["recovery"]))
+
+
+def _key(plan: Plan, request: PruneRequest) -> str:
+    """Return a hash of everything that the rounds depend on."""
+    asked: dict[str, Any] = request.model_dump(mode="json", exclude={"plan", "output"})
+    basis = [plan.model_dump_json(), asked, sorted(versions().items())]
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,11 +1,11 @@
-"""Local distillation: each layer of a pruned model learns to give what the original has there, one layer at a time.
+"""Local distillation: train each layer of a pruned model to output the original's residual, one layer at a time.
 
 The rows run through the original and through the pruned model side by side, as in closed-form repair. A layer reads
-what the layers before it, which have learnt already, give, and learns to leave the original's residual where it is read
-next, so that it mends earlier errors, too. No gradient goes through more than the layer at hand.
+the output of the layers before it, which are trained already, and is trained to output the original's residual where it
+is read next, so that it also corrects earlier errors. No gradient passes through more than one layer.
 
-Its loss is the mean over tokens of the squared distance relative to the squared size of what is wanted: what comes next
-reads the residual through a norm, and a few tokens with massive activations count no more than any other.
+The loss is the mean over tokens of the squared distance relative to the squared norm of the target: the next layer
+reads the residual through a norm, so a few tokens with massive activations must count no more than any other.
 """
 
 import math
@@ -23,30 +23,33 @@ from transformers import get_cosine_schedule_with_warmup, set_seed
 from slim.calibration.criteria.base import exact
 from slim.core import workspace
 from slim.core.errors import InputError, SlimError
-from slim.core.records import Keep
+from slim.core.reporter import Work
 from slim.core.resources import Workload
 from slim.data import tasks
-from slim.data.batch_runner import Work, out_of_memory
+from slim.data.batch_runner import out_of_memory
 from slim.data.tasks import Batch
 from slim.models.architectures import Architecture
 from slim.models.layerwise import Stream
 from slim.models.load import Loaded, resolve_dtype
+from slim.models.units import Keep
+from slim.planning.files import PLAN_FILE
 from slim.pruning import held_out
-from slim.pruning.checkpoint import PLAN_FILE
+from slim.pruning.history import TRAIN, VALIDATION
+from slim.recovery.context import RecoveryContext
 from slim.recovery.least_squares import Original, intact
 from slim.recovery.lora import adapted_layer
 from slim.recovery.repair import STREAMS
-from slim.recovery.settings import BACKWARD, TrainSettings, precision_of
-from slim.recovery.workbench import RecoveryContext
+from slim.recovery.settings import TrainSettings
+from slim.recovery.trainer import BACKWARD, precision_of
 
 LARGEST_GRADIENT = 1.0
-"""Norm to which a larger one is cut."""
+"""Norm to which larger gradients are clipped."""
 
 
 @dataclass(frozen=True)
 class DistilledLayer:
-    """How a layer of the pruned model learnt: its error on the choosing rows before and after, and the step that was
-    best, 0 where none was better than before."""
+    """Training of a layer of the pruned model: its error on the validation rows before and after, and the best step, 0
+    where the error never fell."""
 
     layer: int
     step: int
@@ -54,35 +57,40 @@ class DistilledLayer:
     after: float
 
 
-def keep_of(source: str) -> Keep:
-    """What a checkpoint's plan left of each of the original's layers. Raises InputError where there is none."""
-    plan = held_out.plan_of(source)
-    if plan is None:
+def check_pruned(source: str) -> None:
+    """Raise InputError for a model that was not cut by a plan."""
+    if held_out.plan_of(source) is None:
         raise InputError(
-            f"checkpoint {source!r} has no {PLAN_FILE}: method 'local' is for what Slim pruned; take 'kd' or 'lora'."
+            f"method='local': {source!r} has no {PLAN_FILE}, and only layers of a model that Slim pruned compare; "
+            "choose 'kd' or 'lora'."
         )
-    return plan.keep
+
+
+def _keep(at: RecoveryContext) -> Keep:
+    if at.plan is None:
+        raise ValueError("a local distillation needs the plan that the student was cut by")
+    return at.plan.keep
 
 
 def distill_layers(at: RecoveryContext, settings: TrainSettings, folder: Path, work: Work) -> list[DistilledLayer]:
-    """Trains the student of `at` in place, and says how each layer learnt. Layers in `folder` were finished before.
+    """Train the student of `at` in place, and return the record of each layer; layers saved in `folder` are done.
 
-    Raises SlimError where a loss is no number, or memory or disk is full.
+    Raises SlimError where a loss is not finite, or memory or disk is full.
     """
-    keep = keep_of(at.source)
-    rows = {role: list(tasks.batches(at.drawn[role], settings.micro_batch)) for role in ("learn", "choose")}
-    cost, layers = layer_cost(at, settings), sum(heads is not None for heads in keep)
+    keep = _keep(at)
+    rows = {role: list(tasks.batches(at.drawn[role], settings.micro_batch)) for role in (TRAIN, VALIDATION)}
+    cost, layers = layer_cost(at, settings), sum(kept.layer for kept in keep)
 
     def advance(layer: int, share: float, said: str, known: bool = False) -> None:
         work.advance(share * cost, f"Layer {layer + 1} of {layers}{said}", known)
 
     try:
-        return distill(at.teacher, at.student, keep, rows["learn"], rows["choose"], settings, folder, advance)
+        return distill(at.teacher, at.student, keep, rows[TRAIN], rows[VALIDATION], settings, folder, advance)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise SlimError(
-            "out of memory while a layer learnt: choose a smaller micro_batch, max_length or samples, or "
+            "out of memory while a layer was trained; choose a smaller micro_batch, max_length or samples, or "
             "another device."
         ) from error
 
@@ -97,10 +105,10 @@ def distill(
     folder: Path,
     advance: Callable[..., None] = lambda layer, share, said, known=False: None,
 ) -> list[DistilledLayer]:
-    """Trains `pruned` in place; `keep` says what of each of the original's layers stayed in it.
+    """Train `pruned` in place, and return the record of each layer; `keep` is the plan that it was cut by.
 
-    Steps are of rows in `learn`, the best is chosen by those in `choose`. What comes before the first removal stays as
-    it is. `advance` hears of each layer which share of its work is done.
+    Batches in `learn` are trained on, and those in `choose` select the best step. Layers before the first removal stay
+    as they are. `advance` is called with a layer and the share of its work that was done.
     """
     rows = [*learn, *choose]
     was = Original(original, keep, rows)
@@ -113,19 +121,19 @@ def distill(
             now.advance(was.stream.hidden)
             continue
         goals, file = was.leaving(index), folder / f"layer-{index}.safetensors"
-        lesson = _finished(file, now.layer)
-        if lesson is None:
-            lesson = _Learner(now, goals, len(learn), settings, pruned.architecture).taught(advance)
-            _save(file, now.layer, lesson)
+        record = _finished(file, now.layer)
+        if record is None:
+            record = _Learner(now, goals, len(learn), settings, pruned.architecture).trained(advance)
+            _save(file, now.layer, record)
         else:
-            advance(index, 1.0, " was known", True)
-        found.append(lesson)
+            advance(index, 1.0, " was saved before", True)
+        found.append(record)
         now.advance()
     return found
 
 
 class _Learner:
-    """The layer at hand of a stream, with what it should give; the first `count` of the stream's batches are learnt."""
+    """The current layer of a stream, with its targets; the first `count` of the stream's batches are trained on."""
 
     def __init__(
         self, now: Stream, goals: Sequence[Tensor], count: int, settings: TrainSettings, architecture: Architecture
@@ -134,8 +142,8 @@ class _Learner:
         self.learn, self.choose = range(count), range(count, len(now.batches))
         self.autocast = precision_of(settings, now.model.device) == "bfloat16"
 
-    def taught(self, advance: Callable[..., None]) -> DistilledLayer:
-        """Trains the layer; it then has the weights of the best step, or those it had."""
+    def trained(self, advance: Callable[..., None]) -> DistilledLayer:
+        """Train the layer, give it the weights of the best step, and return the record."""
         settings, index = self.settings, self.now.index
         set_seed(settings.seed + index)
         layer: Any = self.now.layer
@@ -143,9 +151,9 @@ class _Learner:
         if adapter is None:
             layer.requires_grad_(True)
         learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=0.0)
         warmup = round(settings.warmup * settings.steps)
-        schedule = get_cosine_schedule_with_warmup(optimiser, warmup, settings.steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, settings.steps)
         before = best = self._error()
         at, kept, worse, step = 0, _copied(learning), 0, 0
         for step, places in zip(range(1, settings.steps + 1), self._draws(), strict=False):
@@ -154,12 +162,12 @@ class _Learner:
             if not math.isfinite(loss):
                 raise SlimError(
                     f"the loss is {loss} in layer {index + 1} at step {step}: choose a smaller learning_rate. The "
-                    "layers before it are kept for the same run."
+                    "layers before it are saved for the same run."
                 )
             torch.nn.utils.clip_grad_norm_(learning, LARGEST_GRADIENT)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             advance(index, 1 / settings.steps, f"{said}: loss {loss:.4f}")
             if step % settings.every == 0 or step == settings.steps:
                 error = self._error()
@@ -178,7 +186,7 @@ class _Learner:
         return DistilledLayer(index, at, before, best)
 
     def _draws(self) -> Iterator[list[int]]:
-        """The batches of each step, so many rows of them; each batch once before any comes again."""
+        """Yield the batches of each step, at least `batch_size` rows; each batch comes once before any comes again."""
         generator = torch.Generator().manual_seed(self.settings.seed + self.now.index)
         step: list[int] = []
         while True:
@@ -189,7 +197,7 @@ class _Learner:
                     step = []
 
     def _gradients(self, places: Sequence[int]) -> float:
-        """Of the mean over all tokens of a step, one batch in memory at a time; gives that mean."""
+        """Add up gradients of the mean loss over a step's tokens, one batch in memory at a time; return that mean."""
         tokens = sum(int(self.now.batches[place].valid.sum()) for place in places)
         whole = 0.0
         for place in places:
@@ -201,7 +209,7 @@ class _Learner:
         return whole
 
     def _error(self) -> float:
-        """Of the layer as it is, on the rows that choose."""
+        """Return the error of the layer as it is, on the validation rows."""
         valid = [self.now.batches[place].valid for place in self.choose]
         found = [
             float(error_of(self.now.left(place), self.goals[place], here))
@@ -211,7 +219,7 @@ class _Learner:
 
 
 def error_of(left: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
-    """Summed over the valid tokens (B, T): squared distance of what is left from the goal (B, T, E), relative to it."""
+    """Return squared distances of `left` from `goal` (B, T, E), relative to it, summed over valid tokens (B, T)."""
     valid = valid.to(left.device)
     wanted = exact(goal[valid])
     distance = (exact(left[valid]) - wanted).square().sum(-1)
@@ -219,21 +227,21 @@ def error_of(left: Tensor, goal: Tensor, valid: Tensor) -> Tensor:
 
 
 def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
-    """What a local distillation takes on its device."""
-    facts, keep, dtype = at.student.facts, keep_of(at.source), resolve_dtype(settings.dtype)
-    taught = sum(not intact(keep, at.teacher.facts.heads, index) for index in range(facts.layers))
-    drawn = [at.drawn["learn"], at.drawn["choose"]]
+    """Return the work of a local distillation on its device."""
+    facts, keep, dtype = at.student.facts, _keep(at), resolve_dtype(settings.dtype)
+    trained = sum(not intact(keep, at.teacher.facts.heads, index) for index in range(facts.layers))
+    drawn = [at.drawn[TRAIN], at.drawn[VALIDATION]]
     tokens = sum(part.tokens for part in drawn)
     sizes = [sum(map(math.prod, one.facts.shapes.values())) for one in (at.student, at.teacher)]
     width = at.student.model.config.hidden_size
     row = settings.micro_batch * min(settings.max_length, max(drawn[0].lengths))
     held = sum(sizes) + 4 * sizes[0] // facts.layers + (tokens * STREAMS + 40 * row) * width
-    return at.workload(taught * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
+    return at.workload(trained * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
 
 
 def layer_cost(at: RecoveryContext, settings: TrainSettings) -> float:
-    """Forwards through the whole model that one layer's lesson takes, and going on in both models."""
-    drawn, choose = at.drawn["learn"], at.drawn["choose"]
+    """Return the cost of training one layer and advancing both models, in forward passes of the whole model."""
+    drawn, choose = at.drawn[TRAIN], at.drawn[VALIDATION]
     steps = settings.steps * settings.batch_size * drawn.tokens / len(drawn.rows) * (1 + BACKWARD[settings.weights])
     return (steps + 2 * drawn.tokens + (settings.evaluations + 3) * choose.tokens) / at.student.facts.layers
 
@@ -242,21 +250,21 @@ def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def _save(file: Path, layer: nn.Module, lesson: DistilledLayer) -> None:
-    """Keeps a finished layer: its weights where they changed, and how it learnt."""
-    state = {name: weights.detach().cpu() for name, weights in layer.named_parameters() if lesson.step}
-    said = {name: repr(value) for name, value in asdict(lesson).items()}
+def _save(file: Path, layer: nn.Module, record: DistilledLayer) -> None:
+    """Save a finished layer: its weights where they changed, and its record."""
+    state = {name: weights.detach().cpu() for name, weights in layer.named_parameters() if record.step}
+    said = {name: repr(value) for name, value in asdict(record).items()}
     with workspace.new_file(file, sum(weights.nbytes for weights in state.values())) as partial:
         save_file(state, partial, metadata=said)
 
 
 @torch.no_grad()
 def _finished(file: Path, layer: nn.Module) -> DistilledLayer | None:
-    """Gives a layer the weights of a finished one; None where it is not finished."""
+    """Give a layer its saved weights, and return the record; None where it is not finished."""
     if not file.is_file():
         return None
     with safe_open(file, "pt") as stored:
         said = stored.metadata()
-        for name in stored.keys():  # noqa: SIM118  it has keys and is no mapping
+        for name in stored.keys():  # noqa: SIM118  it has keys and is not a mapping
             layer.get_parameter(name).copy_(stored.get_tensor(name))
     return DistilledLayer(int(said["layer"]), int(said["step"]), float(said["before"]), float(said["after"]))

@@ -1,44 +1,46 @@
-"""Closed-form repair: least squares of what is left onto what was, layer by layer, without training.
+"""Closed-form repair: fit the remaining weights to the original's outputs by least squares, layer by layer.
 
-The rows run through the original and through the pruned model side by side, one layer at a time. Whatever writes to the
-residual stream (the output projections of attention and MLP) is corrected so that the residual where it is read next is
-the original's again: with x what the projection reads and e what is missing there,
+The rows run through the original and through the pruned model side by side, one layer at a time. The output projections
+of attention and MLP, which write to the residual stream, are corrected so that the residual where it is read next is
+the original's again: with x the input of the projection and e the difference of the residual to the original's there,
 
     ΔW = E[e xᵀ] · (E[x xᵀ] + λ · mean(diag E[x xᵀ]) · I)⁻¹
 
-so that earlier errors are mended, too, and what a removed block or layer gave is absorbed by what remains before it.
+so that earlier errors are corrected, too, and the layers before a removed block or layer compensate for its output.
 SparseGPT (Frantar & Alistarh 2023) and FLAP (An et al. 2024) solve or correct against a layer's own pruned input; the
-target here is the original model. λ is chosen for each matrix on rows that took no part in the fit; no correction at
-all is one of the choices.
+target here is the original model. λ is chosen for each matrix on the validation rows, which take no part in the fit; no
+correction at all is one of the choices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from slim.core.records import Keep
 from slim.data.tasks import Batch
 from slim.models.architectures import residual_multiplier
 from slim.models.layerwise import Stream
 from slim.models.load import Loaded
+from slim.models.units import Keep
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""The λ that are tried, strongest first."""
-PATIENCE = 2
-"""Weaker λ that may do worse, one after another, before no more are tried."""
-
+"""Values of λ to try, strongest first."""
+POSITIONS = 8192
+"""Positions whose products are summed in float32 before they are added to a sum in float64."""
+COLUMNS = 512
+"""Columns of x per block of second moments, of which only the upper triangle is computed."""
 
 Part = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
 class FittedMatrix:
-    """How a matrix was corrected: with which λ, None for not at all, and the share of the squared error on the choosing
-    rows that is left."""
+    """Correction of a matrix: its λ, None where it was not corrected, and the share of the squared error on the
+    validation rows that remains."""
 
     layer: int
     name: str
@@ -54,66 +56,124 @@ def repair_weights(
     choose: Sequence[Batch],
     advance: Callable[[int], None] = lambda layer: None,
 ) -> list[FittedMatrix]:
-    """Corrects the weights of `pruned` in place and says how; `layer` counts the layers of the pruned model.
+    """Correct the output projections of `pruned`, and return a record of each; layers are counted as in `pruned`.
 
-    `keep` says what of each of the original's layers stayed in it. The moments are of the rows in `fit`, λ is chosen on
-    those in `choose`. What comes before the first removal stays as it is. `advance` hears of each layer before it.
+    `keep` is the plan that it was cut by. Moments are of the batches in `fit`, λ is chosen on those in
+    `choose`. Layers before the first removal stay as they are. `advance` is called with each layer before it. A tensor
+    that is corrected is replaced, as the models may share it.
     """
     rows = [*fit, *choose]
     was = Original(original, keep, rows)
     now = Stream(pruned.model, pruned.architecture, rows)
-    architecture, found = pruned.architecture, []
-    writers: dict[Part, str] = {"attention": architecture.output, "mlp": architecture.mlp_output}
+    search = _Search()
+    found: list[FittedMatrix] = []
     for index, layer in enumerate(was.stay):
         advance(index)
         if was.intact(index):
             was.stream.advance()
             now.advance(was.stream.hidden)
-            continue
-        for part, name in writers.items():
-            if part == "attention" and not keep[layer]:
-                continue
-            writer: Any = now.layer.get_submodule(name)
-            fitting, choosing = _Moments(), _Moments()
-            for place, (x, error) in enumerate(_missing(was.goals(index, part), now, writer, was, part)):
-                valid = rows[place].valid.to(x.device)
-                (fitting if place < len(fit) else choosing).add(x[valid], error[valid], writer.bias is not None)
-            change, fitted = _solved(fitting, choosing, index, name)
-            found.append(fitted)
-            if change is not None:
-                _correct(writer, change)
-        now.advance()
+        else:
+            found += _Layer(was, now, index, len(fit), search).corrected(with_attention=keep[layer].attention)
     return found
 
 
-def _missing(
-    goals: Sequence[Tensor], now: Stream, writer: Any, was: "Original", part: Part
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `writer` reads in each batch (B, T, F), and what it fails to write (B, T, E)."""
-    early = was.by_itself or (part == "attention" and not was.parallel)
-    runs = now.seen({"writer": writer}, until="writer" if early else None)
-    for hidden, seen, goal in zip(now.hidden, runs, goals, strict=True):
-        x = seen["writer.in"].reshape(*hidden.shape[:2], -1)
-        if was.by_itself:
-            yield x, goal - writer(x)
-        elif early:
-            yield x, (goal - hidden) / was.scale - writer(x)
+class _Layer:
+    """The current layer of both models: corrects its output projections, and advances the rows."""
+
+    def __init__(self, was: "Original", now: Stream, index: int, fit: int, search: "_Search") -> None:
+        self.was, self.now, self.index, self.fit, self.search = was, now, index, fit, search
+        self.names = {"attention": now.architecture.output, "mlp": now.architecture.mlp_output}
+        self.found: list[FittedMatrix] = []
+
+    def corrected(self, with_attention: bool) -> list[FittedMatrix]:
+        """Correct the layer's projections, advance the rows, and return a record of each projection."""
+        if self.was.parallel:
+            self._side_by_side(["attention", "mlp"] if with_attention else ["mlp"])
         else:
-            yield x, (goal - seen["left"]) / was.scale
+            self._mlp(self._attention() if with_attention else None)
+        return self.found
+
+    def _attention(self) -> list[Tensor]:
+        """Correct the output projection of attention, and return its new output.  # (B, T, E) of each batch"""
+        goals = self.was.goals(self.index, "attention")
+        if not self.was.by_itself:
+            goals = self._short(goals, self.now.hidden)
+        return self._correct("attention", self._run(["attention"], until="attention")["attention"], goals)
+
+    def _mlp(self, attention: Sequence[Tensor] | None) -> None:
+        """Correct the output projection of the MLP, which reads the output of attention."""
+        goals, there = self.was.goals(self.index, "mlp"), self.now.hidden
+        read = self._run(["mlp"], "mlp", attention)["mlp"]
+        if self.was.by_itself:  # a norm follows, so its output runs through that once more
+            self._correct("mlp", read, goals)
+            self.now.advance(attention=attention)
+            return
+        if attention is not None:
+            there = self._with(there, attention)
+        self.now.advance(self._with(there, self._correct("mlp", read, self._short(goals, there))))
+
+    def _side_by_side(self, parts: Sequence[Part]) -> None:
+        """Correct the parts of a layer that read the same residual, one after the other."""
+        short = list(self._short(self.was.leaving(self.index), self.now.hidden))
+        read = self._run(parts)
+        written = {part: [self._writer(part)(x) for x in read[part]] for part in parts}
+        for part in parts:
+            others = [outputs for other, outputs in written.items() if other != part]
+            goals = (goal - sum(rest) for goal, *rest in zip(short, *others, strict=True))
+            written[part] = self._correct(part, read[part], goals)
+        self.now.advance(self._with(self.now.hidden, *written.values()))
+
+    def _run(
+        self, parts: Sequence[Part], until: Part | None = None, attention: Sequence[Tensor] | None = None
+    ) -> dict[Part, list[Tensor]]:
+        """Return the inputs of the projections of `parts`.  # (B, T, F) of each batch"""
+        read: dict[Part, list[Tensor]] = {part: [] for part in parts}
+        runs = self.now.seen({part: self._writer(part) for part in parts}, until, attention)
+        for hidden, seen in zip(self.now.hidden, runs, strict=True):
+            for part in parts:
+                read[part].append(
+                    seen[f"{part}.in"].reshape(*hidden.shape[:2], -1)
+                )  # some MLPs flatten the rows of a batch
+        return read
+
+    def _short(self, goals: Iterable[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the missing output to reach the goals, before the residual multiplier.  # (B, T, E)"""
+        return ((goal - one) / self.was.scale for goal, one in zip(goals, there, strict=True))
+
+    def _with(self, there: Sequence[Tensor], *added: Sequence[Tensor]) -> list[Tensor]:
+        """Return the residual with the outputs `added` to it.  # (B, T, E) of each batch"""
+        return [one + self.was.scale * sum(parts) for one, *parts in zip(there, *added, strict=True)]
+
+    @torch.no_grad()
+    def _correct(self, part: Part, read: Sequence[Tensor], goals: Iterable[Tensor]) -> list[Tensor]:
+        """Correct a projection by its inputs (B, T, F) and the goals of its output (B, T, E); return its new output."""
+        writer = self._writer(part)
+        fit, choose = _Moments(writer), _Positions(writer)
+        for place, (batch, x, goal) in enumerate(zip(self.now.batches, read, goals, strict=True)):
+            valid = batch.valid.to(x.device)
+            (fit if place < self.fit else choose).add(x[valid], goal[valid])
+        change, strength, left = self.search.solved(self.names[part], fit, choose)
+        self.found.append(FittedMatrix(self.index, self.names[part], strength, left))
+        if change is not None:
+            _apply(writer, change)
+        return [writer(x) for x in read]
+
+    def _writer(self, part: Part) -> Any:
+        return self.now.layer.get_submodule(self.names[part])
 
 
 class Original:
-    """What the original has where a pruned model reads.
+    """The original's residuals at the places where a pruned model reads its own.
 
-    Where a norm follows a projection, its output cannot be steered in a straight line: it is then fitted `by_itself`,
-    onto what the original's projection puts out.
+    Where a norm follows a projection, the residual is not linear in its output: the projection is then fitted
+    `by_itself`, to the output of the original's projection.
     """
 
     def __init__(self, loaded: Loaded, keep: Keep, rows: Sequence[Batch]) -> None:
         architecture = loaded.architecture
         self.stream = Stream(loaded.model, architecture, rows)
         self.architecture, self.keep = architecture, keep
-        self.stay = [layer for layer, heads in enumerate(keep) if heads is not None]
+        self.stay = [layer for layer, kept in enumerate(keep) if kept.layer]
         self.whole = loaded.facts.heads
         self.scale = residual_multiplier(loaded.model, architecture)
         self.parallel = bool(architecture.parallel and getattr(loaded.model.config, architecture.parallel))
@@ -121,11 +181,15 @@ class Original:
         self.seen: dict[str, list[Tensor]] = {}
 
     def intact(self, index: int) -> bool:
-        """Whether everything up to a layer of the pruned model, and what reads it next, is as it was."""
+        """Whether all layers of the pruned model up to `index`, and the next reader, are unchanged."""
         return intact(self.keep, self.whole, index)
 
     def goals(self, index: int, part: Part) -> list[Tensor]:
-        """The original's residual where what `part` writes is read next; in the pruned model's layer `index`."""
+        """Return the goals of a part of the pruned model's layer `index`.  # (B, T, E) each
+
+        They are the original's residual where the part's output is read next, or the original projection's output where
+        a projection is fitted by itself.
+        """
         layer = self.stay[index]
         if self.by_itself:
             return self._layer(layer)[part]
@@ -134,13 +198,16 @@ class Original:
         return self.leaving(index)
 
     def leaving(self, index: int) -> list[Tensor]:
-        """The original's residual where what leaves the pruned model's layer `index` is read next.  # (B, T, E) each"""
+        """Return the original's residual where the output of pruned layer `index` is read next.  # (B, T, E) each"""
         if index + 1 == len(self.stay):
             return self._entering(len(self.keep))
         reader = self.stay[index + 1]
-        return self._entering(reader) if self.keep[reader] or self.parallel else self._layer(reader)["between"]
+        return (
+            self._entering(reader) if self.keep[reader].attention or self.parallel else self._layer(reader)["between"]
+        )
 
     def _entering(self, layer: int) -> list[Tensor]:
+        """Advance to a layer of the original, and return the residual that enters it.  # (B, T, E) each"""
         while self.stream.index < layer:
             if self.seen:
                 self.stream.advance(self.seen["left"])
@@ -150,17 +217,18 @@ class Original:
         return self.stream.hidden
 
     def _layer(self, layer: int) -> dict[str, list[Tensor]]:
-        """What is seen of a layer: `between` its attention and MLP, what its projections put out, and what leaves."""
+        """Return the residuals of a layer `between` its attention and MLP and after it (`left`), and the outputs of its
+        projections where they are fitted by themselves.  # (B, T, E) each"""
         self._entering(layer)
         if not self.seen:
             module, names = self.stream.layer, self.architecture
-            watched = {
+            modules = {
                 "adds": module.get_submodule(names.attention_adds),
                 "attention": module.get_submodule(names.output),
                 "mlp": module.get_submodule(names.mlp_output),
             }
             found: dict[str, list[Tensor]] = {"between": [], "attention": [], "mlp": [], "left": []}
-            for hidden, seen in zip(self.stream.hidden, self.stream.seen(watched), strict=True):
+            for hidden, seen in zip(self.stream.hidden, self.stream.seen(modules), strict=True):
                 found["between"].append(hidden + self.scale * seen["adds.out"])
                 found["left"].append(seen["left"])
                 if self.by_itself:
@@ -171,58 +239,125 @@ class Original:
 
 
 def intact(keep: Keep, heads: int, index: int) -> bool:
-    """Whether everything up to the layer `index` of what is left, and what reads it next, is as it was."""
-    reached = [layer for layer, kept in enumerate(keep) if kept is not None][: index + 2]
+    """Whether all remaining layers up to `index`, and the next reader, are unchanged."""
+    reached = [layer for layer, kept in enumerate(keep) if kept.layer][: index + 2]
     if len(reached) < index + 2 or reached != list(range(index + 2)):
         return False
-    *before, reader = (keep[layer] or () for layer in reached)
-    return all(len(kept) == heads for kept in before) and bool(reader)
+    *before, reader = (keep[layer] for layer in reached)
+    return all(len(kept.heads) == heads for kept in before) and reader.attention
 
 
-class _Moments:
-    """Second moments of what a projection reads, alone and with what is missing: float32 products, float64 sums."""
+class _Positions:
+    """Inputs and goals of a projection at each position, in float32 at least."""
+
+    def __init__(self, writer: Any) -> None:
+        self.biased = writer.bias is not None
+        self.weight = _weight(writer)
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, goal: Tensor) -> None:
+        """Add positions: inputs x (n, F) and goals (n, E)."""
+        self.waiting.append((x, goal))
+
+    def errors(self) -> tuple[Tensor, Tensor]:
+        """Return all inputs x (n, F), and the goals minus the projection's outputs (n, E)."""
+        x, goal = self._taken()
+        return x, goal - x @ self.weight.to(x)
+
+    def _taken(self) -> tuple[Tensor, Tensor]:
+        """Return all x, with a column of ones where there is a bias, and all goals."""
+        x, goal = (
+            torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts])
+            for parts in zip(*self.waiting, strict=True)
+        )
+        return torch.cat([x, x.new_ones(len(x), 1)], dim=1) if self.biased else x, goal
+
+
+class _Moments(_Positions):
+    """Second moments of the inputs, and cross moments with the errors: float32 products, float64 sums."""
+
+    def __init__(self, writer: Any) -> None:
+        super().__init__(writer)
+        self.upper = self.xg = torch.zeros(())
+
+    def add(self, x: Tensor, goal: Tensor) -> None:
+        super().add(x, goal)
+        if sum(len(one) for one, _ in self.waiting) >= POSITIONS:
+            self._sum()
+
+    def of_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the second moments of x (F, F), and the cross moments of x with the errors (F, E).
+
+        The errors themselves are not computed: with g the goals, E[x (g − W x)ᵀ] = E[x gᵀ] − E[x xᵀ] Wᵀ.
+        """
+        self._sum()
+        xx = self.upper.triu() + self.upper.triu(1).T
+        return xx, self.xg - xx @ self.weight.to(xx)
+
+    def _sum(self) -> None:
+        if not self.waiting:
+            return
+        x, goal = self._taken()
+        self.waiting = []
+        if not self.upper.dim():
+            self.upper, self.xg = (x.new_zeros(x.shape[1], part.shape[1], dtype=torch.float64) for part in (x, goal))
+        for start in range(0, x.shape[1], COLUMNS):
+            self.upper[start : start + COLUMNS, start:] += x[:, start : start + COLUMNS].T @ x[:, start:]
+        self.xg += x.T @ goal
+
+
+class _Search:
+    """The search for λ: downhill from the best λ of the last projection of the same name."""
 
     def __init__(self) -> None:
-        self.xx = self.xe = torch.zeros(())
-        self.ee = 0.0
+        self.near: dict[str, int] = {}
 
-    def add(self, x: Tensor, error: Tensor, biased: bool) -> None:
-        """Takes in positions: x (n, F), with a column of ones for a bias, and the error (n, E)."""
-        x, error = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, error))
-        if biased:
-            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        self.xx = self.xx + (x.T @ x).double()  # (F, F)
-        self.xe = self.xe + (x.T @ error).double()  # (F, E)
-        self.ee += float(error.double().square().sum())
+    def solved(self, name: str, fit: _Moments, choose: _Positions) -> tuple[Tensor | None, float | None, float]:
+        """Return the change (F, E) with the least squared error on the validation rows, its λ, and the share of the
+        error that remains; None for change and λ where no change makes the error smaller."""
+        (xx, xe), (x, error) = fit.of_errors(), choose.errors()
+        mean, unchanged = float(xx.diagonal().mean()), _square(error)
+        tried: dict[int, tuple[float, Tensor | None]] = {}
 
-    def left(self, change: Tensor) -> float:
-        """The squared error with `change` (F, E)."""
-        return self.ee - 2 * float((change * self.xe).sum()) + float((change * (self.xx @ change)).sum())
+        def left(place: int) -> float:
+            if place not in tried:
+                change = _ridge(xx, xe, STRENGTHS[place] * mean) if 0 <= place < len(STRENGTHS) else None
+                tried[place] = (math.inf if change is None else _square(error - x @ change.to(x)), change)
+            return tried[place][0]
+
+        best = self.near.get(name, len(STRENGTHS) // 2)
+        for step in (-1, 1):
+            while left(best + step) < left(best):
+                best += step
+        self.near[name] = best
+        if not left(best) < unchanged:
+            return None, None, 1.0
+        return tried[best][1], STRENGTHS[best], left(best) / unchanged
 
 
-def _solved(fit: _Moments, choose: _Moments, layer: int, name: str) -> tuple[Tensor | None, FittedMatrix]:
-    """The change (F, E) that leaves the least error on the choosing rows; None where any makes it larger."""
-    best: tuple[float, float | None, Tensor | None] = (choose.ee, None, None)
-    mean, ones, worse = fit.xx.diagonal().mean(), torch.eye(len(fit.xx)).to(fit.xx), 0
-    for strength in STRENGTHS:
-        factor, failed = torch.linalg.cholesky_ex(fit.xx + strength * mean * ones)
-        if int(failed):
-            break
-        change = torch.cholesky_solve(fit.xe, factor)
-        left = choose.left(change)
-        worse = 0 if left < best[0] else worse + 1
-        if left < best[0]:
-            best = (left, strength, change)
-        elif worse == PATIENCE:
-            break
-    left, strength, change = best
-    return change, FittedMatrix(layer, name, strength, max(left, 0.0) / choose.ee if choose.ee else 1.0)
+def _ridge(xx: Tensor, xe: Tensor, added: float) -> Tensor | None:
+    """Return the solution of (xx + added · I) Δ = xe; None where that matrix is not positive definite.  # (F, E)"""
+    regularized = xx.clone()
+    regularized.diagonal().add_(added)
+    factor, failed = torch.linalg.cholesky_ex(regularized)
+    return None if int(failed) else torch.cholesky_solve(xe, factor)
+
+
+def _square(error: Tensor) -> float:
+    return float(error.square().sum(dtype=torch.float64))
+
+
+def _weight(writer: Any) -> Tensor:
+    """Return the weights of a projection, with its bias as the last row where it has one.  # (F, E)"""
+    weight = writer.weight if isinstance(writer, Conv1D) else writer.weight.T
+    return weight if writer.bias is None else torch.cat([weight, writer.bias[None]])
 
 
 @torch.no_grad()
-def _correct(writer: Any, change: Tensor) -> None:
-    """Adds a change (F, E) to a projection, its last row to the bias where it has one."""
+def _apply(writer: Any, change: Tensor) -> None:
+    """Add `change` (F, E) to the weights of a projection, its last row to the bias where it has one."""
     if writer.bias is not None:
-        writer.bias += change[-1].to(writer.bias)
+        writer.bias = nn.Parameter(writer.bias + change[-1].to(writer.bias), requires_grad=False)
         change = change[:-1]
-    writer.weight += (change if isinstance(writer, Conv1D) else change.T).to(writer.weight)
+    added = (change if isinstance(writer, Conv1D) else change.T).to(writer.weight)
+    writer.weight = nn.Parameter(writer.weight + added, requires_grad=False)

@@ -1,4 +1,4 @@
-"""What of a model learns: a LoRA on its matrices, and no dropout beside it."""
+"""LoRA on every matrix of a model's layers, and training without dropout."""
 
 import warnings
 from collections.abc import Iterable
@@ -12,31 +12,36 @@ from slim.models.architectures import Architecture, decoder_layers
 from slim.models.load import Loaded
 
 DROPOUTS = ("attention_dropout", "attn_dropout", "dropout", "layerdrop", "dropout_p", "activation_dropout")
-"""What modules call the dropout that they do themselves."""
+"""Attributes of modules that hold the rate of a dropout of their own."""
 
 
 def adapted(loaded: Loaded, rank: int) -> PeftModel:
-    """The model with a LoRA on every matrix of its layers, which changes nothing yet (Hu et al. 2021)."""
+    """Return the model with a LoRA on every matrix of its layers, which changes nothing yet (Hu et al. 2021)."""
     names = matrices(decoder_layers(loaded.model, loaded.architecture))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's old name for it
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing`", FutureWarning
+        )  # peft reads the attribute by its old name
         return peft.get_peft_model(loaded.model, _config(names, rank, loaded.architecture, "CAUSAL_LM"))  # type: ignore[return-value]
 
 
 def adapted_layer(layer: nn.Module, rank: int, architecture: Architecture) -> PeftModel:
-    """A decoder layer, changed in place, with a LoRA on every matrix of it, which changes nothing yet."""
+    """Return a decoder layer, changed in place, with a LoRA on each of its matrices, which changes nothing yet."""
     return peft.get_peft_model(layer, _config(matrices([layer]), rank, architecture))  # type: ignore[arg-type,return-value]
 
 
 def matrices(layers: Iterable[nn.Module]) -> list[str]:
-    """The names, within a decoder layer, of all that multiplies with a matrix."""
+    """Return the names within a decoder layer of all modules that multiply with a matrix."""
     return sorted(
         {name for layer in layers for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     )
 
 
 def without_dropout(model: nn.Module) -> None:
-    """What the original predicts is no noisy target, and there is little to learn in so few steps."""
+    """Turn off all dropout of a model.
+
+    The original's predictions are targets without noise, and a training of few steps has little to overfit.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,4 +1,4 @@
-"""What a step of recovery will take and which rows it will have, before a model is loaded."""
+"""Preview of a recovery step: its rows and its work, before a model is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,13 @@ from slim.data import tasks
 from slim.models.folder_check import read_folder
 from slim.models.load import Loaded, locate, resolve_device
 from slim.models.tokenizer import facts_at_hand, load_tokenizer
-from slim.recovery.workbench import RecoveryContext, RowSettings, draw, original_of
+from slim.pruning import held_out
+from slim.recovery.context import RecoveryContext, RowSettings, draw, original_of
 
 
 @dataclass(frozen=True)
 class Shell:
-    """What stands for a model whose weights are not read: its config, and where it would be."""
+    """Stand-in for a model whose weights are not read: its config, and the device it would be on."""
 
     config: PreTrainedConfig
     device: torch.device
@@ -25,15 +26,15 @@ class Shell:
 def preview(
     source: str, task: tasks.Task, settings: RowSettings, original: str | None = None
 ) -> RecoveryContext | None:
-    """The bench of a step with shells for models, for what `workload` says of it; None where one is not unpacked yet.
+    """Return the context of a recovery step with shells for models, for the estimate of `workload`.
 
-    Raises InputError as `recover.bench` does.
+    Return None where a model is not unpacked yet. Raises InputError as `recovery_context` does.
     """
-    teacher = original or original_of(source)
+    plan, teacher = held_out.plan_of(source), original or original_of(source)
     one, other = (_shell(name, settings.device) for name in (source, teacher))
     if one is None or other is None:
         return None
-    return RecoveryContext(source, one, other, draw(task, settings, source, one, other), settings)
+    return RecoveryContext(one, other, draw(task, settings, plan, one, other), settings, plan)
 
 
 def _shell(source: str, device: str) -> Loaded | None:

@@ -1,5 +1,5 @@
-"""Training a model on rows, with the original's distribution as the target or their own tokens: transformers' Trainer
-with a loss of counted positions alone, batches that are halved where memory ends, and states that are whole or absent.
+"""Training of a model on rows, towards soft targets of the original or their own tokens: transformers' Trainer with a
+loss over counted positions only, batches that are halved where memory is full, and saved states that are always whole.
 """
 
 import json
@@ -19,22 +19,34 @@ from slim.core.cache import Arrays
 from slim.core.errors import SlimError
 from slim.data import tasks
 from slim.data.batch_runner import out_of_memory, subset
+from slim.models.predictions import counted_logits
 from slim.pruning.history import CurvePoint
-from slim.recovery.teacher import counted_logits, stacked_targets
+from slim.recovery.settings import TrainSettings
+from slim.recovery.teacher import stacked_targets
 
 COMPLETE = "slim.json"
-"""Written last into a saved state: one without it was cut off."""
-
-
+"""Written last into a saved state: a state without it is incomplete."""
+BACKWARD = {"adapter": 1.6, "full": 2.1}
+"""Cost of a step besides its forward pass, in forward passes, measured on the bundled model."""
 Advance = Callable[[Literal["training", "validation"], int, str], None]
-"""Hears of each step how many tokens it went over, and in words how it went."""
-Watch = Callable[[Sequence[CurvePoint]], None]
-"""Hears the curve so far whenever a point is added to it."""
+"""Callback for each step: its kind, its number of tokens, and a message."""
+
+
+def precision_of(settings: TrainSettings, device: torch.device) -> str:
+    """Return the number format of matrix products; float32 means that of the weights."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:
+        found = torch.cpu.get_capabilities()
+        able = found.get("avx512_bf16") or found.get("amx_bf16")
+    return "bfloat16" if able and settings.dtype != "float64" else "float32"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with what the original says of them: `soft` at the temperature of the loss, `plain` at 1."""
+    """Rows with the original's soft targets: `soft` at the temperature of the loss, `plain` at 1."""
 
     encoded: tasks.Encoded
     soft: Sequence[Arrays] | None = None
@@ -43,32 +55,35 @@ class Rows:
 
 @dataclass(frozen=True)
 class Loss:
-    """`task_weight` of the rows' own tokens' surprise, the rest of KL to the original at `temperature`, times its
-    square, so that the size of its gradient does not depend on it (Hinton et al. 2015)."""
+    """Training loss: negative log-likelihood of the rows' own tokens and KL to the original at `temperature`.
+
+    Their weights are `task_weight` and 1 − `task_weight`. KL is multiplied by the squared temperature, so that the
+    scale of its gradient does not depend on it (Hinton et al. 2015).
+    """
 
     task_weight: float = 1.0
     temperature: float = 1.0
 
     def __call__(self, logits: Tensor, tokens: Tensor, soft: Sequence[Arrays] | None) -> Tensor:
-        """Summed over the positions of logits (n, V), whose next tokens are `tokens` (n,)."""
+        """Return the loss summed over the positions of logits (n, V), whose next tokens are `tokens` (n,)."""
         logits = exact(logits)
         total = logits.new_zeros(())
         if self.task_weight > 0:
-            surprise = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum")
-            total = total + self.task_weight * surprise
+            nll = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum")
+            total = total + self.task_weight * nll
         if self.task_weight < 1:
             if soft is None:
-                raise ValueError("a loss with the original's part needs what the original says")
+                raise ValueError(f"task_weight={self.task_weight}: below 1 the loss needs soft targets")
             nats = stacked_targets(soft, logits.device).divergence(logits, self.temperature)
             total = total + (1 - self.task_weight) * self.temperature**2 * nats.sum()
         return total
 
 
 class RecoveryTrainer(Trainer):
-    """Trains on `rows`, `micro_batch` of them at a time; every optimiser step sees a whole batch of the arguments.
+    """Trains on `rows`, `micro_batch` of them at a time; every optimizer step uses a whole batch of the arguments.
 
-    A batch is one step: its micro-batches are cut here, each weighs as many positions as it counts, so that neither
-    their size nor running out of memory changes what is learnt.
+    A batch is one step. It is split into micro-batches here, weighted by their counted positions, so that neither their
+    size nor running out of memory changes the gradient.
     """
 
     def __init__(
@@ -82,10 +97,10 @@ class RecoveryTrainer(Trainer):
         patience: int,
         advance: Advance = lambda work, tokens, message: None,
         note: Callable[[str], None] = lambda text: None,
-        watch: Watch = lambda curve: None,
+        curve: Callable[[Sequence[CurvePoint]], None] = lambda points: None,
     ) -> None:
         self.rows, self.validation, self.loss = rows, validation, loss
-        self.micro_batch, self.advance, self.note, self.watch = micro_batch, advance, note, watch
+        self.micro_batch, self.advance, self.note, self.curve = micro_batch, advance, note, curve
         super().__init__(
             model=model,
             args=args,
@@ -97,7 +112,7 @@ class RecoveryTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of the whole batch. What does not fit in memory is tried again in halves."""
+        """Compute gradients of the whole batch and return its loss; halve the micro-batch where memory is full."""
         rows: list[int] = inputs["rows"].tolist()
         model.train()
         while True:
@@ -109,7 +124,7 @@ class RecoveryTrainer(Trainer):
                 tried = min(self.micro_batch, len(rows))
                 if tried == 1:
                     raise SlimError(
-                        "out of memory on a single training row: choose a smaller max_length, checkpointing=True "
+                        "out of memory on a single training row; choose a smaller max_length, checkpointing=True "
                         "or another device."
                     ) from error
                 self.micro_batch = tried // 2
@@ -144,13 +159,13 @@ class RecoveryTrainer(Trainer):
         kept = last_state(Path(str(self.args.output_dir)))
         raise SlimError(
             f"the loss is {loss.item()} at step {self.state.global_step + 1}, on the training rows "
-            f"{', '.join(map(str, places))}: choose a smaller learning_rate, or leave these rows out. "
-            + (f"The state of the step before that was saved is in {str(kept)!r}." if kept else "Nothing was saved.")
+            f"{', '.join(map(str, places))}: choose a smaller learning_rate, or remove these rows. "
+            + (f"The last saved state is in {str(kept)!r}." if kept else "Nothing was saved.")
         )
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss and KL to the original on the validation rows, in nats per predicted token."""
+        """Return loss and KL to the original on the validation rows, in nats per predicted token."""
         rows, model = self.validation, cast(Any, self.model)
         model.eval()
         loss = kl = predicted = 0.0
@@ -169,12 +184,12 @@ class RecoveryTrainer(Trainer):
         metrics = {"eval_loss": loss / predicted, "eval_kl": max(0.0, kl / predicted)}
         self.advance("validation", done, f"Validation: loss {metrics['eval_loss']:.3f}, KL {metrics['eval_kl']:.3f}")
         self.log(dict(metrics))
-        self.watch(curve_of(self.state.log_history))
+        self.curve(curve_of(self.state.log_history))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted."""
+        """Return 0: operations are not counted."""
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -182,27 +197,32 @@ class RecoveryTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             (folder / COMPLETE).write_text(json.dumps({"micro_batch": self.micro_batch}), encoding="utf-8")
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer knows no better than RuntimeError
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeError
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_state(folder.parent)
-            goes_on = f"it goes on from step {step_of(kept)}" if kept else "it starts at step 0"
+            resumes = f"resumes from step {step_of(kept)}" if kept else "starts at step 0"
             raise SlimError(
                 f"the state of the training at step {self.state.global_step} could not be saved in "
-                f"{str(folder.parent)!r} ({error}): free some space on that disk and run the same again, {goes_on}."
+                f"{str(folder.parent)!r} ({error}); free some space on that disk and run the same command again, "
+                f"which {resumes}."
             ) from error
 
     def resumed(self, state: Path | None) -> list[CurvePoint]:
-        """Trains to the end, from a saved `state` where there is one, and gives the curve. The model then has the
-        weights of the best validation loss."""
+        """Train to the end, from a saved `state` where there is one, and return the curve.
+
+        The model then has the weights of the best validation loss.
+        """
         if state is not None:
             self.micro_batch = json.loads((state / COMPLETE).read_text(encoding="utf-8"))["micro_batch"]
         self.train(resume_from_checkpoint=str(state) if state else None)
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # else it stays in the training's precision
+        self.accelerator.unwrap_model(
+            self.model, keep_fp32_wrapper=False
+        )  # otherwise it stays in the training's precision
         return curve_of(self.state.log_history)
 
 
 def arguments(folder: Path, *, steps: int, every: int, device: torch.device, **values: Any) -> TrainingArguments:
-    """What the Trainer is told: states in `folder`, one `every` so many steps, nothing sent anywhere."""
+    """Return the Trainer's arguments: a state in `folder` every `every` steps, and no reports to other services."""
     made = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -228,12 +248,12 @@ def arguments(folder: Path, *, steps: int, every: int, device: torch.device, **v
         report_to=[],
         **values,
     )
-    made._n_gpu = min(1, made.n_gpu)  # the Trainer would copy the model to every card it sees
+    made._n_gpu = min(1, made.n_gpu)  # the Trainer would copy the model to every GPU it finds
     return made
 
 
 def curve_of(history: Sequence[dict[str, float]]) -> list[CurvePoint]:
-    """The points of a Trainer's log, one for each evaluation."""
+    """Return the points of a Trainer's log, one for each evaluation."""
     losses = {int(entry["step"]): entry["loss"] for entry in history if "loss" in entry}
     points = {
         int(entry["step"]): CurvePoint(
@@ -249,7 +269,7 @@ def curve_of(history: Sequence[dict[str, float]]) -> list[CurvePoint]:
 
 
 def last_state(folder: Path) -> Path | None:
-    """The newest whole state in the `folder` of a training; what was cut off while it was saved is removed."""
+    """Return the newest whole state in the `folder` of a training; remove incomplete ones."""
     whole = []
     for state in folder.glob("checkpoint-*"):
         if (state / COMPLETE).is_file():
@@ -260,4 +280,5 @@ def last_state(folder: Path) -> Path | None:
 
 
 def step_of(state: Path) -> int:
+    """Return the step of a saved state."""
     return int(state.name.rpartition("-")[2])

@@ -1,8 +1,8 @@
-"""What all steps of recovery share: a checkpoint beside its original, rows in their roles, figures before and after."""
+"""The recovery context: a pruned model and its original, rows by split, and figures before and after a step."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,35 +10,49 @@ from typing import Any, Protocol
 
 import torch
 from diskcache import Cache
+from torch import Tensor
 
 from slim.core.environment import versions
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.fields import Positions
 from slim.core.records import ModelFacts
+from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload, memory_there, seconds_of
 from slim.data import tasks
-from slim.data.batch_runner import Work, subset
+from slim.data.batch_runner import subset
 from slim.data.tasks import dataset_facts
 from slim.evaluation import likelihood
 from slim.evaluation.answers import context_of
 from slim.evaluation.likelihood import Passes
 from slim.models.load import Loaded, device_name, load_model, locate, resolve_dtype
+from slim.planning.record import Plan
 from slim.pruning import held_out
-from slim.pruning.history import ROLES, CurvePoint, Method, Quality, Recovery, RecoveryStep, load_recovery, role_of
+from slim.pruning.history import (
+    ROLES,
+    TRAIN,
+    CurvePoint,
+    Method,
+    Quality,
+    Recovery,
+    RecoveryStep,
+    load_recovery,
+    role_of,
+)
 from slim.recovery.teacher import check_vocabulary
 
-UNCHANGED = "on the rows that decide the model was no better after it, so its weights are as they were"
+UNCHANGED = "on the acceptance rows the model was no better after it, so its weights are as they were"
+"""Note of a step that was not applied."""
 
 
 class RowSettings(Protocol):
-    """The settings that every step of recovery has."""
+    """Settings that every step of recovery has."""
 
     @property
     def samples(self) -> int: ...
     @property
     def max_length(self) -> int: ...
     @property
-    def positions(self) -> tasks.Positions: ...
+    def positions(self) -> Positions: ...
     @property
     def seed(self) -> int: ...
     @property
@@ -49,7 +63,7 @@ class RowSettings(Protocol):
 
 @dataclass(frozen=True)
 class DrawnRows:
-    """The drawn rows by their roles, each as tokens."""
+    """The drawn rows as tokens, by split."""
 
     task: tasks.Task
     parts: dict[str, tasks.Encoded]
@@ -57,44 +71,38 @@ class DrawnRows:
     notes: tuple[str, ...]
 
     def __getitem__(self, role: str) -> tasks.Encoded:
+        """Return the rows of a split."""
         return self.parts[role]
 
 
 @dataclass
 class RecoveryContext:
-    """A checkpoint and its original with the rows for one step, and when it began."""
+    """A pruned model and its original, both in memory, with the rows for one step and the time it began."""
 
-    source: str
     student: Loaded
     teacher: Loaded
     drawn: DrawnRows
     settings: RowSettings
+    plan: Plan | None = None
+    earlier: Recovery = field(default_factory=Recovery)
+    states: dict[bytes, Tensor] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    @property
-    def earlier(self) -> Recovery:
-        """What was done before."""
-        return load_recovery(Path(locate(self.source)))
-
     def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
-        """How a model does beside the original on the rows that decide and on those that are reported."""
+        """Return the quality of a model beside the original on the acceptance and test rows."""
+        passes = Passes(batch_size, cache, work.step("Comparing with the original", 2), states=self.states)
+        return {role: quality(self.teacher, model, self.drawn[role], passes) for role in ("acceptance", "test")}
 
-        def advance(tokens: int, known: bool) -> None:
-            work.advance(2 * tokens, "Comparing with the original", known)
-
-        passes = Passes(batch_size, cache, advance, work.note)
-        return {role: quality(self.teacher, model, self.drawn[role], passes) for role in ("decide", "report")}
-
-    def figures_after(self, model: Any, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
-        """The same of what a step made of the student."""
-        unknown = self.student.facts.model_copy(update={"fingerprint": ""})  # kept results are of the old weights
-        return self.figures(replace(self.student, model=model, facts=unknown), batch_size, cache, work)
+    def figures_after(self, model: Any, batch_size: int, work: Work) -> dict[str, Quality]:
+        """Return the same figures for the student's `model` with other weights."""
+        changed = self.student.facts.model_copy(update={"fingerprint": ""})  # cached figures are of the old weights
+        return self.figures(replace(self.student, model=model, facts=changed), batch_size, None, work)
 
     def workload(self, forwards: float, memory: int, disk: int) -> Workload:
-        """What a step takes on the student's device, the comparisons with the original before and after it included."""
+        """Return the work of a step on the student's device, with the comparisons with the original around it."""
         device, dtype = self.student.model.device, resolve_dtype(self.settings.dtype)
-        forwards += 2 * 2 * (self.drawn["decide"].tokens + self.drawn["report"].tokens)
+        forwards += 2 * 2 * (self.drawn["acceptance"].tokens + self.drawn["test"].tokens)
         return Workload(
             rows=len(self.drawn.whole.rows),
             tokens=self.drawn.whole.tokens,
@@ -115,7 +123,7 @@ class RecoveryContext:
         notes: Sequence[str] = (),
         curve: Sequence[CurvePoint] = (),
     ) -> RecoveryStep:
-        """The record of the step."""
+        """Return the record of the step; one that is not `applied` keeps the figures from before it."""
         if not applied:
             notes = (*notes, UNCHANGED)
         return RecoveryStep(
@@ -125,8 +133,8 @@ class RecoveryContext:
             seed=self.settings.seed,
             rows={role: len(part.rows) for role, part in self.drawn.parts.items()},
             settings=settings | {"original": self.teacher.facts.source},
-            before=before["report"],
-            after=after["report"] if applied else before["report"],
+            before=before["test"],
+            after=(after if applied else before)["test"],
             applied=applied,
             versions=versions(),
             device=device_name(self.student),
@@ -142,53 +150,60 @@ def recovery_context(
     task: tasks.Task,
     settings: RowSettings,
     original: str | None = None,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
 ) -> RecoveryContext:
-    """Everything that a step of recovery of `source` starts from.
+    """Return the context of a recovery step of the checkpoint `source`.
 
-    `original` is by default what `source` was cut from, or itself where it was not cut. Raises InputError for models
-    that are not there or have other tokens, and for rows that cannot be used.
+    `original` is by default the model that `source` was cut from, or itself where it was not cut. Raises InputError for
+    models that are missing or have different tokens, and for rows that cannot be used.
     """
-    where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "progress": progress}
+    plan = held_out.plan_of(source)
+    where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "reporter": reporter}
     student = load_model(source, **where)
     teacher = load_model(original or original_of(source), **where)
-    check_vocabulary(teacher, student)
-    return RecoveryContext(source, student, teacher, draw(task, settings, source, student, teacher, progress), settings)
+    drawn = draw(task, settings, plan, student, teacher, reporter)
+    return RecoveryContext(student, teacher, drawn, settings, plan, load_recovery(Path(locate(source))))
 
 
 def original_of(source: str) -> str:
-    """The model that `source` was cut from; itself where it was not cut."""
-    return held_out.original_of([source]) if held_out.plan_of(source) is not None else source
+    """Return the model that `source` was cut from; itself where it was not cut."""
+    plan = held_out.plan_of(source)
+    return source if plan is None else plan.model.source
 
 
 def draw(
-    task: tasks.Task, settings: RowSettings, source: str, student: Loaded, teacher: Loaded, progress: Progress = silent
+    task: tasks.Task,
+    settings: RowSettings,
+    plan: Plan | None,
+    student: Loaded,
+    teacher: Loaded,
+    reporter: Reporter = SILENT,
 ) -> DrawnRows:
-    """The rows of one step, and in words what was cut or left out.
+    """Return the rows of one step by split, with notes on rows that were cut or left out.
 
-    Rows that the calibration drew may be learnt from, and decide and tell nothing. Raises InputError where a role is
-    left without rows.
+    Rows that the calibration drew are for training only. Raises InputError where a split has no rows, and where the
+    models have different tokens.
     """
+    check_vocabulary(teacher, student)
     length = min(settings.max_length, context_of(student), context_of(teacher))
-    calibrated = held_out.calibrated_on(source, task)
-    examples = tasks.choose(task, settings.samples, settings.seed, progress)
+    calibrated = held_out.calibrated_on(plan, task)
+    examples = tasks.choose(task, settings.samples, settings.seed, reporter)
     whole = tasks.encode(examples, student.tokenizer, length, settings.positions)
     by_role: dict[str, list[int]] = {role: [] for role in ROLES}
     for row, place in enumerate(whole.places):
         role = role_of(examples[place])
-        if role == "learn" or examples[place] not in calibrated:
+        if role == TRAIN or examples[place] not in calibrated:
             by_role[role].append(row)
-    empty = [role for role, found in by_role.items() if not found]
-    if empty:
+    if empty := [role for role, found in by_role.items() if not found]:
         raise InputError(
-            f"samples={settings.samples}: among {len(whole.rows)} rows none is left to {empty[0]}: each row has one "
-            f"role ({', '.join(ROLES)}), and the calibration's own rows only teach: draw more rows, or from another "
-            "split or file."
+            f"samples={settings.samples}: none of {len(whole.rows)} rows is left for the {empty[0]} split (each row is "
+            f"in one of {', '.join(ROLES)}, and the calibration's own rows are for training only); draw more rows, or "
+            "name another dataset split or file."
         )
     parts = {role: subset(whole, found) for role, found in by_role.items()}
     notes = []
     if length < settings.max_length:
-        notes.append(f"the model reads at most {length:,} tokens, so rows were cut there")
+        notes.append(f"the model's context is {length:,} tokens, so rows were cut there")
     if whole.truncated_rows:
         notes.append(f"{whole.truncated_rows} rows were cut at {length:,} tokens")
     if whole.left_out:
@@ -197,15 +212,15 @@ def draw(
 
 
 @torch.no_grad()
-def round_to_stored(model: Any, facts: ModelFacts) -> None:
-    """To the number format that is stored, so that figures are those of the checkpoint."""
+def round_to_stored(parameters: Iterable[Tensor], facts: ModelFacts) -> None:
+    """Round weights in place to the stored number format, so that figures are those of the checkpoint."""
     dtype = resolve_dtype(facts.dtype)
-    for parameter in model.parameters():
+    for parameter in parameters:
         parameter.copy_(parameter.to(dtype))
 
 
 def quality(original: Loaded, other: Loaded, encoded: tasks.Encoded, passes: likelihood.Passes) -> Quality:
-    """How `other` does on rows beside the original. Raises SlimError where a model gives no numbers."""
+    """Return the quality of `other` beside the original on rows. Raises SlimError for NaN or infinite figures."""
     base, mine = likelihood.against(original, other, encoded, passes)
     predicted = int(base["predicted"].sum())
     return Quality(
