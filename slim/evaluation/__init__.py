@@ -1,0 +1,1 @@
+"""Evaluation: checkpoints beside their original, in quality, speed and memory, with intervals."""

@@ -1,4 +1,4 @@
-"""Answers of a model to rows of a task: batched, seeded, greedy by default, and kept, so that a stopped run goes on."""
+"""Answers of a model to rows of a task: batched, seeded, greedy by default, and cached, so that runs resume."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -10,50 +10,44 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from slim.core.cache import Arrays, RowCache
+from slim.core.cache import Arrays
 from slim.core.errors import SlimError
-from slim.core.progress import Progress, silent
 from slim.core.records import Record
-from slim.data.batch_runner import Work, run_batches
+from slim.core.reporter import SILENT, Reporter, Work
+from slim.data.batch_runner import run_batches
 from slim.data.encode import Batch, Encoded, prompt_tokens
 from slim.data.templates import Example
+from slim.evaluation.settings import AnswerSettings
+from slim.models.identity import row_cache
 from slim.models.load import Loaded
 
 VERSION = 1
-"""Of what is kept: raise it when the same settings give other answers."""
+"""Version of the cached answers: raise it when the same settings give other answers."""
 ANY_LENGTH = 2**30
-
-
-class AnswerSettings(Record):
-    """What a person chooses for the answers. A temperature of 0 is greedy."""
-
-    max_new_tokens: int = Field(default=128, ge=1, description="tokens at which an answer is cut")
-    batch_size: int = Field(default=16, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
-    seed: int = Field(default=0, ge=0, description="of what is drawn where the temperature is above 0")
+"""Tokens of a context without a limit."""
 
 
 class ModelAnswer(Record):
-    """What a model says to one row; `failure` is why it was not asked."""
+    """A model's answer to one row; `failure` is the reason why it was not asked."""
 
     text: str = ""
-    tokens: int = Field(default=0, ge=0, description="generated, without the one that ends the answer")
-    finished: bool = Field(default=False, description="whether the model ended by itself")
+    tokens: int = Field(default=0, ge=0, description="generated tokens, without the one that ends the answer")
+    finished: bool = Field(default=False, description="whether the model ended the answer itself")
     failure: str | None = None
 
     @property
     def truncated(self) -> bool:
-        """Whether the answer was cut at the most tokens it may have."""
+        """Whether the answer was cut at `max_new_tokens`."""
         return self.failure is None and not self.finished
 
 
 def prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
-    """The token ids that ask for the answer of each row, through the chat template where there is one.  # (T,) each"""
+    """Return the token ids of each row's prompt, through the chat template where there is one.  # (T,) each"""
     return [torch.tensor(prompt_tokens(example, tokenizer), dtype=torch.long) for example in examples]
 
 
 def stops_of(loaded: Loaded) -> tuple[int, ...]:
-    """The tokens that end an answer: those of the model's generation config and the tokenizer's own."""
+    """Return the tokens that end an answer: those of the model's generation config and the tokenizer's own."""
     settings = loaded.model.generation_config
     named = settings.eos_token_id if settings is not None else None
     found = [*(named if isinstance(named, list) else [named]), loaded.tokenizer.eos_token_id]
@@ -61,7 +55,7 @@ def stops_of(loaded: Loaded) -> tuple[int, ...]:
 
 
 def context_of(loaded: Loaded) -> int:
-    """Tokens of prompt and answer together that the model was made for."""
+    """Return the length of the model's context in tokens, prompt and answer together."""
     return getattr(loaded.model.config, "max_position_embeddings", None) or ANY_LENGTH
 
 
@@ -71,48 +65,34 @@ def answer(
     settings: AnswerSettings,
     stops: Collection[int],
     cache: Cache | None = None,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
     trouble: SlimError | None = None,
 ) -> tuple[list[ModelAnswer], list[str]]:
-    """The answer to each of the prompts in `rows` (T,), and notes on what happened on the way.
+    """Return the answer to each of the prompts in `rows` (T,), and notes on what happened on the way.
 
     A row's answer depends on the row alone, not on which others are in its batch. A prompt that leaves no room for
     `max_new_tokens` in the model's context is not asked. Raises SlimError where a single row does not fit in memory,
-    and `trouble`, where it is given, instead of generating what is not known yet.
+    and `trouble`, where it is given, instead of generating an answer that is not cached.
     """
     room = context_of(loaded) - settings.max_new_tokens
     fit = [place for place, row in enumerate(rows) if 0 < len(row) <= room]
     encoded = Encoded(tuple(rows[place] for place in fit), 0)
-    work = Work(progress, max(1, encoded.tokens))
-    kept = RowCache(
-        cache if loaded.facts.fingerprint else None,
+    work = Work(reporter, max(1, encoded.tokens))
+    cached = row_cache(
+        cache,
+        loaded,
         answers=VERSION,
-        model=loaded.facts.fingerprint,
-        config=loaded.model.config.to_json_string(use_diff=False),
-        dtype=str(loaded.model.dtype),
-        device=loaded.model.device.type,
         stops=sorted(stops),
         settings=settings.model_dump(exclude={"batch_size"}),
     )
-
-    def advance(tokens: int, known: bool) -> None:
-        work.advance(tokens, "Answering", known)
 
     def compute(batch: Batch) -> list[Arrays]:
         if trouble is not None:
             raise trouble
         return _generate(loaded, batch, settings, stops)
 
-    found = run_batches(
-        encoded,
-        range(len(fit)),
-        compute,
-        kept,
-        settings.batch_size,
-        "left",
-        advance,
-        work.note,
-    )
+    step = work.step("Answering")
+    found = run_batches(encoded, range(len(fit)), compute, cached, settings.batch_size, "left", step)
     answers = [_refused(len(row), room) for row in rows]
     for place, arrays in zip(fit, found, strict=True):
         tokens = arrays["tokens"].tolist()
@@ -129,7 +109,10 @@ def _refused(length: int, room: int) -> ModelAnswer:
 
 @torch.inference_mode()
 def _generate(loaded: Loaded, batch: Batch, settings: AnswerSettings, stops: Collection[int]) -> list[Arrays]:
-    """`tokens` of each row's answer and whether it `finished`. No setting of the model's own but where it ends."""
+    """Return the `tokens` of each row's answer and whether it `finished`.
+
+    Of the model's own generation config only the tokens that end an answer count.
+    """
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         do_sample=False,
@@ -141,7 +124,7 @@ def _generate(loaded: Loaded, batch: Batch, settings: AnswerSettings, stops: Col
         prompts = [ids[valid] for ids, valid in zip(batch.ids, batch.valid, strict=True)]
         processors.append(_Draws(prompts, settings))
     model, own = loaded.model, loaded.model.generation_config
-    model.generation_config = GenerationConfig()  # what is not set above would be taken from the model's
+    model.generation_config = GenerationConfig()  # settings missing above would be taken from the model's
     try:
         inputs = batch.inputs(model.device)
         ids = model.generate(**inputs, generation_config=config, logits_processor=processors)  # type: ignore[operator]
@@ -158,7 +141,7 @@ def _until_stop(row: np.ndarray, stops: Collection[int]) -> Arrays:
 
 
 class _Draws(LogitsProcessor):
-    """Makes the largest logit a sample: each row adds Gumbel noise of its own, seeded by what it asks (Gumbel 1954)."""
+    """Sample by the largest logit: each row adds Gumbel noise of its own, seeded by its prompt (Gumbel 1954)."""
 
     def __init__(self, prompts: Sequence[Tensor], settings: AnswerSettings) -> None:
         self.temperature = settings.temperature

@@ -1,4 +1,4 @@
-"""An evaluation to figures: every model beside the original, and size against quality. Colours tell models apart."""
+"""Charts of an evaluation: every model beside the original, and size against quality; a color for each model."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ from slim.evaluation.comparison import ComparedMetric, efficient
 from slim.evaluation.metrics import Figure
 
 LONGEST = 28
-"""Characters of a model's name in a chart."""
+"""Most characters of a model's name in a chart."""
 COLUMNS = 2
 PANEL, BAR = 78, 26
-"""Pixels of a panel without its bars, and of a bar."""
+"""Height in pixels of a panel without its bars, and of a bar."""
 FEWEST_SPOKES = 3
 WIDE = 10.0
 """From this ratio of the largest to the smallest figure on, an axis is logarithmic."""
 
 
 def shown(name: str) -> str:
-    """A model's name as a chart may have it: as text, and cut where it is long."""
+    """Return a model's name for a chart: as plain text, and cut where it is long."""
     return visible(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
 
 
-def colour(place: int) -> str:
-    """That of a model by its place; the original is grey."""
+def color(place: int) -> str:
+    """Return the color of a model by its place; the original is gray."""
     return QUIET if place == 0 else LINES[(place - 1) % len(LINES)]
 
 
 def change_bars(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> go.Figure:
-    """A panel for each quantity: what every model has more than the original, with its interval, in its own unit.
+    """Return a panel for each metric: the difference of every model to the original, with its interval and unit.
 
-    Only quantities whose change is known of a model get one; the line at 0 is the original.
+    Only metrics with a known difference get a panel; the line at 0 is the original.
     """
     known = [quantity for quantity in quantities if any(quantity.changes)]
     lines = max(1, -(-len(known) // COLUMNS))
@@ -61,7 +61,7 @@ def change_bars(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> g
         automargin=True,
         ticksuffix="  ",
     )
-    framed(figure, "What is more or less than the original's", 90 + lines * (PANEL + BAR * (len(names) - 1)))
+    framed(figure, "Difference to the original", 90 + lines * (PANEL + BAR * (len(names) - 1)))
     return figure.update_layout(margin={"t": 70})
 
 
@@ -80,7 +80,7 @@ def _bar(quantity: ComparedMetric, model: int, change: Figure, name: str) -> go.
         y=[model],
         orientation="h",
         width=0.62,
-        marker={"color": colour(model)},
+        marker={"color": color(model)},
         name=shown(name),
         text=[f"{quantity.change_in_words(model)}<br>{_said(quantity, model)}"],
         textposition="none",
@@ -90,12 +90,12 @@ def _bar(quantity: ComparedMetric, model: int, change: Figure, name: str) -> go.
 
 
 def spokes(quantities: Sequence[ComparedMetric]) -> list[ComparedMetric]:
-    """The quantities whose share of the original's is known of every model."""
+    """Return the metrics whose ratio to the original's is known for every model."""
     return [quantity for quantity in quantities if np.isfinite(quantity.shares).all()]
 
 
 def radar(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> go.Figure | None:
-    """Every model as a ring: outward is better, the grey ring is the original. None with fewer than three spokes."""
+    """Return every model as a ring: outward is better, the gray ring is the original. None below three spokes."""
     known = spokes(quantities)
     if len(known) < FEWEST_SPOKES:
         return None
@@ -108,7 +108,7 @@ def radar(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> go.Figu
             theta=[*titles, titles[0]],
             mode="lines+markers",
             name=shown(name),
-            line={"color": colour(model), "width": 2, "dash": "dash" if model == 0 else "solid"},
+            line={"color": color(model), "width": 2, "dash": "dash" if model == 0 else "solid"},
             marker={"size": 6},
             hovertemplate=f"{shown(name)}<br>%{{theta}}: %{{r:.2f}} times as good<extra></extra>",
         )
@@ -123,7 +123,7 @@ def radar(quantities: Sequence[ComparedMetric], names: Sequence[str]) -> go.Figu
 
 
 def trade_off(x: ComparedMetric, y: ComparedMetric, names: Sequence[str]) -> go.Figure:
-    """One quantity against another, a point for each model with both; the efficient ones are filled and joined."""
+    """Return one metric against another, a point for each model with both; the efficient ones are filled and joined."""
     best, xs, ys = efficient(x, y), x.values, y.values
     log_x, log_y = _spread(x), _spread(y)
     figure = go.Figure()
@@ -140,7 +140,7 @@ def trade_off(x: ComparedMetric, y: ComparedMetric, names: Sequence[str]) -> go.
     for model, name in enumerate(names):
         if not np.isfinite([xs[model], ys[model]]).all():
             continue
-        tone, found = colour(model), y.figures[model]
+        tone, found = color(model), y.figures[model]
         error = {}
         if found is not None and found.low is not None and found.high is not None and found.high > found.low:
             ends = {"array": [found.high - found.value], "arrayminus": [found.value - found.low]}

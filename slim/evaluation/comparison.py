@@ -1,4 +1,4 @@
-"""What the models of an evaluation can be compared by, whether a difference is sure, and which models are efficient."""
+"""Metrics that compare the models of an evaluation, the verdict on each difference, and the efficient models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from slim.evaluation.speed import Footprint, Speed, Timed
 
 Group = Literal["quality", "speed", "size"]
 Standing = Literal["better", "worse", "same", "apart", "open", "unknown"]
-"""Of a model beside the original. `open`: the interval holds no difference. `unknown`: there is no interval.
-`apart`: of a distance, which is above 0 as soon as anything differs, so that its interval says nothing of worse."""
+"""Verdict on a model beside the original. `open`: the interval includes 0. `unknown`: there is no interval.
+`apart`: for a distance, which is above 0 as soon as anything differs, so its interval does not show what is worse."""
 KL_MEASURE = "kl"
 PERCENT = "%"
 
 
 @dataclass(frozen=True)
 class ComparedMetric:
-    """One thing that was found of the models of an evaluation, in their order; None where one has none.
+    """One metric of the models of an evaluation, in their order; None where a model lacks it.
 
-    `changes` are what each has more than the original, in `change_unit`. Of speed they have the lowest and highest
-    ratio of runs side by side as their ends; sizes are counted, so their ends are the change itself.
+    `changes` are the differences to the original, in `change_unit`. The interval of a speed is the lowest and highest
+    ratio of paired runs; sizes are counted, so both ends of their interval are the difference itself.
     """
 
     name: str
@@ -43,12 +43,12 @@ class ComparedMetric:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """The figures; NaN where there is none.  # (M,)"""
+        """The figures; NaN where a model lacks one.  # (M,)"""
         return np.array([np.nan if figure is None else figure.value for figure in self.figures])
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """How many times as good as the original each is; NaN where that cannot be said.  # (M,)"""
+        """The ratio of each model to the original, above 1 where it is better; NaN where it is undefined.  # (M,)"""
         values = self.values
         above, below = (values, values[0]) if self.higher_is_better else (values[0], values)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -56,7 +56,7 @@ class ComparedMetric:
         return np.where(np.isfinite(found) & (found >= 0), found, np.nan)
 
     def change_in_words(self, model: int) -> str:
-        """What a model has more than the original, and how sure that is: "−1.2 points [−2.9, +0.4]"."""
+        """Return the difference of a model to the original, and its interval: "−1.2 points [−2.9, +0.4]"."""
         change = self.changes[model]
         if change is None:
             return ""
@@ -68,7 +68,7 @@ class ComparedMetric:
         return f"{number}{unit}" if counted else f"{number}{unit} {interval}"
 
     def standing(self, model: int) -> Standing | None:
-        """What the interval of a model's change says; None where there is no change."""
+        """Return the verdict on a model's difference by its interval; None where the difference is unknown."""
         change = self.changes[model]
         if change is None:
             return None
@@ -84,23 +84,23 @@ class ComparedMetric:
 
 
 def compare_models(facts: EvaluationFacts) -> list[ComparedMetric]:
-    """Everything the evaluation found: quality, then speed at each batch size, then size."""
+    """Return all metrics of an evaluation: quality, then speed at each batch size, then size."""
     return [*_quality(facts), *_speed(facts), *_size(facts)]
 
 
 def efficient(x: ComparedMetric, y: ComparedMetric) -> NDArray[np.bool_]:
-    """The models that no other is at least as good as in both quantities and better than in one (the Pareto front).
+    """Return which models are on the Pareto front: no other is at least as good in both metrics and better in one.
 
-    Models that are alike in both stand or fall together; one that lacks a figure is never efficient.  # (M,)
+    Models that are equal in both are treated alike; one that lacks a figure is never efficient.  # (M,)
     """
     return pareto(x.values, y.values, more_x=x.higher_is_better, more_y=y.higher_is_better)
 
 
 def pareto(x: NDArray[np.float64], y: NDArray[np.float64], *, more_x: bool, more_y: bool) -> NDArray[np.bool_]:
-    """The same for plain values; `more_x` and `more_y` say whether more is better.  # (M,)"""
+    """Return the same for plain values; `more_x` and `more_y` say whether more is better.  # (M,)"""
     points = np.stack((x if more_x else -x, y if more_y else -y), 1)
     known = np.isfinite(points).all(1)
-    points[~known] = -np.inf  # so that it is better than nothing
+    points[~known] = -np.inf  # so that it is better than no other
     as_good = (points[:, None] >= points[None]).all(2)
     better = (points[:, None] > points[None]).any(2)
     beaten = np.any(as_good & better, axis=0)
@@ -113,7 +113,7 @@ def _quality(facts: EvaluationFacts) -> list[ComparedMetric]:
         scores = [one.scores.get(name) for one in facts.models]
         figures = [score and score.figure for score in scores]
         changes = [score and score.difference for score in scores]
-        if name == KL_MEASURE:  # a model's distance to itself is none, so a figure is the change as well
+        if name == KL_MEASURE:  # a model's distance to itself is 0, so a figure is its difference as well
             changes = [None, *figures[1:]]
             figures[0] = Figure(value=0.0, low=0.0, high=0.0)
         found.append(
@@ -201,12 +201,12 @@ def _timed(
 
 
 def _change(timed: Timed, higher: bool) -> Figure:
-    """How many per cent more than the original: tokens a second where more is better, else seconds."""
+    """Return the difference to the original in percent: of tokens/s where more is better, else of seconds."""
     ratios = (timed.times, timed.low, timed.high) if higher else (1 / timed.times, 1 / timed.high, 1 / timed.low)
     value, low, high = (100 * (ratio - 1) for ratio in ratios)
     return Figure(value=value, low=low, high=high)
 
 
 def named_metric(found: Sequence[ComparedMetric], name: str) -> ComparedMetric:
-    """The quantity of this name."""
+    """Return the metric of this name."""
     return next(quantity for quantity in found if quantity.name == name)

@@ -1,34 +1,32 @@
-"""A dataset's own rows, held out: drawn, read, answered or ranked by every model of an evaluation."""
+"""Held-out dataset rows: drawn, and scored, answered or ranked by every model of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from diskcache import Cache
 
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter, Work
 from slim.data import tasks
-from slim.data.batch_runner import Work
-from slim.evaluation.answers import AnswerSettings, answer, context_of, prompts, stops_of
+from slim.evaluation.answers import answer, context_of, prompts, stops_of
 from slim.evaluation.likelihood import Passes, against, ranked
 from slim.evaluation.metrics import KL, PERPLEXITY, RANKED, RANKED_WHOLE, Columns
-from slim.evaluation.record import EvaluationSettings
 from slim.evaluation.row_table import ScoreColumns
 from slim.evaluation.scorers import Scorer, scorer_of
+from slim.evaluation.settings import AnswerSettings, EvaluationSettings
 from slim.models.load import Loaded
 from slim.pruning import held_out
 
 CHOICES = "choices"
-"""The kind of task whose answers are ranked and not written."""
+"""Kind of task whose choices are ranked, without generation."""
 ANSWERED_AT_ONCE = 4
-"""Answers generated together, in batches that are read together: a step holds the logits of one position a row."""
+"""Batches of `batch_size` rows to generate together: a decoding step holds the logits of one position per row."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rows: all that is asked, their tokens, why they are held out, and how answers are scored."""
+    """The drawn rows: their examples and tokens, why they are held out, and how answers are scored."""
 
     task: tasks.Task
     examples: tuple[tasks.Example, ...]
@@ -43,9 +41,9 @@ def draw(
     loaded: Mapping[str, Loaded],
     sources: Sequence[str],
     settings: EvaluationSettings,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
 ) -> Drawn:
-    """Rows that none of the `sources` was calibrated on, as the first of `loaded` reads them.
+    """Return rows that none of the `sources` was calibrated on, in the tokens of the first of `loaded`.
 
     Raises InputError where the models do not share a vocabulary, or a row is longer than one of them reads.
     """
@@ -54,17 +52,17 @@ def draw(
     for name, one in loaded.items():
         if one.tokenizer.get_vocab() != vocabulary:
             raise InputError(
-                f"model {name!r} has another vocabulary than {first!r}, so perplexity and KL cannot be compared: "
+                f"model={name!r}: it has another vocabulary than {first!r}, so perplexity and KL cannot be compared; "
                 "name the model it was cut from as the baseline."
             )
-    examples, why = held_out.draw(task, settings.samples, settings.seed, sources, progress)
+    examples, why = held_out.draw(task, settings.samples, settings.seed, sources, reporter)
     encoded = tasks.encode(examples, original.tokenizer, settings.max_length, settings.positions)
     longest = max(encoded.lengths)
     for name, one in loaded.items():
         if longest > context_of(one):
             raise InputError(
                 f"max_length={settings.max_length}: {name!r} reads at most {context_of(one):,} tokens and a row has "
-                f"{longest:,}: choose {context_of(one)} or less."
+                f"{longest:,}; choose {context_of(one)} or less."
             )
     scorer = scorer_of(task.kind, [example.answer for example in task.examples])
     most = (settings.max_new_tokens or scorer.max_new_tokens) if scorer else None
@@ -73,21 +71,21 @@ def draw(
 
 @dataclass
 class Reader:
-    """Reads the `drawn` rows as each of the `loaded` models, the first of which is the original.
+    """Scores the `drawn` rows with each of the `loaded` models, the first of which is the original.
 
-    What happened on the way is in `notes`, how many answers of each model were cut in `truncated`.
+    `notes` collects remarks on the work, `truncated` the number of cut answers of each model.
     """
 
     loaded: Mapping[str, Loaded]
     drawn: Drawn
     settings: EvaluationSettings
     cache: Cache | None = None
-    progress: Progress = silent
+    reporter: Reporter = SILENT
     notes: list[str] = field(default_factory=list)
     truncated: dict[str, int] = field(default_factory=dict)
 
     def parts(self) -> list[ScoreColumns]:
-        """Likelihoods, and what the dataset's kind of task is scored by."""
+        """Return the likelihoods, and the scores of the dataset's kind of task."""
         drawn, found = self.drawn, [self.likelihood()]
         if drawn.task.kind == CHOICES:
             scored, why = self.ranking(), "their choices cannot be compared within max_length"
@@ -102,7 +100,7 @@ class Reader:
         return [*found, *([kept] if kept else [])]
 
     def likelihood(self) -> ScoreColumns:
-        """Perplexity of every model, and the KL of each to the original."""
+        """Return the perplexity of every model, and the KL of each to the original."""
         first, original = next(iter(self.loaded.items()))
         encoded, columns = self.drawn.encoded, {}
         for name, one in self.loaded.items():
@@ -115,7 +113,7 @@ class Reader:
         return ScoreColumns("", (PERPLEXITY, KL), encoded.places, columns)
 
     def ranking(self) -> ScoreColumns:
-        """Which choice every model finds likeliest."""
+        """Return which choice is the likeliest to every model."""
         examples, columns = self.drawn.examples, {}
         total = self.drawn.encoded.tokens * max(len(example.choices) for example in examples)
         for name, one in self.loaded.items():
@@ -124,7 +122,7 @@ class Reader:
         return ScoreColumns("", (RANKED, RANKED_WHOLE), range(len(examples)), columns)
 
     def answers(self, scorer: Scorer) -> ScoreColumns:
-        """What every model answers to the same prompts under the same stop rules, scored."""
+        """Return the scored answers of every model to the same prompts under the same stop rules."""
         examples = self.drawn.examples
         asked = prompts(examples, next(iter(self.loaded.values())).tokenizer)
         stops = {stop for one in self.loaded.values() for stop in stops_of(one)}
@@ -136,7 +134,7 @@ class Reader:
         columns: dict[str, Columns] = {}
         texts = {}
         for name, one in self.loaded.items():
-            given, notes = answer(one, asked, chosen, stops, self.cache, partial(_named, self.progress, name))
+            given, notes = answer(one, asked, chosen, stops, self.cache, self._as(name))
             self.notes += notes
             asked_all = np.array([0.0 if answered.failure is None else np.nan for answered in given])
             scores = scorer.columns([answered.text for answered in given], [example.answer for example in examples])
@@ -150,13 +148,10 @@ class Reader:
         return ScoreColumns("", scorer.measures, range(len(examples)), columns, texts)
 
     def _passes(self, tokens: int, message: str) -> Passes:
-        work = Work(self.progress, max(1, tokens))
+        work = Work(self.reporter, max(1, tokens))
+        work.notes = self.notes
+        return Passes(self.settings.batch_size, self.cache, work.step(message))
 
-        def advance(done: int, known: bool) -> None:
-            work.advance(done, message, known)
-
-        return Passes(self.settings.batch_size, self.cache, advance, self.notes.append)
-
-
-def _named(progress: Progress, name: str, done: float, total: float, message: str) -> None:
-    progress(done, total, f"{message} as {name}")
+    def _as(self, name: str) -> Reporter:
+        """Return the reporter whose messages name the model at work."""
+        return self.reporter.named(lambda message: f"{message} as {name}")

@@ -1,17 +1,17 @@
-"""Evaluation: checkpoints beside the original, on rows that none of them was made from, saved as one record."""
+"""The evaluation stage: checkpoints beside the original, on held-out rows, saved as one record."""
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from slim.core import workspace
 from slim.core.cache import open_cache
 from slim.core.environment import versions
-from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.core.resources import Workload, memory_there, seconds_of
+from slim.data.request import DataSource
 from slim.data.tasks import dataset_facts
 from slim.evaluation.dataset_rows import Drawn, Reader, draw
 from slim.evaluation.lm_eval_tasks import LmEvalTasks
@@ -19,83 +19,68 @@ from slim.evaluation.lm_eval_tasks import version as harness_version
 from slim.evaluation.record import (
     Evaluation,
     EvaluationFacts,
-    EvaluationSettings,
     ModelScores,
     TaskFacts,
     save_evaluation,
 )
+from slim.evaluation.request import EvaluateRequest
 from slim.evaluation.row_table import ScoreColumns, facts_of, scores_of, table
+from slim.evaluation.settings import EvaluationSettings
 from slim.evaluation.speed import check_speed_settings, footprints, measure_speed
 from slim.models.load import Loaded, device_name, load_model
 from slim.pruning import held_out
 
-Tell = Callable[[Workload], None]
-"""Hears what an evaluation will take before it starts."""
 DATASET = "bundled:briefs"
-"""Where neither a dataset nor anything else to measure is named."""
+"""Dataset where neither one nor anything else to measure is named."""
 DECODED = 4.0
-"""What a generated token costs, in tokens that are read: the weights are gone over for few of them at a time."""
+"""Cost of a generated token, in tokens of a prompt: decoding reads all weights for a few tokens at a time."""
 ROW_BYTES = 4096
-"""About what a row and its answer take on disk."""
+"""Approximate bytes on disk of a row and its answer."""
 
 
-def evaluate(
-    checkpoints: Sequence[str],
-    dataset: str | None = None,
-    *,
-    baseline: str | None = None,
-    standard: Sequence[str] = (),
-    speed: bool = False,
-    settings: EvaluationSettings | None = None,
-    output: Path | None = None,
-    progress: Progress = silent,
-    tell: Tell | None = None,
-    **data: Any,
-) -> Evaluation:
-    """Measures `checkpoints` beside the `baseline` (default: what they were cut from) and saves the record.
+def evaluate(request: EvaluateRequest, reporter: Reporter = SILENT) -> Evaluation:
+    """Measure checkpoints beside the original, and save the record.
 
-    On held-out rows of `dataset`: perplexity, KL, and the score of its kind of task. `standard` are tasks of
-    lm-evaluation-harness by name, or YAML files of one's own. `speed` times all models in turn. Without any of these
-    the dataset is `bundled:briefs`. `data` is what `tasks.load_task` takes besides the source.
+    Held-out rows give perplexity, KL, and the score of their kind of task. Standard tasks are those of
+    lm-evaluation-harness by name, or YAML files. Without a dataset, tasks and speed the dataset is `bundled:briefs`.
 
-    Raises InputError for anything given that cannot be used, before a model runs.
+    Raises InputError for anything that cannot be used, before a model runs.
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    settings = settings or EvaluationSettings()
-    if not checkpoints:
-        raise InputError("checkpoints: at least 1 is needed: name a folder, or any model.")
-    if dataset is None and not (standard or speed):
-        dataset = DATASET
-    original = baseline or held_out.original_of(checkpoints)
+    settings, data = request.part(EvaluationSettings), request.data
+    checkpoints = [os.fspath(one) for one in request.checkpoints]
+    standard = [os.fspath(one) for one in request.tasks]
+    if data is None and not (standard or request.speed):
+        data = DataSource(source=DATASET, **request.row_options)
+    original = os.fspath(request.baseline or held_out.original_of(checkpoints))
     harness = (
         LmEvalTasks(standard, rows=settings.task_rows, shots=settings.shots, seed=settings.seed) if standard else None
     )
-    task = held_out.open_task(dataset, **data) if dataset else None
-    output = output or workspace.fresh_path("evaluation", Path(checkpoints[0]).name)
+    task = held_out.open_task(data) if data else None
+    output = request.output or workspace.fresh_path("evaluation", Path(checkpoints[0]).name)
     workspace.check_output(output)
     names = held_out.labels(list(dict.fromkeys((original, *checkpoints))))
     loaded = {
-        name: load_model(source, device=settings.device, dtype=settings.dtype, progress=progress)
+        name: load_model(source, device=settings.device, dtype=settings.dtype, reporter=reporter)
         for name, source in names.items()
     }
     first = next(iter(loaded))
-    drawn = draw(task, loaded, checkpoints, settings, progress) if task is not None else None
-    if speed:
+    drawn = draw(task, loaded, checkpoints, settings, reporter) if task is not None else None
+    if request.speed:
         check_speed_settings(loaded, settings.pace)
-    if tell is not None:
-        tell(workload(loaded, drawn, settings))
+    reporter.estimate(workload(loaded, drawn, settings).sentence())
     parts, notes, truncated = [], [], {}
     if drawn is not None:
         with open_cache() as cache:
-            reader = Reader(loaded, drawn, settings, cache, progress)
+            reader = Reader(loaded, drawn, settings, cache, reporter)
             parts += reader.parts()
             notes, truncated = reader.notes, reader.truncated
     ran: dict[str, TaskFacts] = {}
     if harness is not None:
-        found, ran = standard_parts(harness, loaded, settings.batch_size, progress)
+        found, ran = standard_parts(harness, loaded, settings.batch_size, reporter)
         parts += found
-    paces = measure_speed(loaded, settings.pace, progress) if speed else {}
-    taken = footprints(loaded, settings.pace, settings.device, settings.dtype, progress) if speed else {}
+    paces = measure_speed(loaded, settings.pace, reporter) if request.speed else {}
+    taken = footprints(loaded, settings.pace, settings.device, settings.dtype, reporter) if request.speed else {}
     facts = EvaluationFacts(
         dataset=dataset_facts(drawn.task, drawn.encoded) if drawn else None,
         held_out=drawn.why if drawn else "no rows of a dataset were used",
@@ -123,15 +108,11 @@ def evaluate(
     return save_evaluation(Evaluation(facts, table(parts, drawn.examples if drawn else ())), output)
 
 
-checked_settings = EvaluationSettings.checked
-"""Settings from what a person gave. Raises InputError naming the first value that cannot be."""
-
-
 def standard_parts(
-    harness: LmEvalTasks, loaded: Mapping[str, Loaded], batch_size: int, progress: Progress = silent
+    harness: LmEvalTasks, loaded: Mapping[str, Loaded], batch_size: int, reporter: Reporter = SILENT
 ) -> tuple[list[ScoreColumns], dict[str, TaskFacts]]:
-    """The scores of every model on every standard task, and how each task was run."""
-    by_model = {name: harness.run(one, batch_size, progress) for name, one in loaded.items()}
+    """Return the scores of every model on every standard task, and how each task was run."""
+    by_model = {name: harness.run(one, batch_size, reporter) for name, one in loaded.items()}
     parts, facts = [], {}
     for together in zip(*by_model.values(), strict=True):
         task = together[0]
@@ -143,7 +124,7 @@ def standard_parts(
 
 
 def workload(loaded: Mapping[str, Loaded], drawn: Drawn | None, settings: EvaluationSettings) -> Workload:
-    """What the models and the dataset's own rows take. Standard tasks and timing come on top."""
+    """Return the work of the models on the dataset rows, without standard tasks and timing."""
     rows, count = (len(drawn.examples), drawn.encoded.tokens) if drawn else (0, 0)
     answered = rows * (drawn.max_new_tokens or 0) if drawn else 0
     longest = max(drawn.encoded.lengths) * settings.batch_size if drawn else 0

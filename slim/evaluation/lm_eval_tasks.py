@@ -1,4 +1,4 @@
-"""Standard benchmarks by name, and tasks of one's own in YAML files, through the Language Model Evaluation Harness."""
+"""Standard tasks by name, or from YAML files, through the Language Model Evaluation Harness."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from slim.core import paths
 from slim.core.errors import InputError, SlimError
 from slim.core.hub import first_line
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.evaluation.metrics import POINTS, Columns, Metric, mean
 from slim.models.load import Loaded
 
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "exact_match", "em", "f1", "brier_acc")
-"""Measures that are 0..1 and read in points."""
+"""Metrics between 0 and 1, which are shown in points."""
 PLAIN_FILTER = "none"
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """A task's measures and what each of its rows adds to them, by measure.  # (R,) each"""
+    """Metrics of a task, and by metric the columns with the scores of its rows.  # (R,) each"""
 
     task: str
     version: str
@@ -35,9 +35,9 @@ class TaskScores:
 
 
 class LmEvalTasks:
-    """Tasks ready to be run on any number of models.
+    """Tasks that are ready to run on any number of models.
 
-    Raises InputError where the harness is not installed, for a name it does not know, or a file that is no task.
+    Raises InputError where the harness is not installed, for a name it does not know, and for a file without a task.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class LmEvalTasks:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise InputError(
-                f"tasks={','.join(names)}: lm-evaluation-harness is not installed: run pip install 'slim[lm-eval]'."
+                f"tasks={','.join(names)}: lm-evaluation-harness is not installed; run pip install 'slim[lm-eval]'."
             ) from error
         self.rows, self.shots, self.seed = rows, shots, seed
         with _quiet():
-            # its own tasks are thousands of files to look through
+            # to index its own tasks takes reading thousands of files
             self.manager: Any = TaskManager(include_defaults=not all(map(_is_file, names)))
         self.specs = [self._spec(name) for name in names]
 
-    def run(self, loaded: Loaded, batch_size: int = 4, progress: Progress = silent) -> list[TaskScores]:
-        """The scores of a model on each task; tasks of a group come one by one.
+    def run(self, loaded: Loaded, batch_size: int = 4, reporter: Reporter = SILENT) -> list[TaskScores]:
+        """Return the scores of a model on each task; the tasks of a group are listed one by one.
 
-        Raises InputError for a task whose rows cannot be had here, SlimError where it fails otherwise.
+        Raises InputError for a task whose rows cannot be loaded, SlimError where it fails otherwise.
         """
         from lm_eval.evaluator import simple_evaluate
 
@@ -67,7 +67,7 @@ class LmEvalTasks:
             lm = _wrapped(loaded, batch_size)
             found = []
             for place, (name, task) in enumerate(tasks.items()):
-                progress(place, len(tasks), f"Running {name}")
+                reporter.progress(place, len(tasks), f"Running {name}")
                 try:
                     results: Any = simple_evaluate(
                         lm,
@@ -81,8 +81,10 @@ class LmEvalTasks:
                         torch_random_seed=self.seed,
                         fewshot_random_seed=self.seed,
                     )
-                except Exception as error:  # a task is anybody's YAML, and may fail in any way
-                    raise SlimError(f"task {name!r} failed on {loaded.facts.source!r}: {first_line(error)}") from error
+                except Exception as error:  # a task is arbitrary YAML, and may fail in any way
+                    raise SlimError(
+                        f"tasks={name}: it failed on {loaded.facts.source!r} ({first_line(error)})."
+                    ) from error
                 found.append(_scores(name, task, results))
         return found
 
@@ -93,23 +95,23 @@ class LmEvalTasks:
             return str(paths.local(name, "task"))
         near = [known for known in self.manager.all_tasks if name.lower() in known.lower()][:5]
         hint = f"; near are {', '.join(near)}" if near else ""
-        raise InputError(f"task {name!r} is none that the harness knows, and no YAML file of a task{hint}.")
+        raise InputError(f"tasks={name}: it is neither a task of the harness nor a YAML file{hint}.")
 
     def _tasks(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for spec in self.specs:
             try:
                 found |= self.manager.load([spec])["tasks"]
-            except Exception as error:  # no network, no such file, a YAML that says something else
+            except Exception as error:  # no network, no such file, YAML of another kind
                 raise InputError(
-                    f"task {spec!r} cannot be loaded ({first_line(error)}): correct it, "
-                    "or choose a task whose rows are here."
+                    f"tasks={spec}: it cannot be loaded ({first_line(error)}); correct it, or choose a task "
+                    "whose rows are here."
                 ) from error
         return found
 
 
 def _wrapped(loaded: Loaded, batch_size: int) -> Any:
-    """The harness's own class around a loaded model, without its bars."""
+    """Return the harness's own class around a loaded model, without its progress bars."""
     from lm_eval.models.huggingface import HFLM
 
     lm: Any = HFLM  # its decorators hide its types
@@ -126,7 +128,7 @@ def _is_file(name: str) -> bool:
 
 
 def version() -> str:
-    """The harness's version."""
+    """Return the harness's version."""
     from importlib.metadata import version as installed
 
     return installed("lm_eval")
@@ -147,7 +149,7 @@ def _scores(name: str, task: Any, results: Any) -> TaskScores:
             measures.append(measure)
             columns[own] = {own: _column(items)}
     if not measures:
-        raise SlimError(f"task {name!r} gave no scores: its YAML names no metric.")
+        raise SlimError(f"tasks={name}: its YAML names no metric; add a metric_list.")
     return TaskScores(
         task=name,
         version=str(results["versions"].get(name, "")),
@@ -159,7 +161,7 @@ def _scores(name: str, task: Any, results: Any) -> TaskScores:
 
 
 def _measure(own: str, metric: str, items: Sequence[Any], aggregate: Any, higher_is_better: bool) -> Metric:
-    """The task's own aggregation over resampled rows; a mean is one matrix product."""
+    """Return a metric with the task's own aggregation over resampled rows; a mean is one matrix product."""
     share = metric in SHARES
     unit, digits = (POINTS, 1) if share else ("", 3)
     if aggregate is None or (_are_numbers(items) and aggregate.__name__ in ("mean", "nanmean")):
@@ -173,11 +175,11 @@ def _measure(own: str, metric: str, items: Sequence[Any], aggregate: Any, higher
 
 
 def _column(items: Sequence[Any]) -> NDArray[Any]:
-    """What the task gives for each row: a number, or what its aggregation takes."""
+    """Return the task's value for each row: a number, or an item that its aggregation takes.  # (R,)"""
     if _are_numbers(items):
         return np.array(items, dtype=np.float64)
     column = np.empty(len(items), dtype=object)
-    for place, item in enumerate(items):  # of tuples a slice would take the parts apart
+    for place, item in enumerate(items):  # assigning a slice would unpack tuples
         column[place] = item
     return column
 
@@ -188,7 +190,7 @@ def _are_numbers(items: Sequence[Any]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness tells of every step on the log: the one line of progress is ours."""
+    """Silence the harness's log inside the block, as the reporter shows the progress."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Measures over rows: a figure, its difference to another model's on the same rows, and how sure both are."""
+"""Metrics over rows: a figure, its difference to another model's on the same rows, and the intervals of both."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from slim.core.records import Record
 from slim.core.statistics import interval, resample_counts
 
 Columns = Mapping[str, NDArray[np.float64]]
-"""What each row adds to a measure, by name.  # (R,) each"""
+"""Contribution of each row to a metric, by name.  # (R,) each"""
 POINTS = "points"
 LARGEST = 700.0
-"""Nats whose exponential is still a number."""
+"""Nats whose exponential is still finite."""
 
 
 class Figure(Record):
-    """A number with the interval that 95% of resampled rows give. One row alone gives no interval."""
+    """A number with its 95% bootstrap interval over rows. One row alone gives no interval."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def words(self, digits: int, sign: bool = False) -> str:
-        """The number and its interval, each with its sign where `sign` is wanted: "−1.2 [−2.9, +0.4]"."""
+        """Return the number and its interval, each with its sign where `sign` is set: "−1.2 [−2.9, +0.4]"."""
         form = f"{'+' if sign else ''},.{digits}f"
         if self.low is None or self.high is None:
             return f"{self.value:{form}} (one row, no interval)".replace("-", "−")
@@ -33,7 +33,7 @@ class Figure(Record):
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure by name. `figure` gives it for each of S resamples from how often each row is in them (S, R)."""
+    """A metric by name. `figure` returns it for each of S resamples (S,), from the count of each row in them (S, R)."""
 
     name: str
     title: str
@@ -41,11 +41,11 @@ class Metric:
     higher_is_better: bool
     figure: Callable[[Columns, NDArray[np.int64]], NDArray[np.float64]]
     digits: int = 1
-    """After the decimal point, where it is shown."""
+    """Digits after the decimal point, where it is shown."""
 
 
 def mean(name: str, title: str, unit: str = POINTS, higher_is_better: bool = True, digits: int = 1) -> Metric:
-    """The mean of the column `name`; in points it is multiplied by 100."""
+    """Return the mean of the column `name` as a metric; in points it is multiplied by 100."""
     scale = 100.0 if unit == POINTS else 1.0
     return Metric(
         name, title, unit, higher_is_better, lambda rows, counts: scale * (counts @ rows[name]) / counts.sum(1), digits
@@ -55,9 +55,9 @@ def mean(name: str, title: str, unit: str = POINTS, higher_is_better: bool = Tru
 def assess(
     measure: Metric, mine: Columns, baseline: Columns | None = None, seed: int = 0
 ) -> tuple[Figure, Figure | None]:
-    """A model's figure, and how much more than the `baseline`'s it is on the same rows.
+    """Return a model's figure, and its difference to the `baseline`'s on the same rows.
 
-    Every resample takes the same rows of both, so what makes a row hard for both cancels (a paired bootstrap).
+    Every resample takes the same rows of both (a paired bootstrap), so a row's difficulty for both cancels.
     """
     rows = len(next(iter(mine.values())))
     counts = np.vstack((np.ones((1, rows), dtype=np.int64), resample_counts(rows, np.random.default_rng(seed))))
@@ -83,13 +83,16 @@ def _perplexity(rows: Columns, counts: NDArray[np.int64]) -> NDArray[np.float64]
 
 
 def _macro_f1(rows: Columns, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mean over the labels that occur, asked for or answered; an answer that is no label (−1) finds none."""
+    """Return the mean F1 over the labels that occur, in references or answers; −1 is an answer without a label."""
+    from sklearn.metrics import f1_score
+
     gold, said = rows["gold"], rows["said"]
-    labels = np.unique(np.concatenate((gold, said[said >= 0])))[:, None]
-    hits = counts @ ((gold == labels) & (said == labels)).T  # (S, labels)
-    both = counts @ ((gold == labels).astype(np.int64) + (said == labels)).T
-    f1 = np.divide(2.0 * hits, both, out=np.zeros(both.shape), where=both > 0)
-    return 100 * f1.sum(1) / (both > 0).sum(1)
+
+    def figure(taken: NDArray[np.int64]) -> float:
+        there = np.concatenate((gold[taken > 0], said[taken > 0]))
+        return f1_score(gold, said, labels=np.unique(there[there >= 0]), average="macro", sample_weight=taken)
+
+    return 100 * np.array([figure(taken) for taken in counts])
 
 
 PERPLEXITY = Metric("perplexity", "perplexity", "", False, _perplexity, digits=2)

@@ -1,4 +1,4 @@
-"""The evaluation record and its files: what was measured of each model, beside every row it comes from."""
+"""The evaluation record and its files: the figures of each model, beside every row they come from."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,60 +9,46 @@ from pydantic import Field, model_validator
 
 from slim.core import workspace
 from slim.core.migrations import read_run_record, readable
-from slim.core.records import DatasetFacts, ModelFacts, Record, why_invalid
+from slim.core.records import DatasetFacts, ModelFacts, Record, StandsForPath, why_invalid
 from slim.core.run_index import remember
 from slim.evaluation.metrics import POINTS, Figure
-from slim.evaluation.speed import Footprint, Speed, SpeedSettings
+from slim.evaluation.settings import EvaluationSettings
+from slim.evaluation.speed import Footprint, Speed
 
 TABLE, SCORES = "table.parquet", "scores.csv"
 
 
-class EvaluationSettings(Record):
-    """What a person chooses for an evaluation."""
-
-    samples: int = Field(default=64, ge=1, description="held-out rows")
-    max_length: int = Field(default=512, ge=2, description="tokens of a row beyond which it is cut")
-    batch_size: int = Field(default=4, ge=1)
-    positions: Literal["all", "answer"] = Field(default="all", description="predictions that perplexity and KL count")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="of an answer; by its kind if not given")
-    task_rows: int | None = Field(default=None, ge=1, description="rows of each standard task; all where not given")
-    shots: int | None = Field(default=None, ge=0, description="solved examples before each row of a standard task")
-    pace: SpeedSettings = SpeedSettings()
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
-
-
 class MetricFacts(Record):
-    """What a measure's numbers are: they travel with them."""
+    """Description of a metric, which is saved with its figures."""
 
-    task: str = Field(description="a standard task, or empty for the dataset's own rows")
+    task: str = Field(description="a standard task, or empty for the dataset rows")
     title: str
     unit: str
     higher_is_better: bool
-    digits: int = Field(ge=0, le=9, description="after the decimal point, where it is shown")
+    digits: int = Field(ge=0, le=9, description="digits after the decimal point, where it is shown")
     rows: int = Field(ge=1)
 
 
 class Score(Record):
-    """A model's figure, and how much more it is than the original's on the same rows."""
+    """A model's figure, and its difference to the original's on the same rows."""
 
     figure: Figure
     difference: Figure | None = None
 
 
 class ModelScores(Record):
-    """All that was measured of one model, by measure."""
+    """All figures of one model, quality by metric."""
 
     name: str
     model: ModelFacts
     scores: dict[str, Score] = Field(default={})
-    truncated_answers: int | None = Field(default=None, ge=0, description="answers stopped at the most tokens allowed")
+    truncated_answers: int | None = Field(default=None, ge=0, description="answers that were cut at max_new_tokens")
     pace: tuple[Speed, ...] = ()
     footprint: Footprint | None = None
 
     @property
     def parameters(self) -> int:
+        """The model's number of parameters."""
         return self.model.parameters
 
 
@@ -80,7 +66,7 @@ class EvaluationFacts(Record):
     schema_version: Literal[1] = 1
     kind: Literal["evaluation"] = "evaluation"
     dataset: DatasetFacts | None
-    held_out: str = Field(description="why no model was calibrated on these rows, or what is not known of it")
+    held_out: str = Field(description="why these rows are held out from every model, as far as that is known")
     settings: EvaluationSettings
     max_new_tokens: int | None = Field(default=None, ge=1)
     measures: dict[str, MetricFacts]
@@ -94,9 +80,10 @@ class EvaluationFacts(Record):
 
     @model_validator(mode="after")
     def _explained(self) -> Self:
+        """Raise ValueError for a score whose metric is not described."""
         unknown = {name for one in self.models for name in one.scores} - self.measures.keys()
         if unknown:
-            raise ValueError(f"measures: nothing says what {min(unknown)!r} is")
+            raise ValueError(f"measures: {min(unknown)!r} has a score and no description")
         return self
 
     @property
@@ -106,7 +93,7 @@ class EvaluationFacts(Record):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(StandsForPath):
     """An evaluation's record, and a table with a line for each model and row."""
 
     facts: EvaluationFacts
@@ -115,7 +102,7 @@ class Evaluation:
 
 
 def save_evaluation(evaluation: Evaluation, output: Path) -> Evaluation:
-    """Writes the record, the rows and the figures to the new folder `output` and makes it known to the workspace."""
+    """Write the record, the rows and the figures to the new folder `output`, and add it to the workspace's index."""
     with workspace.new_folder(output) as folder:
         evaluation.table.to_parquet(folder / TABLE, index=False)
         figures_table(evaluation.facts).to_csv(folder / SCORES, index=False)
@@ -125,12 +112,12 @@ def save_evaluation(evaluation: Evaluation, output: Path) -> Evaluation:
 
 
 def load_evaluation_facts(folder: Path) -> EvaluationFacts:
-    """The record of a saved evaluation without its rows. Raises InputError when `folder` does not hold one."""
+    """Return the record of a saved evaluation without its rows. Raises InputError where `folder` has none."""
     return read_run_record(EvaluationFacts, folder, "evaluate")
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """A saved evaluation. Raises InputError when `folder` does not hold one."""
+    """Return a saved evaluation. Raises InputError where `folder` has none."""
     facts = load_evaluation_facts(folder)
     with readable(f"evaluation {str(folder)!r}", "evaluate"):
         return Evaluation(facts, _table(folder / TABLE), folder)
@@ -141,12 +128,12 @@ def _table(file: Path) -> pd.DataFrame:
         return pd.read_parquet(file)
     except OSError:
         raise
-    except Exception as error:  # each part of a damaged file fails in its own way
+    except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{TABLE}: {why_invalid(error)}") from error
 
 
 def figures_table(facts: EvaluationFacts) -> pd.DataFrame:
-    """Every figure of every model with its interval, a line each, quality first, then speed and size."""
+    """Return a line for every figure of every model, with its interval: quality first, then speed and size."""
     lines = []
     for one in facts.models:
         for name, score in one.scores.items():
@@ -178,11 +165,11 @@ COLUMNS = [
     "times_low",
     "times_high",
 ]
-"""Of the table of figures. Differences are of quality, `times` are of speed: 1.2 is a fifth faster."""
+"""Columns of the table of figures. `difference` is for quality, `times` for speed: 1.2 is 20% faster."""
 
 
 def in_words(about: MetricFacts, figure: Figure, sign: bool = False) -> str:
-    """A figure as it is shown: "31.2 [28.0, 34.9]", a difference as "−1.2 points [−2.9, +0.4]"."""
+    """Return a figure as it is shown: "31.2 [28.0, 34.9]", or a difference: "−1.2 points [−2.9, +0.4]"."""
     words = figure.words(about.digits, sign)
     if not (sign and about.unit == POINTS):
         return words

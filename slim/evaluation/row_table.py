@@ -1,4 +1,4 @@
-"""Parts of an evaluation: measures that share their rows, and what every row adds to them for every model."""
+"""Score columns: metrics that share their rows, with the contribution of every row for every model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,9 @@ from slim.evaluation.record import MetricFacts, Score
 
 @dataclass(frozen=True)
 class ScoreColumns:
-    """`columns` and `texts` are of each model by name; `places` are the rows' places among all that were drawn.
+    """Metrics over the same rows, with `columns` and `texts` of each model by name.
 
-    `task` is a standard task, or empty for the dataset's own rows.
+    `places` are the rows' places among all drawn rows; `task` is a standard task, or empty for the dataset rows.
     """
 
     task: str
@@ -26,11 +26,11 @@ class ScoreColumns:
     texts: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
     def key(self, measure: Metric) -> str:
-        """The measure's name in the record."""
+        """Return the metric's name in the record."""
         return f"{self.task}/{measure.name}" if self.task else measure.name
 
     def scored(self) -> "ScoreColumns | None":
-        """The rows that every model has a figure for; None where there are none."""
+        """Return the rows that every model has a figure for; None where there is no such row."""
         fine = np.all([np.isfinite(column) for mine in self.columns.values() for column in mine.values()], axis=0)
         if not fine.any():
             return None
@@ -49,7 +49,7 @@ class ScoreColumns:
 
 
 def facts_of(parts: Sequence[ScoreColumns]) -> dict[str, MetricFacts]:
-    """What the numbers of each measure are."""
+    """Return the description of each metric."""
     return {
         part.key(measure): MetricFacts(
             task=part.task,
@@ -65,7 +65,7 @@ def facts_of(parts: Sequence[ScoreColumns]) -> dict[str, MetricFacts]:
 
 
 def scores_of(parts: Sequence[ScoreColumns], model: str, original: str, seed: int) -> dict[str, Score]:
-    """A model's figures, and their differences to the original's. The KL is one to the original by itself."""
+    """Return a model's figures, and their differences to the original's. KL has none, as it is itself a difference."""
     found = {}
     for part in parts:
         for measure in part.measures:
@@ -78,7 +78,7 @@ def scores_of(parts: Sequence[ScoreColumns], model: str, original: str, seed: in
 
 
 def table(parts: Sequence[ScoreColumns], examples: Sequence[Example]) -> pd.DataFrame:
-    """A line for each model and row: what was asked, answered and expected, and what it adds to every measure."""
+    """Return a line for each model and row: prompt, answer and reference, and the contribution to every metric."""
     frames: dict[tuple[str, str], pd.DataFrame] = {}
     for part in parts:
         for model, columns in part.columns.items():
@@ -101,5 +101,5 @@ def _empty(part: ScoreColumns, examples: Sequence[Example]) -> pd.DataFrame:
 
 
 def _plain(values: Any) -> Any:
-    """Numbers and texts as they are; what else a standard task keeps of a row as text."""
+    """Return numbers and texts as they are, and other items of a standard task as text."""
     return [str(value) for value in values] if isinstance(values, np.ndarray) and values.dtype.kind == "O" else values

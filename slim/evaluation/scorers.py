@@ -1,4 +1,4 @@
-"""What an answer is worth by its dataset's own measure, for each kind of task."""
+"""Scores of answers by the metrics of each kind of task."""
 
 import re
 import string
@@ -17,31 +17,31 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 FINAL = "####"
-"""What stands before the final answer in worked solutions."""
+"""Mark before the final answer in worked solutions."""
 
 Score = Callable[[str, str], Mapping[str, float]]
-"""What an answer adds to each measure, from the answer and the reference."""
+"""Contribution of an answer to each metric, from the answer and the reference."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The measures of a kind of task, and what one answer adds to each."""
+    """The metrics of a kind of task, and the contribution of one answer to each."""
 
     measures: tuple[Metric, ...]
     score: Score
     max_new_tokens: int
-    """Tokens that an answer of this kind may take, unless a person says otherwise."""
+    """Most tokens of an answer of this kind, unless the settings name another number."""
 
     def columns(self, answers: Sequence[str], references: Sequence[str]) -> Columns:
-        """What each row adds.  # (R,) each"""
+        """Return the contribution of each row by metric.  # (R,) each"""
         rows = [self.score(answer, reference) for answer, reference in zip(answers, references, strict=True)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def scorer_of(kind: str, references: Sequence[str]) -> Scorer | None:
-    """How answers of a template's kind are scored; None where only their likelihood says something.
+    """Return the scorer of a template's kind of task; None where only the likelihood is measured.
 
-    `references` are all of the dataset: they say which labels there are, and whether answers end in `#### number`.
+    `references` are those of the whole dataset: they give the labels, and whether answers end in `#### number`.
     """
     if kind == "summarisation":
         return Scorer(ROUGE, rouge, 128)
@@ -56,19 +56,19 @@ def scorer_of(kind: str, references: Sequence[str]) -> Scorer | None:
 
 
 def rouge(answer: str, reference: str) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L, each as F, words stemmed, 0..1 (Lin 2004)."""
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L, each as F with stemmed words, 0..1 (Lin 2004)."""
     scores = _rouge_scorer().score(reference, answer)
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
 def same_result(answer: str, solution: str) -> float:
-    """1 where the final answers are the same number, or the same words where the solution ends in none."""
+    """Return 1 where the final answers are the same number, or the same words where the solution has no number."""
     wanted, given = result_of(solution), result_of(answer)
     return float(wanted is not None and wanted == given)
 
 
 def result_of(text: str) -> Decimal | str | None:
-    r"""The final answer: what follows `####`, what `\boxed{}` holds, or the last number; a number where it is one."""
+    r"""Return the final answer: after `####`, in `\boxed{}`, or the last number; as a number where it is one."""
     _, marked, after = text.rpartition(FINAL)
     boxed = re.findall(r"\\boxed\{([^{}]*)\}", text)
     part = after if marked else boxed[-1] if boxed else text
@@ -82,12 +82,12 @@ def result_of(text: str) -> Decimal | str | None:
 
 
 def label_in(answer: str, labels: Sequence[str]) -> str | None:
-    """The label that an answer names: as a whole, or as the first one that stands in it as words of its own."""
+    """Return the label that an answer equals, or else the first one that it contains as whole words."""
     plain = {normalized(label): label for label in labels}
     said = normalized(answer)
     if said in plain:
         return plain[said]
-    # the longer of two labels that start at one place
+    # where two labels start at the same place the longer one counts
     places = [
         (match.start(), -len(word), label)
         for word, label in plain.items()
@@ -97,12 +97,12 @@ def label_in(answer: str, labels: Sequence[str]) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation, articles and double spaces, as SQuAD compares answers (Rajpurkar 2016)."""
+    """Return lower-case text without punctuation, articles and double spaces, as SQuAD does (Rajpurkar 2016)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def word_f1(answer: str, reference: str) -> float:
-    """F1 of the words that both have, normalised, 0..1."""
+    """Return F1 of the words that both have, normalized, 0..1."""
     said, wanted = normalized(answer).split(), normalized(reference).split()
     shared = sum((Counter(said) & Counter(wanted)).values())
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0

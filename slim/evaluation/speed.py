@@ -1,7 +1,7 @@
-"""How fast models are and what they take, side by side: prefill, decoding, first token, memory, cache, load time, size.
+"""Speed and size of models side by side: prefill, decoding, first token, memory, KV cache, load time, file size.
 
-`python -m slim.evaluation.speed SOURCE DEVICE DTYPE ROWS TOKENS STEPS` prints one model's peak memory, which takes a
-process of its own.
+`python -m slim.evaluation.speed SOURCE DEVICE DTYPE ROWS TOKENS STEPS` prints one model's peak memory, which must
+be measured in a process of its own.
 """
 
 import json
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from subprocess import CalledProcessError
-from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -21,59 +20,49 @@ from transformers.utils import logging
 
 from slim.core.errors import InputError, SlimError
 from slim.core.hub import snapshot
-from slim.core.progress import Progress, silent
 from slim.core.records import Record
+from slim.core.reporter import SILENT, Reporter
+from slim.evaluation.settings import SpeedSettings
 from slim.evaluation.timing import in_fresh_process, in_turn, peak_growth
 from slim.models.load import Loaded, load_model, locate
 
 WORD = " word"
-"""What a prompt is made of where its text matters: a token or more in every vocabulary."""
-
-
-class SpeedSettings(Record):
-    """What a person chooses for the timing."""
-
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(1,), min_length=1, description="rows at a time"
-    )
-    tokens: int = Field(default=256, ge=1, description="of the prompt")
-    steps: int = Field(default=32, ge=1, description="tokens that are decoded")
-    repeats: int = Field(default=5, ge=1, description="runs of each, in turn, of which the median counts")
+"""Repeated text of a prompt that is tokenized: at least one token in every vocabulary."""
 
 
 class Timed(Record):
-    """A median, and how many times as fast as the original: the median, lowest and highest of runs side by side."""
+    """A median, and the speed as a multiple of the original's: median, lowest and highest ratio of paired runs."""
 
     value: float = Field(ge=0)
-    times: float = Field(gt=0, description="as fast as the original")
+    times: float = Field(gt=0, description="speed as a multiple of the original's")
     low: float = Field(gt=0)
     high: float = Field(gt=0)
 
     def words(self, digits: int) -> str:
-        """The median and its ratio to the original's: "41.2  1.21× [1.15, 1.30]"."""
+        """Return the median and its ratio to the original's: "41.2  1.21× [1.15, 1.30]"."""
         return f"{self.value:,.{digits}f}  {self.times:.2f}× [{self.low:.2f}, {self.high:.2f}]"
 
 
 class Speed(Record):
-    """A model's pace at one batch size."""
+    """Speed of a model at one batch size."""
 
     rows: int = Field(ge=1)
     prefill: Timed = Field(description="prompt tokens/s")
     decode: Timed = Field(description="new tokens/s, of all rows together")
-    first_token: Timed = Field(description="seconds from the prompt's text to the first token's")
-    cache_bytes: int = Field(ge=0, description="of keys and values when the last token is decoded")
+    first_token: Timed = Field(description="time to first token: seconds from the prompt's text to the first token's")
+    cache_bytes: int = Field(ge=0, description="bytes of keys and values once the last token is decoded")
 
 
 class Footprint(Record):
-    """What a model takes on disk and in memory."""
+    """Space of a model on disk and in memory."""
 
-    file_bytes: int = Field(ge=0, description="of the weights' files")
-    load: Timed = Field(description="seconds, the files being in the system's cache")
-    peak_bytes: int = Field(ge=0, description="weights and what prefill and decoding of the largest batch add")
+    file_bytes: int = Field(ge=0, description="bytes of the weights' files")
+    load: Timed = Field(description="seconds, with the files in the system's cache")
+    peak_bytes: int = Field(ge=0, description="bytes at most, of weights, prefill and decoding of the largest batch")
 
 
 def tokens(loaded: Loaded, rows: int, length: int) -> Tensor:
-    """Any tokens: what they say changes no cost.  # (rows, length)"""
+    """Return random tokens, as their content does not change the cost.  # (rows, length)"""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(loaded.model.config.vocab_size, (rows, length), generator=generator)
     return ids.to(loaded.model.device)
@@ -81,12 +70,12 @@ def tokens(loaded: Loaded, rows: int, length: int) -> Tensor:
 
 @torch.inference_mode()
 def prefill(loaded: Loaded, ids: Tensor, logits_to_keep: int = 0) -> None:
-    """A prompt's keys and values, and the logits of its last positions; 0 keeps those of all."""
+    """Compute a prompt's keys and values, and the logits of its last positions; 0 keeps those of all."""
     loaded.model(ids, use_cache=True, logits_to_keep=logits_to_keep)
 
 
 class Decoding:
-    """One token after the other, all rows at once."""
+    """Greedy decoding after a prompt, token by token, all rows at once."""
 
     def __init__(self, loaded: Loaded, prompt: Tensor, steps: int) -> None:
         self.loaded, self.prompt, self.steps = loaded, prompt, steps
@@ -97,7 +86,7 @@ class Decoding:
 
     @torch.inference_mode()
     def __call__(self) -> None:
-        """`steps` tokens after the prompt, and back to it."""
+        """Decode `steps` tokens after the prompt, and crop the cache to the prompt again."""
         ids = self.prompt[:, -1:]
         for _ in range(self.steps):
             logits = self.loaded.model(ids, cache=self.cache, use_cache=True).logits
@@ -107,14 +96,14 @@ class Decoding:
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """Bytes of all keys and values that `cache` holds."""
+    """Return the bytes of all keys and values in `cache`."""
     held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 @torch.inference_mode()
 def first_token(loaded: Loaded, text: str, rows: int, length: int) -> str:
-    """The first token's text after a prompt cut at `length` tokens, from its text on."""
+    """Tokenize a prompt, cut at `length` tokens, and return the text of the first generated token."""
     encoded = loaded.tokenizer([text] * rows, return_tensors="pt", truncation=True, max_length=length)
     ids = encoded["input_ids"].to(loaded.model.device)  # type: ignore[union-attr]
     logits = loaded.model(ids, use_cache=True, logits_to_keep=1).logits
@@ -122,9 +111,9 @@ def first_token(loaded: Loaded, text: str, rows: int, length: int) -> str:
 
 
 def measure_speed(
-    loaded: Mapping[str, Loaded], settings: SpeedSettings, progress: Progress = silent
+    loaded: Mapping[str, Loaded], settings: SpeedSettings, reporter: Reporter = SILENT
 ) -> dict[str, list[Speed]]:
-    """Of each model its pace at each batch size; the first is the original that the others are held against.
+    """Return the speed of each model at each batch size; the first is the original that the others are compared with.
 
     All are timed in one run, in turn. Raises InputError for a prompt longer than a model reads.
     """
@@ -133,7 +122,7 @@ def measure_speed(
     done = iter(range(1, total + 1))
 
     def ran() -> None:
-        progress(next(done), total, "Timing")
+        reporter.progress(next(done), total, "Timing")
 
     found: dict[str, list[Speed]] = {name: [] for name in loaded}
     for rows in settings.batch_sizes:
@@ -161,15 +150,18 @@ def measure_speed(
 
 
 def footprints(
-    loaded: Mapping[str, Loaded], settings: SpeedSettings, device: str, dtype: str, progress: Progress = silent
+    loaded: Mapping[str, Loaded], settings: SpeedSettings, device: str, dtype: str, reporter: Reporter = SILENT
 ) -> dict[str, Footprint]:
-    """What each model takes; the first is the original. Loading is timed in turn, memory in a process for each."""
+    """Return the footprint of each model; the first is the original.
+
+    Loading is timed in turn, and memory measured in a process for each.
+    """
     sources = {name: one.facts.source for name, one in loaded.items()}
     loading = {name: partial(load_model, source, device=device, dtype=dtype) for name, source in sources.items()}
     seconds = in_turn(loading, settings.repeats)
     found = {}
     for place, (name, source) in enumerate(sources.items()):
-        progress(place, len(sources), "Measuring memory")
+        reporter.progress(place, len(sources), "Measuring memory")
         found[name] = Footprint(
             file_bytes=file_bytes(source),
             load=_timed(seconds, name, float),
@@ -179,14 +171,14 @@ def footprints(
 
 
 def file_bytes(source: str) -> int:
-    """Bytes of the files that a model's weights lie in."""
+    """Return the bytes of the files of a model's weights."""
     place = Path(locate(source))
     folder = place if place.is_dir() else snapshot(str(place))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def peak_bytes(source: str, device: str, dtype: str, rows: int, length: int, steps: int) -> int:
-    """Bytes that loading a model, prefill and decoding take at most, on the device the model is on."""
+    """Return the peak memory in bytes of loading, prefill and decoding, on the model's device."""
     held: list[Loaded] = []
 
     def run() -> None:
@@ -203,7 +195,7 @@ def _peak_apart(source: str, device: str, dtype: str, settings: SpeedSettings) -
         return int(in_fresh_process("slim.evaluation.speed", (source, device, dtype, *map(str, numbers))))
     except (CalledProcessError, ValueError, IndexError) as error:
         raise SlimError(
-            f"the memory of {source!r} could not be measured in a process of its own: take a smaller batch."
+            f"model={source!r}: its memory could not be measured in a process of its own; choose a smaller batch size."
         ) from error
 
 
@@ -219,14 +211,14 @@ def _timed(seconds: Mapping[str, list[float]], name: str, figure: Callable[[floa
 
 
 def check_speed_settings(loaded: Mapping[str, Loaded], settings: SpeedSettings) -> None:
-    """Raises InputError for a prompt that leaves a model no room for what is decoded."""
+    """Raise InputError for a prompt that leaves no room for the decoded tokens in a model's context."""
     wanted = settings.tokens + settings.steps
     for one in loaded.values():
         limit = getattr(one.model.config, "max_position_embeddings", None)
         if limit and wanted > limit:
             raise InputError(
-                f"tokens={settings.tokens}, steps={settings.steps}: {one.facts.source!r} reads at most {limit:,} "
-                "tokens: choose fewer."
+                f"speed_tokens={settings.tokens}, speed_steps={settings.steps}: {one.facts.source!r} reads at most "
+                f"{limit:,} tokens; choose fewer."
             )
 
 

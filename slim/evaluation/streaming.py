@@ -1,4 +1,4 @@
-"""Greedy answers token by token, with the pace of each model's own steps, so that two can stream side by side."""
+"""Greedy answers token by token, with the speed of each model's own steps, so that two can stream side by side."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from slim.core.records import Keep
 from slim.models.load import Loaded
+from slim.models.units import Keep
 from slim.pruning.trial import masked
 
 
@@ -20,20 +20,20 @@ class Answer:
     text: str
     tokens: int
     seconds: float
-    """Spent generating after the first token."""
+    """Seconds of generation after the first token."""
     first: float
     """Seconds to the first token."""
     finished: bool
-    """Whether the model ended by itself."""
+    """Whether the model ended the answer itself."""
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decode pace; None before the second token."""
+        """Decode throughput; None before the second token."""
         return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else None
 
 
 def prompt_ids(loaded: Loaded, prompt: str) -> torch.Tensor:
-    """The prompt as the model expects it: through its chat template where it has one.  # (1, T)"""
+    """Return the prompt's token ids, through the model's chat template where it has one.  # (1, T)"""
     if loaded.tokenizer.chat_template:
         turns = [{"role": "user", "content": prompt}]
         encoded = loaded.tokenizer.apply_chat_template(
@@ -45,7 +45,7 @@ def prompt_ids(loaded: Loaded, prompt: str) -> torch.Tensor:
 
 
 def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | None = None) -> Iterator[Answer]:
-    """The greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given."""
+    """Yield the greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given."""
     model, tokenizer = loaded.model, loaded.tokenizer
     stop = model.generation_config.eos_token_id if model.generation_config else None
     stops = set(stop) if isinstance(stop, list) else {stop}
@@ -69,9 +69,9 @@ def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | 
 def side_by_side(
     models: Sequence[Loaded | tuple[Loaded, Keep]], prompt: str, max_new_tokens: int = 128
 ) -> Iterator[tuple[int, Answer]]:
-    """The models' answers in turns, a token each, so that all stream at once and none slows another's clock.
+    """Yield the models' answers in turns, a token each, so that all stream at once without slowing another's clock.
 
-    A model beside what it is to keep answers as it would if the rest were removed.
+    A model with a `Keep` beside it answers as it would pruned to that.
     """
     pairs = [model if isinstance(model, tuple) else (model, None) for model in models]
     streams = {index: stream(loaded, prompt, max_new_tokens, keep) for index, (loaded, keep) in enumerate(pairs)}

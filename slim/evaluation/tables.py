@@ -1,4 +1,4 @@
-"""An evaluation's figures as tables of words, a line for each model: quality, speed and size."""
+"""Tables of an evaluation's figures in words, a line for each model: quality, speed and size."""
 
 from collections.abc import Sequence
 
@@ -17,16 +17,16 @@ STANDINGS: dict[Standing, str] = {
     "unknown": "unknown, one row",
 }
 IN_SHORT = ("prefill", "decode", "parameters", "file")
-"""What a checkpoint's summary says besides quality."""
+"""Metrics of a checkpoint's summary besides quality."""
 
 
 def in_short(found: Sequence[ComparedMetric]) -> list[ComparedMetric]:
-    """Quality, pace and size: what tells most."""
+    """Return the main metrics: quality, speed and size."""
     return [one for one in found if one.group == "quality" or one.name.partition("-")[0] in IN_SHORT]
 
 
 def quality_table(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> pd.DataFrame:
-    """A line for each measure and model."""
+    """Return a line for each metric and model."""
     lines = []
     for key, about in facts.measures.items():
         quantity = named_metric(found, key)
@@ -51,7 +51,7 @@ def quality_table(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> pd
 
 
 def speed_table(facts: EvaluationFacts, place: int) -> pd.DataFrame:
-    """A line for each model, at one batch size."""
+    """Return a line for each model, at one batch size."""
     rows = facts.original.pace[place].rows
     lines = [
         [
@@ -79,7 +79,7 @@ def _plain(quantity: ComparedMetric) -> list[str]:
 
 
 def size_table(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> pd.DataFrame:
-    """A line for each model: parameters, and what was measured of its files and memory."""
+    """Return a line for each model: parameters, file size, peak memory and load time."""
     columns = {"model": [one.name for one in facts.models]}
     for quantity in found:
         if quantity.name in ("parameters", "file", "peak_memory"):

@@ -1,4 +1,4 @@
-"""Fair timing and peak memory: runs in turn, so that a busy machine slows all alike."""
+"""Fair timing and peak memory: models run in turn, so that a busy machine slows all of them alike."""
 
 import gc
 import json
@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 
+from slim.core import launch
+
 
 def in_turn(
     functions: Mapping[str, Callable[[], object]], repeats: int, ran: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Wall-clock seconds of each after one warm-up, one run of each at a time, `repeats` times; `ran` hears of each."""
+    """Return the wall-clock seconds of each after one warm-up, one run of each in turn, `repeats` times.
+
+    `ran` is called after each run, the warm-up included.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
@@ -32,21 +37,21 @@ def in_turn(
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall-clock seconds of each after one warm-up, one run of each at a time, in turn.
+    """Return median wall-clock seconds of each after one warm-up, one run of each in turn.
 
-    Whatever else the machine does then slows all of them alike, so their ratios hold even where the seconds do not.
+    Other load of the machine slows all of them alike, so their ratios hold even where the seconds do not.
     """
     return {name: statistics.median(found) for name, found in in_turn(functions, repeats).items()}
 
 
 def peak_growth(function: Callable[[], object]) -> int:
-    """Bytes by which the resident memory of this process grows at most while `function` runs.
+    """Return the peak growth in bytes of this process's resident memory while `function` runs.
 
-    A process gives freed memory back late or never, so measure one function per process, after a small warm-up.
+    A process returns freed memory late or never, so measure one function per process, after a small warm-up.
     """
     gc.collect()
     reset = Path("/proc/self/clear_refs")
-    if reset.exists():  # Linux: lets the kernel's high-water mark start anew
+    if reset.exists():  # Linux: resets the kernel's high-water mark
         reset.write_text("5")
     before = _high_water()
     function()
@@ -54,9 +59,9 @@ def peak_growth(function: Callable[[], object]) -> int:
 
 
 def in_fresh_process(module: str, arguments: Sequence[str]) -> Any:
-    """What `python -m module` with these arguments prints on its last line, read as JSON."""
-    command = [sys.executable, "-m", module, *arguments]
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    """Return the last line that `python -m module` prints with these arguments, read as JSON."""
+    command = launch.module_command(module, *arguments)
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=launch.environment())
     return json.loads(ran.stdout.splitlines()[-1])
 
 
@@ -70,6 +75,6 @@ def _high_water() -> int:
 
 
 def _finish() -> None:
-    """Waits for what was handed to a GPU."""
+    """Wait for the work that was sent to a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Judging: pairs of answers compared in both orders by an LLM judge, references or people."""

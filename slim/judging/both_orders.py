@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from slim.core.errors import InputError, SlimError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.judging import client
 from slim.judging.client import Reply
 from slim.judging.endpoint import KEY_REFUSED, KEYS, Endpoint
@@ -20,14 +20,14 @@ def by_endpoint(
     pairs: Sequence[Pair],
     endpoint: Endpoint,
     rubric: str = RUBRIC,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
     trouble: SlimError | None = None,
     local: LocalJudge | None = None,
     device: str = "auto",
 ) -> tuple[list[Comparison], JudgeFacts]:
     """The verdict on each pair, asked in both orders, and what that took.
 
-    A `local` judge's server is started on `device` where an answer is not known yet, and stopped after the last.
+    A `local` judge's server is started on `device` where an answer is not cached yet, and stopped after the last.
     Raises InputError where the endpoint refuses the key, and `trouble`, where it is given, instead of making a call.
     """
     fit = [pair for pair in pairs if pair.failure is None]
@@ -38,11 +38,11 @@ def by_endpoint(
         missing = None in client.known(endpoint, asked, cache)
         if trouble is not None and missing:
             raise trouble
-        server = local.started(endpoint, device, progress) if local is not None and missing else nullcontext(endpoint)
+        server = local.started(endpoint, device, reporter) if local is not None and missing else nullcontext(endpoint)
         with server as there:
-            replies = client.ask(there, asked, cache, progress)
+            replies = client.ask(there, asked, cache, reporter)
     if replies and all(reply.failure and reply.failure.startswith(KEY_REFUSED) for reply in replies):
-        raise InputError(f"endpoint {endpoint.url}: {replies[0].failure}: set {' or '.join(KEYS)}.")
+        raise InputError(f"endpoint={endpoint.url!r}: {replies[0].failure}; set {' or '.join(KEYS)}.")
     found = iter(zip(replies[:: len(ORDERS)], replies[1 :: len(ORDERS)], strict=True))
     compared = [
         _failed(place, pair) if pair.failure else _compared(place, pair, next(found))
@@ -76,7 +76,7 @@ def by_reference(pairs: Sequence[Pair], judge: Referee) -> tuple[list[Comparison
 
 
 def combined(opinions: Sequence[Opinion]) -> tuple[Winner | None, bool, str | None]:
-    """The verdict on a pair from both orders, whether it flipped, and why there is none.
+    """The verdict on a pair from both orders, whether it flipped, and the reason where there is no verdict.
 
     Orders that disagree are a tie and a flip; an order without a verdict leaves the pair without one.
     """
@@ -99,7 +99,7 @@ def _opinion(order: Order, reply: Reply) -> Opinion:
         return Opinion(order=order, failure=reply.failure, raw=reply.text)
     reading = read(reply.text)
     if reading.verdict is None:
-        failure = "the judge's answer was cut at its most tokens" if reply.cut else reading.failure
+        failure = "the judge's answer was cut at max_tokens" if reply.cut else reading.failure
         return Opinion(order=order, failure=failure, raw=reply.text)
     return Opinion(order=order, verdict=winner(reading.verdict, order), reason=reading.reason, raw=reply.text)
 

@@ -1,8 +1,8 @@
-"""Asking a judge: any OpenAI-compatible endpoint, many calls at once, each answer kept as soon as it is there.
+"""Asking a judge: any OpenAI-compatible endpoint, many calls at once, each answer cached as soon as it arrives.
 
 Retries are the openai package's own: it backs off exponentially with jitter and waits as long as Retry-After says, up
-to two minutes. What is added here: a run of failures without an answer ends the asking, so that an endpoint that went
-down does not cost every remaining call its retries.
+to two minutes. In addition, a run of failures without an answer ends the asking, so that an endpoint that went down
+does not cost every remaining call its retries.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from pydantic import Field
 from slim.core import workspace
 from slim.core.errors import SlimError
 from slim.core.json_disk import JsonDisk
-from slim.core.progress import Progress, silent
 from slim.core.records import Record
+from slim.core.reporter import SILENT, Reporter
 from slim.core.text import without_surrogates
 from slim.judging.endpoint import Endpoint, Messages, awaited, connect, failure_of, without_key
 from slim.judging.prompt import SCHEMA
@@ -39,40 +39,40 @@ FORMATS: tuple[dict[str, Any], ...] = (
     {"response_format": {"type": "json_object"}},
     {},
 )
-"""How an answer's form is asked for; an endpoint that refuses one is asked with the next. The last is the prompt's."""
+"""Response formats, the strictest first; where an endpoint refuses one, the next is tried. The last is the prompt's."""
 PATIENCE = 8
 """Calls that fail in a row, each after its retries, before the rest is not asked; `concurrency` where that is more."""
 _OF_THE_ROLE = re.compile(r"\b(system|roles?)\b", re.IGNORECASE)
 
 
 class Reply(Record):
-    """What a judge answered to one call, or why it did not."""
+    """A judge's answer to one call, or why there is no answer."""
 
     text: str = ""
     failure: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
-    cut: bool = Field(default=False, description="whether it stopped at the most tokens it may have")
-    known: bool = Field(default=False, description="kept from an earlier call")
+    cut: bool = Field(default=False, description="whether it stopped at max_tokens")
+    known: bool = Field(default=False, description="cached from an earlier call")
 
 
 @contextmanager
 def open_reply_cache() -> Iterator[Cache]:
-    """The judges' answers. Unlike other results nothing of them is dropped for room: they may have cost money."""
+    """The cache of judges' answers. Unlike in other caches nothing is evicted: answers may have cost money."""
     folder = workspace.subfolder("replies")
     with Cache(str(folder), disk=JsonDisk, disk_compress_level=1, eviction_policy="none") as cache:
         yield cache
 
 
 def known(endpoint: Endpoint, asked: Sequence[Messages], cache: Cache) -> list[Reply | None]:
-    """The answers to earlier calls; None where there was none."""
+    """The cached answers, None for each call without one."""
     return [_of_cache(cache, endpoint.key_of(messages)) for messages in asked]
 
 
-def ask(endpoint: Endpoint, asked: Sequence[Messages], cache: Cache, progress: Progress = silent) -> list[Reply]:
-    """The judge's answer to each of `asked`, those of earlier calls from `cache`. A call that failed is a failure."""
+def ask(endpoint: Endpoint, asked: Sequence[Messages], cache: Cache, reporter: Reporter = SILENT) -> list[Reply]:
+    """The judge's reply to each of `asked`, cached ones from `cache`. A failed call gives a reply with its failure."""
     replies = known(endpoint, asked, cache)
-    run = _Run(endpoint, cache, progress, len(asked), sum(reply is not None for reply in replies))
+    run = _Run(endpoint, cache, reporter, len(asked), sum(reply is not None for reply in replies))
     waiting = deque((place, asked[place]) for place, reply in enumerate(replies) if reply is None)
     try:
         found = awaited(lambda: run.all(waiting)) if waiting else {}
@@ -83,18 +83,18 @@ def ask(endpoint: Endpoint, asked: Sequence[Messages], cache: Cache, progress: P
 
 @dataclass
 class _Run:
-    """One go through the calls that are not known yet."""
+    """One pass over the calls that are not cached yet."""
 
     endpoint: Endpoint
     cache: Cache
-    progress: Progress
+    reporter: Reporter
     total: int
     done: int
     format: int = 0
     folded: bool = field(init=False)
-    """Whether the system turn stands in the user's, as the endpoint takes none."""
+    """Whether the system turn is folded into the user's, as the endpoint rejects system turns."""
     failures: int = 0
-    """In a row, without an answer in between."""
+    """Consecutive failures, without an answer in between."""
     stopped: str | None = None
     replies: dict[int, Reply] = field(default_factory=dict)
     options: dict[str, Any] = field(init=False)
@@ -109,9 +109,9 @@ class _Run:
                 place, messages = waiting.popleft()
                 self.replies[place] = await self.one(client, messages)
                 self.done += 1
-                self.progress(self.done, self.total, "Judging")
+                self.reporter.progress(self.done, self.total, "Judging")
 
-        self.progress(self.done, self.total, "Judging")
+        self.reporter.progress(self.done, self.total, "Judging")
         asked = self.endpoint
         client = connect(asked.url, asked.timeout, asked.retries, own=asked.identity is not None)
         async with client, asyncio.TaskGroup() as group:
@@ -132,11 +132,13 @@ class _Run:
         try:
             self.cache.set(self.endpoint.key_of(messages), answer)
         except (sqlite3.Error, OSError, Timeout) as error:
-            raise SlimError(f"a judge's answer could not be kept in the workspace: {error}.") from error
+            raise SlimError(
+                f"a judge's answer cannot be cached in the workspace ({error}); free some space on its disk."
+            ) from error
         return _as_reply(answer, known=False)
 
     async def formatted(self, client: AsyncOpenAI, messages: Messages) -> dict[str, Any]:
-        """The raw answer, in the strictest form that the endpoint takes, which is remembered for the calls to come."""
+        """The raw answer, in the strictest format that the endpoint accepts, which is used for the calls to come."""
         for place, form in enumerate(FORMATS[self.format : -1], self.format):
             with suppress(openai.BadRequestError, openai.UnprocessableEntityError):
                 answer = await self.adapted(client, messages, form)
@@ -147,7 +149,7 @@ class _Run:
         return answer
 
     async def adapted(self, client: AsyncOpenAI, messages: Messages, form: dict[str, Any]) -> dict[str, Any]:
-        """The raw answer; a setting or a system turn that is refused by name is left out from then on."""
+        """The raw answer; a setting or a system turn that the endpoint refuses by name is left out from then on."""
         fold = self.folded
         while True:
             options = dict(self.options)
@@ -206,7 +208,7 @@ def _of_cache(cache: Cache, key: str) -> Reply | None:
     try:
         return None if found is None else _as_reply(found, known=True)
     except (KeyError, TypeError, ValueError):
-        return None  # not of ours
+        return None  # not a reply of this version
 
 
 def _as_reply(answer: dict[str, Any], known: bool) -> Reply:

@@ -1,4 +1,4 @@
-"""What judging takes, told before it starts."""
+"""Cost estimates of judging, reported before it starts."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from pydantic import Field
 
 from slim.core.records import Record
 from slim.data.templates import Example
-from slim.evaluation.answers import AnswerSettings
+from slim.evaluation.settings import AnswerSettings
 from slim.judging.endpoint import Endpoint
 from slim.judging.pairs import question_of
 from slim.judging.prompt import ORDERS, RUBRIC, messages
 
 CHARACTERS_PER_TOKEN = 4
-"""About, in English; good enough for an estimate of what a judge will read."""
+"""Approximate, for English text; used to estimate the tokens that a judge reads."""
 
 
 class Estimate(Record):
-    """What judging will take at most: calls, tokens, and money where the prices of a million tokens are known."""
+    """An upper bound of calls and tokens, and of the price where the prices of a million tokens are given."""
 
     calls: int = Field(ge=0)
     tokens_in: int = Field(ge=0)
@@ -36,7 +36,7 @@ def estimate(
     rubric: str = RUBRIC,
     prices: tuple[float, float] | None = None,
 ) -> Estimate:
-    """An upper bound of what judging takes, before there are answers; `prices` are of a million tokens in and out."""
+    """An upper bound of the cost of judging, before there are answers; `prices` are of a million tokens in and out."""
     read_tokens = sum(
         sum(len(turn["content"]) for turn in messages(question_of(row), "", "", ORDERS[0], rubric))
         // CHARACTERS_PER_TOKEN

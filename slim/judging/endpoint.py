@@ -8,9 +8,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Coroutine
-from string import whitespace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -20,13 +18,12 @@ from pydantic import Field
 
 from slim.core.errors import InputError, SlimError
 from slim.core.records import Record
+from slim.judging.address import KEYS, base_url
 
-KEYS = ("SLIM_JUDGE_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key; the first that is set."""
 VERSION = 1
-"""Of what is kept: raise it when the same question is put in another way."""
+"""Version of the cache keys: raise it when the same question is asked in another way."""
 UNNAMED = "default"
-"""The name that is asked for where an endpoint does not say which models it has."""
+"""The model name that is requested where an endpoint does not list its models."""
 KEY_REFUSED = "the endpoint refuses the key"
 SENT_AWAY = "the endpoint redirects to another address"
 Messages = list[dict[str, str]]
@@ -34,49 +31,31 @@ Result = TypeVar("Result")
 
 
 class Endpoint(Record):
-    """A judge and how it is asked. The key is no part of it: it is read from the environment with each run."""
+    """A judge and the settings of its calls, without the key, which is read from the environment with each run."""
 
     url: str = Field(description="base URL, without /chat/completions")
     model: str
     concurrency: int = Field(default=16, ge=1, le=1000)
-    timeout: float = Field(default=60.0, gt=0, description="seconds that one try may take")
+    timeout: float = Field(default=60.0, gt=0, description="seconds that one attempt may take")
     retries: int = Field(default=5, ge=0, le=100)
-    max_tokens: int = Field(default=512, ge=1, description="of a judge's answer")
-    system_turn: bool = Field(default=True, description="whether it takes one; else its text stands in the user turn")
+    max_tokens: int = Field(default=512, ge=1, description="tokens of a judge's answer")
+    system_turn: bool = Field(default=True, description="whether it accepts one; else it is put into the user turn")
     identity: str | None = Field(
-        default=None, description="of a judge that was started for the run, whose address is another one each time"
+        default=None, description="fingerprint of a judge served for the run, whose address differs each time"
     )
 
     def key_of(self, messages: Messages) -> str:
-        """What an answer is kept under: the judge, and the rubric, question, outputs and order in the messages."""
+        """The cache key of an answer: of the judge, and of the rubric, question, outputs and order in the messages."""
         judge = [self.url, self.model] if self.identity is None else [self.identity]
         asked = [VERSION, *judge, self.max_tokens, messages]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def base_url(url: str) -> str:
-    """The base URL of an endpoint, given as such or with /chat/completions. Raises InputError for what is neither."""
-    text = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
-    try:
-        parts = urlsplit(text)
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        named = named and not set(text) & set(whitespace)
-        more = "@" in parts.netloc or bool(set("?#") & set(text))
-        httpx2.URL(text)
-    except (ValueError, httpx2.InvalidURL):
-        named = more = False
-    if more:
-        raise InputError(f"endpoint: the URL may hold no key, user or query: set {KEYS[0]} in the environment instead.")
-    if not named:
-        raise InputError("endpoint: the URL must be http(s)://host/path: write for instance http://127.0.0.1:8000/v1.")
-    return text
-
-
 def prepare(url: str, model: str | None, asking: dict[str, Any]) -> tuple[Endpoint, SlimError | None]:
-    """The endpoint, and what is wrong with it where nothing but earlier answers could help.
+    """The endpoint, and its error where only cached answers can be used.
 
     Where no `model` is named it is the endpoint's only one. Raises InputError for a bad URL or setting or several
-    models, and where no model is named, what is wrong with the endpoint.
+    models, and, where no model is named, the endpoint's error.
     """
     place, trouble = base_url(url), None
     made = Endpoint.checked(url=place, model=model or UNNAMED, **asking)
@@ -96,9 +75,9 @@ def prepare(url: str, model: str | None, asking: dict[str, Any]) -> tuple[Endpoi
 
 
 def models_of(url: str, timeout: float) -> list[str]:
-    """The models that an endpoint names; none where it keeps no list.
+    """The models that an endpoint lists; empty where it has no list.
 
-    Raises InputError where it refuses the key or sends elsewhere, SlimError where it does not answer.
+    Raises InputError where it refuses the key or redirects, SlimError where it does not answer.
     """
 
     async def names() -> list[str]:
@@ -108,19 +87,19 @@ def models_of(url: str, timeout: float) -> list[str]:
     try:
         return awaited(names)
     except openai.AuthenticationError as error:
-        raise InputError(f"endpoint {url}: {failure_of(error)}: set {KEYS[0]} or {KEYS[1]}.") from None
+        raise InputError(f"endpoint={url!r}: {failure_of(error)}; set {KEYS[0]} or {KEYS[1]}.") from None
     except openai.APIConnectionError as error:
-        raise SlimError(f"endpoint {url}: {failure_of(error)}: is it running, and is the URL right?") from None
+        raise SlimError(f"endpoint={url!r}: {failure_of(error)}; start the server, or correct the URL.") from None
     except openai.APIStatusError as error:
         if 300 <= error.status_code < 400:
-            raise InputError(f"endpoint {url}: {failure_of(error)}.") from None
+            raise InputError(f"endpoint={url!r}: {failure_of(error)}.") from None
         return []
-    except (openai.OpenAIError, AttributeError, TypeError, ValueError):  # the list is no part of what is needed
+    except (openai.OpenAIError, AttributeError, TypeError, ValueError):  # the list is optional
         return []
 
 
 def awaited(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """What `work` gives, also where an event loop is at work already, as in a notebook: in a thread of its own then."""
+    """The result of `work`, which runs in a thread of its own where an event loop is running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -130,10 +109,10 @@ def awaited(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 
 def connect(url: str, timeout: float, retries: int, own: bool = False) -> AsyncOpenAI:
-    """A client of the endpoint, with the key of the environment, or a word in its place where there is none.
+    """A client of the endpoint, with the key of the environment, or a placeholder where no key is set.
 
-    It goes nowhere else: what an endpoint redirects to is not followed, with the key or without.
-    A server of one's `own` is sent no key, and no proxy stands between.
+    Redirects are not followed, with the key or without. An `own` server, started for the run, gets no key, and is
+    reached without a proxy.
     """
     keys = (found for name in KEYS if (found := os.environ.get(name, "").strip()))
     key = "none" if own else next(keys, "none")
@@ -142,14 +121,14 @@ def connect(url: str, timeout: float, retries: int, own: bool = False) -> AsyncO
 
 
 class _Bounded(DefaultAsyncHttpxClient):
-    """Ends each try after `limit` seconds. httpx bounds each read alone, so that an answer may drip in for ever."""
+    """Ends each attempt after `limit` seconds; httpx bounds each read alone, so that a slow answer might never end."""
 
     def __init__(self, limit: float, **options: Any) -> None:
         super().__init__(timeout=limit, **options)
         self._limit = limit
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """The response with its body. Raises httpx's own error where it is not there in time."""
+        """The response with its body. Raises httpx's own error where it takes longer than the limit."""
         try:
             async with asyncio.timeout(self._limit):
                 return await super().send(request, **options)
@@ -159,7 +138,7 @@ class _Bounded(DefaultAsyncHttpxClient):
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Reading the certificates takes longer than many a call, so it is done once."""
+    """The TLS context, made once: reading the certificates takes longer than many a call."""
     return httpx2.create_ssl_context()
 
 
@@ -172,7 +151,10 @@ def without_key(text: str) -> str:
 
 
 def failure_of(error: Exception) -> str:
-    """Why a call failed, in the same words for the same cause, so that they can be counted. Never the server's text."""
+    """The reason of a failed call, the same text for the same cause, so that failures can be counted.
+
+    It never contains the server's text.
+    """
     if isinstance(error, openai.APITimeoutError):
         return "the endpoint took longer than the timeout"
     if isinstance(error, openai.APIConnectionError):
@@ -180,13 +162,13 @@ def failure_of(error: Exception) -> str:
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return f"{KEY_REFUSED} (HTTP {error.status_code})"
     if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
-        return f"{SENT_AWAY} (HTTP {error.status_code}), which is not followed: name the URL it leads to"
+        return f"{SENT_AWAY} (HTTP {error.status_code}), which is not followed; name the URL it leads to"
     if isinstance(error, openai.APIStatusError):
         return f"HTTP {error.status_code} from the endpoint{_hint(error)}"
-    return "an answer that is not of the OpenAI API"
+    return "an answer that does not follow the OpenAI API"
 
 
 def _hint(error: openai.APIStatusError) -> str:
-    """The endpoint's own code of the error, a bare word."""
+    """The endpoint's own error code, where it is a single word."""
     code = getattr(error, "code", None)
     return without_key(f" ({code})") if isinstance(code, str) and re.fullmatch(r"[a-z_]{3,40}", code) else ""

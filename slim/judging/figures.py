@@ -1,4 +1,4 @@
-"""From verdicts to figures: win rate with its interval, the same at equal length, and whether somebody won."""
+"""Figures of verdicts: win rate with its interval, the same at equal length, and the overall winner."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ ordinary data alone, and finite where verdicts are separated by length or all al
 
 
 def figures(comparisons: Sequence[Comparison], both_orders: bool, seed: int = 0) -> Figures:
-    """What the verdicts come to; failures count for coverage alone."""
+    """The figures of the verdicts; failures count for coverage alone."""
     judged = [one for one in comparisons if one.judgment != "error"]
     points = np.array([POINTS[one.judgment] for one in judged])
     flips = sum(one.flip for one in judged)
@@ -51,18 +51,18 @@ def overall(found: Figures, min_coverage: float) -> Winner | None:
 
 
 def remarks(found: Figures) -> list[str]:
-    """What a reader of the figures should know."""
+    """Notes on how to read the figures."""
     judged, rate = found.win + found.loss + found.tie, found.win_rate
     if judged and found.flips == judged:
-        return ["every verdict changed with the order: this judge prefers a place, not an answer"]
+        return ["every verdict changed with the order: this judge prefers a position, not an answer"]
     unsure = rate is not None and rate.low is not None and rate.high is not None and rate.low <= 0.5 <= rate.high
     if unsure and found.win != found.loss:
-        return ["the interval of the win rate includes 50%: the difference may be chance"]
+        return ["the interval of the win rate includes 50%: the difference may be due to chance"]
     return []
 
 
 def length_controlled(points: NDArray[np.float64], longer_by: NDArray[np.float64], seed: int = 0) -> Figure | None:
-    """The win rate that a logistic model of the verdict reads at equal lengths (Dubois et al. 2024, AlpacaEval 2).
+    """The win rate that a logistic model of the verdict predicts at equal lengths (Dubois et al. 2024, AlpacaEval 2).
 
     `points` (R,) are 1 for a win, ½ for a tie and 0 for a loss, `longer_by` (R,) the difference of the lengths:
     log odds = quality + φ · tanh(difference / its standard deviation). Their term for how hard each question is needs

@@ -1,8 +1,8 @@
-"""A judge on this machine: a model's server, started for the run and gone with it, whatever ends the run.
+"""A local judge: a model's server that is started for the run and ends with it, whatever ends the run.
 
 Models whose layers are alike are served by `transformers serve`, the others by `slim serve`. The server is a child in a
-session of its own, ended with its parent (`slim.judging.parent_watch`). It listens on this machine alone and opens no
-connection to another.
+session of its own, which the parent watchdog ends with its parent (`slim.judging.parent_watch`). It listens on this
+machine alone and opens no connection to another.
 """
 
 import gc
@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,52 +22,53 @@ import httpx2
 import psutil
 import torch
 
+from slim.core import launch
 from slim.core.errors import InputError, SlimError
 from slim.core.hub import MODEL_FILES, snapshot
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.judging.endpoint import KEYS, Endpoint, Messages
 from slim.models.load import digest, locate
 
 PATIENCE = 600.0
-"""Seconds that a server has to load its model and say a first word."""
+"""Seconds that a server has to load its model and answer a first call."""
 ASKING = {"concurrency": 1, "timeout": 600.0}
-"""How a server here is asked where nothing is said: it answers one call after the other, and may be slow."""
+"""Default settings of a local server's calls: it answers one call after the other, and may be slow."""
 LINES = 3
-"""Of a server's log, its last ones, that say why it failed."""
+"""Last lines of a server's log that are quoted in an error."""
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-"""The model is here already, so the server has nothing to look for elsewhere."""
+"""The model is on the disk already, so the server needs no network."""
 _HELLO: Messages = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Hello"}]
 
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """A model that judges. The `fingerprint` stands for its files, whatever its place and its server's address are."""
+    """A model that judges. The `fingerprint` is of its files, whatever its folder and its server's address are."""
 
     source: str
     folder: Path
     fingerprint: str
 
     def endpoint(self, asking: dict[str, Any]) -> Endpoint:
-        """How it is asked, `asking` being fields of `Endpoint`. The address comes with the server."""
+        """The endpoint, `asking` being fields of `Endpoint`. The address is set once the server has started."""
         model = self._command("auto")[1]
         return Endpoint.checked(url="", model=model, identity=f"local:{self.fingerprint}", **{**ASKING, **asking})
 
     @contextmanager
     def started(
-        self, endpoint: Endpoint, device: str = "auto", progress: Progress = silent, patience: float = PATIENCE
+        self, endpoint: Endpoint, device: str = "auto", reporter: Reporter = SILENT, patience: float = PATIENCE
     ) -> Iterator[Endpoint]:
-        """The endpoint with its server's address, once that has answered; the server is gone when the block ends.
+        """The endpoint with its server's address, once it has answered; the server is stopped when the block ends.
 
-        Raises SlimError with its last words where it ends or stays silent for `patience` seconds.
+        Raises SlimError with the end of its log where it ends or does not answer for `patience` seconds.
         """
-        progress(0, 1, "Starting the judge")
-        if torch.cuda.is_available():  # the models that answered are gone, and torch keeps their room
+        reporter.progress(0, 1, "Starting the judge")
+        if torch.cuda.is_available():  # the models that answered are freed, and torch still reserves their memory
             gc.collect()
             torch.cuda.empty_cache()
-        environment = {name: value for name, value in os.environ.items() if name not in KEYS} | QUIET
+        environment = {name: value for name, value in launch.environment(**QUIET).items() if name not in KEYS}
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "slim.judging.parent_watch", *self._command(device)[0]],
+                launch.module_command("slim.judging.parent_watch", *self._command(device)[0]),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -81,32 +81,32 @@ class LocalJudge:
                 _end(process)
 
     def _command(self, device: str) -> tuple[list[str], str]:
-        """The module that serves the model with its arguments, and the model's name there. The port is any free one."""
+        """The serving module with its arguments, and the model's name on that server. The port is any free one."""
         place, options = str(self.folder), ["--host", "127.0.0.1", "--port", "0", "--device", device]
         if _layers_differ(self.folder):
-            return ["slim.cli", "serve", place, *options], self.folder.resolve().name
+            return ["slim", "serve", place, *options], self.folder.resolve().name
         return ["transformers.cli.transformers", "serve", place, *options], place
 
     def _answering(
         self, process: subprocess.Popen[bytes], endpoint: Endpoint, log: IO[bytes], patience: float
     ) -> Endpoint:
-        """The endpoint at the port where the server listens, once it answers a chat there."""
+        """The endpoint at the port where the server listens, once it answers a chat request."""
         deadline = time.monotonic() + patience
         with httpx2.Client(trust_env=False) as client:
             while (left := deadline - time.monotonic()) > 0:
                 if process.poll() is not None:
-                    raise SlimError(f"local judge {self.source!r}: its server ended ({_last_words(log)}).")
+                    raise SlimError(f"local_judge={self.source!r}: its server ended ({_last_words(log)}).")
                 if (port := _port(process.pid)) is not None:
                     made = endpoint.model_copy(update={"url": f"http://127.0.0.1:{port}/v1"})
                     if (takes_system := self._greeted(client, made, log, left)) is not None:
                         return made.model_copy(update={"system_turn": takes_system})
                 time.sleep(0.05)
         raise SlimError(
-            f"local judge {self.source!r}: its server did not answer within {patience:g} s ({_last_words(log)})."
+            f"local_judge={self.source!r}: its server did not answer within {patience:g} s ({_last_words(log)})."
         )
 
     def _greeted(self, client: httpx2.Client, endpoint: Endpoint, log: IO[bytes], left: float) -> bool | None:
-        """Whether the model takes a system turn; None where the server is not there yet."""
+        """Return whether the model accepts a system turn; None where the server does not answer yet."""
         status = 0
         for turns in (_HELLO, _HELLO[1:]):
             body = {"model": endpoint.model, "messages": turns, "max_tokens": 1, "temperature": 0}
@@ -116,19 +116,21 @@ class LocalJudge:
                 return None
             if (status := answer.status_code) == 200:
                 return turns is _HELLO
-        raise SlimError(f"local judge {self.source!r} does not chat: HTTP {status} ({_last_words(log)}).")
+        raise SlimError(
+            f"local_judge={self.source!r}: no chat, HTTP {status} ({_last_words(log)}); name another model."
+        )
 
 
-def find_local_judge(source: str, progress: Progress = silent) -> LocalJudge:
+def find_local_judge(source: str, reporter: Reporter = SILENT) -> LocalJudge:
     """The judge that `source` names: `bundled:smollm2-135m`, a folder, a .gguf file or a Hub id, which is downloaded.
 
-    Raises InputError for what is none of them, or has no safetensors weights.
+    Raises InputError for any other source, and for a model without safetensors weights.
     """
-    place = Path(locate(source, progress))
+    place = Path(locate(source, reporter))
     of_hub = not place.is_dir()
     folder = snapshot(str(place)) if of_hub else place.absolute()
     if not any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
-        raise InputError(f"local_judge {source!r} has no safetensors weights: name a model that has.")
+        raise InputError(f"local_judge={source!r}: it has no safetensors weights; name a model that has.")
     files = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
     return LocalJudge(source, folder, folder.name if of_hub else digest(sorted(files)))
 
@@ -137,7 +139,7 @@ def _layers_differ(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / "config.json").read_bytes()).get("per_layer_config"))
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"local_judge: {str(folder)!r} has no config.json that can be read.") from error
+        raise InputError(f"local_judge={str(folder)!r}: its config.json cannot be read; name another model.") from error
 
 
 def _port(pid: int) -> int | None:
@@ -152,13 +154,13 @@ def _port(pid: int) -> int | None:
 def _last_words(log: IO[bytes]) -> str:
     """The last lines of a server's log."""
     start = max(0, os.fstat(log.fileno()).st_size - 4000)
-    said = os.pread(log.fileno(), 4000, start).decode(errors="replace")  # seeking would move the server's own place
+    said = os.pread(log.fileno(), 4000, start).decode(errors="replace")  # seeking would move the server's own offset
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return " / ".join(lines[-LINES:]) or "it said nothing"
+    return " / ".join(lines[-LINES:]) or "its log is empty"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills a server and all that it started: it holds nothing that could be lost."""
+    """Kill a server and all processes that it started: it holds no state to save."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A pair of answers as HTML in which all that a model, a judge or a dataset said is plain text."""
+"""A pair of answers as HTML in which all text from a model, a judge or a dataset is escaped."""
 
 import html
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ ORDERS = {"original_first": "Original shown first", "pruned_first": "Pruned show
 
 
 def named_pair(place: int, one: Comparison, given: Votes, scores: tuple[float, float] | None) -> str:
-    """One pair with all that is known of it: the models by name, the verdicts and the person's vote."""
+    """One pair with the models by name, the verdicts and the user's vote."""
     head = f"Row {place + 1} · {VERDICTS[one.judgment]}{', changed with the order' if one.flip else ''}"
     if (vote := given.votes.get(votes.key_of(one))) is not None:
         head += f" · your vote: {VERDICTS[vote.choice].lower()}"
@@ -33,7 +33,7 @@ def named_pair(place: int, one: Comparison, given: Votes, scores: tuple[float, f
 def named_sides(
     answers: tuple[str, str], cut: tuple[bool, bool], scores: tuple[float, float] | None
 ) -> tuple[Side, Side]:
-    """Both answers under their models' names, the original's first, what the other lacks marked."""
+    """Both answers under their models' names, the original's first; words that the other lacks are marked."""
     first, second = review.word_diff(*answers)
     return (
         (_title("Original", answers[0], cut[0], scores and scores[0]), first, "original"),
@@ -69,20 +69,20 @@ def _marked(pieces: list[Piece], kind: str) -> str:
 
 
 def said_of(one: Comparison) -> list[tuple[str, str]]:
-    """The verdict in both orders with its reasons, or why there is none: lines, each with a title that may be empty."""
+    """The verdict in both orders with its reason or failure: lines, each with a title that may be empty."""
     lines = []
     for opinion in one.orders:
         verdict = VERDICTS[opinion.verdict or "error"].lower()
         lines.append((f"{ORDERS[opinion.order]}: {verdict}.", opinion.reason or opinion.failure or ""))
         if opinion.failure and opinion.raw:
-            lines.append(("", f"It said: {opinion.raw}"))
+            lines.append(("", f"Its answer: {opinion.raw}"))
     if one.failure and not one.orders:
         lines.append(("", one.failure))
     return lines
 
 
 def opinions(lines: Sequence[tuple[str, str]], level: int = 4) -> str:
-    """Such lines below a heading of `level`; nothing where there are none."""
+    """Such lines below a heading of `level`; an empty string without lines."""
     titles = (f"<b>{html.escape(title)}</b> " if title else "" for title, _ in lines)
     paragraphs = "".join(
         f"<p class='said'>{title}{html.escape(text)}</p>" for title, (_, text) in zip(titles, lines, strict=True)

@@ -7,16 +7,17 @@ from transformers import PreTrainedTokenizerBase
 
 from slim.core.cache import open_cache
 from slim.core.errors import SlimError
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.data.templates import Example
 from slim.evaluation import answers
-from slim.evaluation.answers import AnswerSettings, ModelAnswer
+from slim.evaluation.answers import ModelAnswer
+from slim.evaluation.settings import AnswerSettings
 from slim.models.load import load_model
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row and what both models say to it."""
+    """One row and both models' answers to it."""
 
     example: Example
     original: ModelAnswer
@@ -24,12 +25,12 @@ class Pair:
 
     @property
     def question(self) -> str:
-        """All that was said before the answer, as one text."""
+        """All turns before the answer, as one text."""
         return question_of(self.example)
 
     @property
     def failure(self) -> str | None:
-        """Why a model was not asked, where one was not."""
+        """The reason why a model was not asked, or None."""
         for name, one in (("original", self.original), ("pruned", self.pruned)):
             if one.failure:
                 return f"{name} model: {one.failure}"
@@ -37,7 +38,7 @@ class Pair:
 
 
 def question_of(example: Example) -> str:
-    """All that was said before the answer of a row, as one text."""
+    """All turns before the answer of a row, as one text."""
     if len(example.turns) > 1:
         return "\n\n".join(f"{who}: {text}" for who, text in example.turns)
     return example.prompt
@@ -58,13 +59,13 @@ def answered(
     settings: AnswerSettings,
     device: str = "auto",
     dtype: str = "auto",
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
     trouble: SlimError | None = None,
 ) -> Answered:
-    """What the original and the pruned model of `sources` answer to `examples`.
+    """Return the answers of the original and the pruned model of `sources` to `examples`.
 
     The prompts and stop rules are the original's for both, unless their tokenizers differ. Raises `trouble`, where it
-    is given, instead of generating what is not known from an earlier run.
+    is given, instead of generating an answer that is not cached.
     """
     said: list[list[ModelAnswer]] = []
     fingerprints: list[str] = []
@@ -72,14 +73,14 @@ def answered(
     first: PreTrainedTokenizerBase | None = None
     prompts, stops = [], ()
     for source in sources:
-        loaded = load_model(source, device=device, dtype=dtype, progress=progress)
+        loaded = load_model(source, device=device, dtype=dtype, reporter=reporter)
         if first is None or not _same(first, loaded.tokenizer):
             if first is not None:
                 notes["the models' tokenizers differ, so each reads the rows and ends its answers by its own"] = None
             first = loaded.tokenizer
             prompts, stops = answers.prompts(examples, first), answers.stops_of(loaded)
         with open_cache() as cache:
-            found, told = answers.answer(loaded, prompts, settings, stops, cache, progress, trouble)
+            found, told = answers.answer(loaded, prompts, settings, stops, cache, reporter, trouble)
         said.append(found)
         fingerprints.append(loaded.facts.fingerprint)
         notes |= dict.fromkeys(told)

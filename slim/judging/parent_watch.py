@@ -1,4 +1,4 @@
-"""Runs a module as `python -m` does, in a process that ends with the one that started it, however that ended.
+"""The parent watchdog: runs a module as `python -m` does, in a process that ends with its parent, however that ends.
 
 `python -m slim.judging.parent_watch MODULE ARGUMENTS…` is started in a session of its own with a pipe as its standard
 input. The system closes the other end of the pipe even where its holder was killed, and then the session is ended.

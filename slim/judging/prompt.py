@@ -1,6 +1,6 @@
-"""What a judge is asked and how its answer is read. Model outputs are data: they stand in JSON, which they cannot end.
+"""The prompt of a judge and the parser of its answer. Model outputs are data: JSON strings, which they cannot end.
 
-The order of a pair is the place of the original model: asked both ways, a judge that prefers a place is found out.
+The order of a pair is the position of the original model; asking in both orders reveals a judge's position bias.
 """
 
 import json
@@ -18,7 +18,7 @@ RUBRIC = """Judge which answer serves the person who asked better, by these crit
 2. Completeness: it does all that was asked, in the form that was asked for.
 3. Clarity: it is coherent and easy to read, without repetition, and ends properly.
 Length alone is no merit. If both are equally good or equally bad, the verdict is tie."""
-"""The criteria where a person gives none."""
+"""The default criteria."""
 _FRAME = """You compare two answers to one question.
 
 {rubric}
@@ -35,7 +35,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _MARK = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]+\])")
-"""Where a chat template's own marks may start, as in `<|im_end|>`, `</s>` or `[INST]`."""
+"""Where a chat template's control tokens may start, as in `<|im_end|>`, `</s>` or `[INST]`."""
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _THOUGHT_ENDS = re.compile("</think>", re.IGNORECASE)
 LONGEST = 2**15
@@ -50,7 +50,7 @@ _REFUSAL = re.compile(r"\b(can(?:no|['’])t|unable to|won['’]t|not able to|so
 
 
 class Reading(Record):
-    """What a judge's answer says: a verdict with its reason, or why there is none."""
+    """A judge's answer as it was parsed: a verdict with its reason, or a failure."""
 
     verdict: Letter | None = None
     reason: str = ""
@@ -68,14 +68,14 @@ def messages(question: str, original: str, pruned: str, order: Order, rubric: st
 
 
 def as_data(value: dict[str, str]) -> str:
-    """JSON in which no string can end itself, nor hold a mark that a chat template would read as its own."""
+    """JSON in which no string can end itself, nor hold a chat template's control token."""
     return _MARK.sub(lambda mark: f"\\u{ord(mark[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def read(text: str) -> Reading:
     """The verdict in a judge's answer: its JSON, JSON within prose, or plain words such as `Verdict: A`.
 
-    Where the answer names different verdicts it is unreadable, as nothing says which one is meant.
+    An answer that names different verdicts is unreadable, as the one meant is unknown.
     """
     said = _spoken(text)
     if not said:
@@ -107,7 +107,7 @@ def winner(verdict: Letter, order: Order) -> Literal["original_model", "pruned_m
 
 
 def _spoken(text: str) -> str:
-    """What a judge says after its thoughts, the end of it where it is long; every character is one that can be kept."""
+    """The end of a judge's answer after its thoughts, up to LONGEST characters, without surrogates."""
     *_, end = (0, *(mark.end() for mark in _THOUGHT_ENDS.finditer(text)))
     said = _THOUGHT.sub("", text[:end]) + text[end:]
     return without_surrogates(said[-LONGEST:]).strip()

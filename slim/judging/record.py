@@ -1,4 +1,4 @@
-"""The records of a judgement: every pair with its verdicts, what they come to, and how they were reached."""
+"""The records of a judgement: every pair with its verdicts, their figures, and how they were reached."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
@@ -6,8 +6,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from slim.core.records import Record
-from slim.evaluation.answers import AnswerSettings, ModelAnswer
+from slim.evaluation.answers import ModelAnswer
 from slim.evaluation.metrics import Figure
+from slim.evaluation.settings import AnswerSettings
 from slim.judging.prompt import Order
 
 PairVerdict = Literal["original_model", "pruned_model", "tie", "error"]
@@ -16,23 +17,23 @@ Winner = Literal["original_model", "pruned_model", "tie"]
 
 
 class Opinion(Record):
-    """What the judge said to a pair in one order, or why it said nothing."""
+    """A judge's verdict on a pair in one order, or why there is no verdict."""
 
     order: Order
     verdict: Winner | None = None
     reason: str = ""
     failure: str | None = None
-    raw: str = Field(default="", description="the judge's answer as it came")
+    raw: str = Field(default="", description="the judge's raw answer")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.verdict is None) == (self.failure is None):
-            raise ValueError("verdict, failure: an opinion has one of them")
+            raise ValueError("verdict, failure: an opinion has exactly one of them")
         return self
 
 
 class Comparison(Record):
-    """One row: what both models said and which is better. `response1` is the original's, `response2` the pruned's."""
+    """One row: both models' answers and which is better. `response1` is the original's, `response2` the pruned's."""
 
     sample_id: int = Field(ge=0)
     question: str
@@ -44,7 +45,7 @@ class Comparison(Record):
     orders: tuple[Opinion, ...] = Field(default=(), description="of a judge that was asked in both orders")
     reference: str = ""
     scores: tuple[float, float] | None = Field(default=None, description="against the reference: original, pruned")
-    truncated: tuple[bool, bool] = Field(default=(False, False), description="answers cut at their most tokens")
+    truncated: tuple[bool, bool] = Field(default=(False, False), description="answers cut at max_new_tokens")
 
     @model_validator(mode="after")
     def _reasoned(self) -> Self:
@@ -54,12 +55,12 @@ class Comparison(Record):
 
     @property
     def longer_by(self) -> int:
-        """Characters by which the pruned model's answer is the longer one."""
+        """Characters by which the pruned model's answer is longer than the original's."""
         return len(self.response2) - len(self.response1)
 
 
 class Summary(Record):
-    """Pairs by what became of them, and each in percent of all pairs."""
+    """Pairs by verdict, and each count in percent of all pairs."""
 
     original_model: int = Field(ge=0)
     pruned_model: int = Field(ge=0)
@@ -80,31 +81,31 @@ class Summary(Record):
 
 
 class Figures(Record):
-    """What the verdicts come to, from the pruned model's side: a win is the pruned model's."""
+    """The figures of the verdicts, seen from the pruned model: a win is the pruned model's."""
 
     win: int = Field(ge=0)
     loss: int = Field(ge=0)
     tie: int = Field(ge=0, description="flips included")
     flips: int = Field(ge=0)
-    flip_rate: float | None = Field(default=None, description="of the judged pairs; None where one order says all")
+    flip_rate: float | None = Field(default=None, description="share of judged pairs; None without a second order")
     coverage: float = Field(ge=0, le=1, description="share of the pairs that got a verdict")
     win_rate: Figure | None = Field(default=None, description="(wins + ½ ties) / judged")
-    length_controlled: Figure | None = Field(default=None, description="win rate at answers of one length")
+    length_controlled: Figure | None = Field(default=None, description="win rate at equal answer length")
     mean_length: tuple[float, float] = Field(description="characters of an answer: original, pruned")
     failures: dict[str, int] = Field(default={}, description="pairs without a verdict by reason")
 
 
 class Generated(Record):
-    """How a model's answers came out."""
+    """Counts over a model's answers."""
 
-    truncated: int = Field(ge=0, description="answers cut at their most tokens")
+    truncated: int = Field(ge=0, description="answers cut at max_new_tokens")
     empty: int = Field(ge=0)
     not_asked: int = Field(ge=0, description="prompts longer than the context leaves room for")
     mean_tokens: float = Field(ge=0)
 
     @classmethod
     def of(cls, answers: Sequence[ModelAnswer]) -> "Generated":
-        """The counts over a model's answers."""
+        """Count a model's answers."""
         asked = [one for one in answers if one.failure is None]
         return cls(
             truncated=sum(one.truncated for one in asked),
@@ -115,7 +116,7 @@ class Generated(Record):
 
 
 class JudgeFacts(Record):
-    """Who judged and by what. Never the key."""
+    """The judge and its settings, never the key."""
 
     kind: Literal["endpoint", "local", "reference"] = Field(description="local: a model served for the run")
     name: str
@@ -124,7 +125,7 @@ class JudgeFacts(Record):
     rubric: str | None = None
     both_orders: bool
     calls: int = Field(default=0, ge=0, description="answered in this run")
-    known_calls: int = Field(default=0, ge=0, description="answered in earlier runs")
+    known_calls: int = Field(default=0, ge=0, description="cached from earlier runs")
     tokens_in: int = Field(default=0, ge=0, description="of all answers, as the endpoint counts them")
     tokens_out: int = Field(default=0, ge=0)
 

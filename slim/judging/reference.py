@@ -1,4 +1,4 @@
-"""The judge that needs no model: the dataset's own answer, and how close each of two answers comes to it."""
+"""The judge without a model: each of two answers is scored against the dataset's own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ReferenceMeasure = Literal["auto", "rouge-l", "exact"]
 
 @dataclass(frozen=True)
 class Referee:
-    """A measure by name, and what an answer is worth by it, 0..1."""
+    """A metric by name, and its score of an answer, 0..1."""
 
     name: str
     score: Callable[[str, Example], float]
@@ -30,7 +30,7 @@ class Referee:
 def referee(kind: str, references: Sequence[str], measure: ReferenceMeasure = "auto") -> Referee:
     """The reference judge of a template's kind: exact match where answers are labels, choices or results, else ROUGE-L.
 
-    `references` are the answers of all rows. Raises InputError where exact match is asked for and means nothing.
+    `references` are the answers of all rows. Raises InputError for exact match on answers without one wording.
     """
     if kind == "choices" and measure != "rouge-l":
         return Referee("exact match of the choice", _chosen)
@@ -41,7 +41,7 @@ def referee(kind: str, references: Sequence[str], measure: ReferenceMeasure = "a
         return Referee("ROUGE-L F1 against the reference", lambda said, row: rouge(said, row.answer)["rougeL"])
     exact = next((name for name in ("accuracy", "exact_match") if name in names), None)
     if scorer is None or exact is None:
-        raise InputError(f"measure='exact': answers of the kind {kind!r} have no one wording: use rouge-l.")
+        raise InputError(f"measure='exact': answers of the kind {kind!r} have no single wording; use rouge-l.")
     return Referee("exact match with the reference", lambda said, row: float(scorer.score(said, row.answer)[exact]))
 
 

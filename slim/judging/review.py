@@ -14,9 +14,9 @@ from slim.judging.record import JUDGMENTS, Comparison, Judgment, PairVerdict
 Piece = tuple[str, bool]
 """A stretch of an answer, and whether the other answer lacks it."""
 Scores = Mapping[int, tuple[float, float]]
-"""By the place of a pair: the original's and the pruned model's score against the reference, 0..1."""
+"""The original's and the pruned model's score against the reference, 0..1, by the index of a pair."""
 MOST_MATCHES = 40_000
-"""Pairs of equal words in two answers that are still compared: answers that loop would keep a page waiting."""
+"""Most pairs of equal words in two answers that are compared: repetitive answers would take too long on a page."""
 _WORD = re.compile(r"(\s*)(\S+)")
 _VERDICTS = {"original_model": -1.0, "tie": 0.0, "pruned_model": 1.0}
 
@@ -38,7 +38,7 @@ def word_diff(one: str, other: str) -> tuple[list[Piece], list[Piece]]:
 
 
 def _pieces(text: str, lacking: Sequence[bool]) -> list[Piece]:
-    """Neighbours of one kind joined; the space between two marked words is marked, so that a mark is not torn."""
+    """Neighbors of one kind joined; the space between two marked words is marked, so that a mark is continuous."""
     found: list[Piece] = []
     before, end = False, 0
     for match, marked in zip(_WORD.finditer(text), lacking, strict=True):
@@ -51,7 +51,7 @@ def _pieces(text: str, lacking: Sequence[bool]) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pairs a person wants to see. `longest` bounds the characters of the longer answer, ends included."""
+    """A filter of pairs. `longest` bounds the characters of the longer answer, ends included."""
 
     judgments: frozenset[PairVerdict] = frozenset(JUDGMENTS)
     flip: bool | None = None
@@ -59,7 +59,7 @@ class Wanted:
     text: str = ""
 
     def takes(self, one: Comparison) -> bool:
-        """Whether a pair is among them."""
+        """Return whether a pair passes the filter."""
         if one.judgment not in self.judgments or self.flip not in (None, one.flip):
             return False
         if self.longest is not None and not self.longest[0] <= longer(one) <= self.longest[1]:
@@ -79,14 +79,14 @@ def _said(one: Comparison) -> list[str]:
 
 
 def chosen(judgement: Judgment, wanted: Wanted) -> list[int]:
-    """The places of the pairs that are wanted, in the order of the rows."""
+    """The indices of the pairs that pass the filter, in the order of the rows."""
     return [place for place, one in enumerate(judgement.comparisons) if wanted.takes(one)]
 
 
 def scores_of(one: Comparison) -> tuple[float, float] | None:
-    """What both answers are worth against the dataset's own: as it was judged by, else by ROUGE-L F1.
+    """Both answers' scores against the dataset's own: by the metric of the judgement, else by ROUGE-L F1.
 
-    None for a pair without a reference, and for one that was not answered.
+    None for a pair without a reference, and for one without answers.
     """
     if one.scores is not None or not has_reference(one):
         return one.scores
@@ -94,26 +94,26 @@ def scores_of(one: Comparison) -> tuple[float, float] | None:
 
 
 def has_reference(one: Comparison) -> bool:
-    """Whether a judge's verdict on a pair can be set against the dataset's own answer."""
+    """Return whether a judge's verdict on a pair can be compared with the dataset's own answer."""
     return bool(one.orders and one.reference.strip())
 
 
 def reference_scores(judgement: Judgment) -> dict[int, tuple[float, float]]:
-    """The scores of every pair that has some, by its place; some milliseconds for each."""
+    """The scores of every pair that has some, by its index; each takes some milliseconds."""
     found = ((place, scores_of(one)) for place, one in enumerate(judgement.comparisons))
     return {place: scores for place, scores in found if scores is not None}
 
 
 def disagreement(one: Comparison, scores: tuple[float, float]) -> float:
-    """How far the reference speaks against the verdict, −1..1: by how much the loser scores higher, for a tie half of
-    the difference. Negative where the winner scores higher."""
+    """The disagreement of the reference with the verdict, −1..1: the loser's score minus the winner's, or, for a tie,
+    half of the absolute difference."""
     gap = scores[1] - scores[0]
     verdict = _VERDICTS[one.judgment]
     return -verdict * gap if verdict else abs(gap) / 2
 
 
 def by_disagreement(judgement: Judgment, places: Sequence[int], scores: Scores) -> list[int]:
-    """The places, the verdicts that the reference speaks against most first; pairs without a verdict or scores last."""
+    """The indices, the largest disagreement with the reference first; pairs without a verdict or scores last."""
 
     def key(place: int) -> tuple[bool, float]:
         one, known = judgement.comparisons[place], scores.get(place)
@@ -125,7 +125,7 @@ def by_disagreement(judgement: Judgment, places: Sequence[int], scores: Scores) 
 
 
 def table(judgement: Judgment, scores: Scores, votes: Mapping[int, str]) -> list[dict[str, object]]:
-    """A row for each pair with all that is known of it, for a spreadsheet. `votes` are a person's, by place."""
+    """A row for each pair with all of its data, for a spreadsheet. `votes` are the user's, by index."""
     return [_row(one, scores.get(place), votes.get(place)) for place, one in enumerate(judgement.comparisons)]
 
 

@@ -1,7 +1,7 @@
-"""A person's own votes on the pairs of a judgement, given blind, and how far person and judge agree.
+"""The user's blind votes on the pairs of a judgement, and their agreement with the judge.
 
-The votes lie in a file of their own beside the judgement's, which stays as it is. A vote belongs to the question and
-both answers, so it outlasts a judgement that is made again and does not count for answers that have changed.
+Votes are saved in a file of their own beside the judgement's, which stays unchanged. A vote is keyed by the question
+and both answers, so it survives a repeated judgement and does not count for changed answers.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ Ballot = Literal["A", "B", "tie", "skip"]
 Choice = Literal["original_model", "pruned_model", "tie", "skip"]
 SIDES: tuple[Choice, ...] = ("original_model", "tie", "pruned_model")
 FEW = 20
-"""Votes below which an agreement says little."""
+"""Votes below which an agreement is not informative."""
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class Vote(Record):
-    """What a person said to a pair. It is blind where the models had not been named before."""
+    """The user's vote on a pair. It is blind where the models had not been named before."""
 
     choice: Choice
     blind: bool
@@ -41,7 +41,7 @@ class Vote(Record):
 
 
 class Votes(Record):
-    """The file of a person's votes, by the pair."""
+    """The file of the user's votes, by the key of a pair."""
 
     schema_version: Literal[1] = 1
     kind: Literal["votes"] = "votes"
@@ -49,38 +49,38 @@ class Votes(Record):
 
 
 class Agreement(Record):
-    """How often person and judge say the same, over the pairs that both have a verdict on."""
+    """The agreement of the user and the judge over the pairs on which both have a verdict."""
 
-    counts: tuple[tuple[int, int, int], ...] = Field(description="person × judge, each: original, tie, pruned")
-    share: Figure | None = Field(description="of the pairs on which both say the same")
-    kappa: Figure | None = Field(description="Cohen's; None where chance alone would agree always")
+    counts: tuple[tuple[int, int, int], ...] = Field(description="user × judge, each: original, tie, pruned")
+    share: Figure | None = Field(description="share of the pairs on which both agree")
+    kappa: Figure | None = Field(description="Cohen's; None where agreement by chance is certain")
     skipped: int = Field(ge=0)
     not_blind: int = Field(ge=0, description="votes among the pairs that were changed after the models were named")
 
     @property
     def pairs(self) -> int:
-        """Pairs that both have a verdict on."""
+        """Pairs on which both have a verdict."""
         return sum(map(sum, self.counts))
 
     @property
     def same(self) -> int:
-        """Pairs on which both say the same."""
+        """Pairs on which both agree."""
         return sum(row[place] for place, row in enumerate(self.counts))
 
 
 def file_of(judgement: Path) -> Path:
-    """Where the votes on a judgement's file are kept."""
+    """The path of the votes on a judgement's file."""
     return judgement.with_name(f"{judgement.stem}.votes.json")
 
 
 def key_of(one: Comparison) -> str:
-    """What a vote is kept under: the question and both answers."""
+    """The key of a pair's vote: a hash of the question and both answers."""
     told = json.dumps([one.question, one.response1, one.response2])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def load_votes(judgement: Path) -> Votes:
-    """The votes on a judgement's file, none where there are none. Raises InputError for a file that is no votes'."""
+    """The votes on a judgement's file, empty without a votes file. Raises InputError where that cannot be read."""
     file = file_of(judgement)
     try:
         return read_record(Votes, file, f"votes {str(file)!r}")
@@ -88,12 +88,12 @@ def load_votes(judgement: Path) -> Votes:
         return Votes()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"votes {str(file)!r} cannot be read ({why_invalid(error)}): move the file away to begin anew."
+            f"votes={str(file)!r}: the file cannot be read ({why_invalid(error)}); move it away to begin anew."
         ) from error
 
 
 def cast(judgement: Path, one: Comparison, ballot: Ballot, pruned_is_a: bool) -> Votes:
-    """Keeps a vote on a pair of a judgement's file, and gives all votes; a later vote replaces an earlier one.
+    """Save a vote on a pair of a judgement's file, and return all votes; a later vote replaces an earlier one.
 
     A vote on a pair that has one already is not blind, because after the first the models were named.
     """
@@ -117,14 +117,14 @@ def _meant(ballot: Ballot, pruned_is_a: bool) -> Choice:
 
 
 def pruned_is_a(judgement: Judgment, one: Comparison) -> bool:
-    """Whether the pruned model's answer is shown as A: by chance for each pair, the same whenever it is shown."""
+    """Return whether the pruned model's answer is shown as A: random for each pair, and the same each time."""
     return hashlib.sha256(f"{_seed(judgement)}/{key_of(one)}".encode()).digest()[0] % 2 == 0
 
 
 def queue(judgement: Judgment) -> list[int]:
-    """The places of the pairs that were answered, in an order by chance, so that the first votes are a fair sample."""
+    """The indices of the pairs that were answered, in random order, so that the first votes are a fair sample."""
     places = [place for place, one in enumerate(judgement.comparisons) if one.orders or one.scores is not None]
-    random.Random(_seed(judgement)).shuffle(places)  # noqa: S311  chance is no secret
+    random.Random(_seed(judgement)).shuffle(places)  # noqa: S311  not for secrets
     return places
 
 
@@ -133,14 +133,14 @@ def _seed(judgement: Judgment) -> str:
 
 
 def choices(judgement: Judgment, votes: Votes) -> dict[int, Choice]:
-    """What the person said to each pair, by its place."""
+    """The user's vote on each pair, by its index."""
     held = votes.votes
     found = ((place, held.get(key_of(one))) for place, one in enumerate(judgement.comparisons))
     return {place: vote.choice for place, vote in found if vote is not None}
 
 
 def agreement(judgement: Judgment, votes: Votes) -> Agreement:
-    """Person and judge compared. Skipped pairs and those that the judge gave no verdict on count for neither."""
+    """The agreement of user and judge. Skipped pairs and pairs without a verdict are left out."""
     said = choices(judgement, votes)
     both = [
         (SIDES.index(choice), SIDES.index(verdict), place)
@@ -170,12 +170,16 @@ def kappa(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
     NaN where agreement by chance is certain, and for empty tables.
     """
-    total = np.maximum(1, counts.sum((-1, -2)))
-    chance = (counts.sum(-1) * counts.sum(-2)).sum(-1) / total**2
-    above = _same(counts) - chance
-    return np.divide(
-        above, 1 - chance, out=np.full_like(above, np.nan), where=(chance < 1) & (counts.sum((-1, -2)) > 0)
-    )
+    from sklearn.metrics import cohen_kappa_score
+
+    person, judge = np.indices(counts.shape[-2:]).reshape(2, -1)  # of each cell
+
+    def of(table: NDArray[np.int64]) -> float:
+        if table.sum() == table.diagonal().max():
+            return np.nan
+        return cohen_kappa_score(person, judge, sample_weight=table.ravel())
+
+    return np.vectorize(of, signature="(c,c)->()", otypes=[np.float64])(counts)
 
 
 def _same(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -186,7 +190,7 @@ def _same(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _figure(value: NDArray[np.float64], drawn: NDArray[np.float64] | None) -> Figure | None:
-    """None where there is no number; the interval is of the resamples that have one."""
+    """The figure, or None where the value is NaN; the interval is of the resamples that are not."""
     if np.isnan(value):
         return None
     known = np.array([]) if drawn is None else drawn[~np.isnan(drawn)]

@@ -1,0 +1,1 @@
+"""Serving: GGUF files, an OpenAI-compatible server, and pushes to a model Hub."""

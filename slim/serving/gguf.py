@@ -1,4 +1,4 @@
-"""A checkpoint as one GGUF file for llama.cpp: of its family where all layers are alike, else of `deci`."""
+"""A checkpoint as one GGUF file for llama.cpp: in its family's architecture where all layers are alike, else `deci`."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from slim.core import workspace
 from slim.core.errors import InputError
-from slim.core.progress import Progress, silent
+from slim.core.records import StandsForPath
+from slim.core.reporter import SILENT, Reporter
 from slim.models.load import Loaded, load_model
 from slim.models.tokenizer import facts_at_hand
 from slim.serving.gguf_tokenizer import add_vocabulary
@@ -37,24 +38,24 @@ FORMATS = {
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 STORED = {"float32": "f32", "float64": "f32", "float16": "f16", "bfloat16": "bf16"}
-"""What `auto` is for a model stored so."""
+"""Number format that `auto` stands for, by the dtype of the stored model."""
 FAMILIES = {
     "llama": MODEL_ARCH.LLAMA,
     "mistral": MODEL_ARCH.LLAMA,
     "qwen2": MODEL_ARCH.QWEN2,
     "qwen3": MODEL_ARCH.QWEN3,
 }
-"""llama.cpp's architecture of a family whose layers are alike."""
+"""llama.cpp's architecture of each family, for layers that are alike."""
 NO_DECI = {"qwen3": "its heads' query and key norms have no place in `deci`"}
 """Families whose layers must be alike, and why."""
 PAIRED = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)
-"""Architectures that rotate neighbouring entries of a head, and read factors of the rotation from the file."""
+"""Architectures that rotate adjacent entries of a head, and read factors of the rotation from the file."""
 LAYER = "model.layers.{}."
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A written file and what a person should know of it."""
+class Exported(StandsForPath):
+    """A written file, with notes for the user."""
 
     path: Path
     architecture: str
@@ -64,25 +65,25 @@ class Exported:
 
 
 def export_gguf(
-    source: str, output: Path, number_format: NumberFormat = "auto", progress: Progress = silent
+    source: str, output: Path, number_format: NumberFormat = "auto", reporter: Reporter = SILENT
 ) -> Exported:
-    """Writes the model that `source` names to the new file `output`; `auto` keeps the stored number format.
+    """Write the model that `source` names to the new file `output`; `auto` keeps the stored number format.
 
-    Vectors stay float32, as llama.cpp wants them, and so do matrices whose rows q8_0 cannot take, in float16.
+    Vectors are written as float32, as llama.cpp needs, and matrices whose rows do not fit blocks of q8_0 as float16.
 
-    Raises InputError for a family or a plan that llama.cpp has no form for, or an `output` that cannot be written.
+    Raises InputError for a family or a plan that llama.cpp cannot represent, and an `output` that cannot be written.
     """
     facts = facts_at_hand(source)
     if facts is not None:
         _check_family(facts.model_type)
     workspace.check_file(output)
-    progress(0, 2, "Loading the model")
-    loaded = load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", progress=progress)
+    reporter.progress(0, 2, "Loading the model")
+    loaded = load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", reporter=reporter)
     _check_family(loaded.facts.model_type)
     if loaded.model.config.hidden_act != "silu":
         raise InputError(
-            f"model type {loaded.facts.model_type!r} with hidden_act={loaded.model.config.hidden_act!r} cannot be "
-            "exported: llama.cpp computes silu for it."
+            f"hidden_act={loaded.model.config.hidden_act!r}: model type {loaded.facts.model_type!r} cannot be exported "
+            "with it, as llama.cpp computes silu; use `slim serve`, which serves every checkpoint."
         )
     chosen = STORED[loaded.facts.dtype] if number_format == "auto" else number_format
     state = {name: parameter.data for name, parameter in loaded.model.named_parameters() if parameter.numel()}
@@ -92,15 +93,15 @@ def export_gguf(
     if heads[0] == (0, 0):
         heads[0] = (1, 1)
         state |= _silent_head(state, loaded.facts.head_dim)
-        notes.append("layer 0 is written with one head that adds nothing, as llama.cpp reads the size of a head there")
+        notes.append("layer 0 is written with one head whose output is zero, as llama.cpp reads the head size from it")
     factors = _rope_factors(loaded, arch)
     context = _context(loaded)
     if context < loaded.model.config.max_position_embeddings:
-        notes.append(f"the context ends at {context} tokens, the sliding window that llama.cpp would not keep to")
+        notes.append(f"the context ends at {context} tokens, as llama.cpp does not apply the model's sliding window")
     tensors = dict(_tensors(state, heads, arch, FORMATS[chosen][0]))
     if factors is not None:
         tensors["rope_freqs.weight"] = factors, GGMLQuantizationType.F32
-    progress(1, 2, "Writing the file")
+    reporter.progress(1, 2, "Writing the file")
     needed = sum(_bytes(tensor, kind) for tensor, kind in tensors.values())
     with (
         workspace.new_file(output, needed) as partial,
@@ -110,45 +111,46 @@ def export_gguf(
         writer.add_file_type(FORMATS[chosen][1])
         add_vocabulary(writer, loaded.tokenizer, state["model.embed_tokens.weight"].shape[0], source)
         _write(writer, tensors)
-    progress(2, 2, "Written")
+    reporter.progress(2, 2, "Written")
     return Exported(output, MODEL_ARCH_NAMES[arch], chosen, output.stat().st_size, tuple(notes))
 
 
 def _check_family(model_type: str) -> None:
+    """Raise InputError for a family without a GGUF architecture here."""
     if model_type not in FAMILIES:
         raise InputError(
-            f"model type {model_type!r} cannot be exported: GGUF is written for {', '.join(FAMILIES)} only. "
-            "`slim serve` serves every checkpoint."
+            f"model_type={model_type!r}: it cannot be exported, as GGUF is written for {', '.join(FAMILIES)} only; "
+            "use `slim serve`, which serves every checkpoint."
         )
 
 
 def _architecture(model_type: str, heads: list[tuple[int, int]]) -> MODEL_ARCH:
-    """llama.cpp's for layers with these heads. Raises InputError where it has none."""
+    """Return llama.cpp's architecture for layers with these heads. Raises InputError where it has none."""
     if len(set(heads)) == 1:
         return FAMILIES[model_type]
     if reason := NO_DECI.get(model_type):
         raise InputError(
-            f"model type {model_type!r} cannot be exported when its layers differ, as {reason}: plan with --uniform."
+            f"model_type={model_type!r}: its layers must be alike to be exported, as {reason}; plan with --uniform."
         )
     return MODEL_ARCH.DECI
 
 
 def _context(loaded: Loaded) -> int:
-    """Tokens up to which the file computes what the model does."""
+    """Return the length in tokens up to which the file computes the same as the model."""
     config = loaded.model.config
     longest = config.max_position_embeddings
     return min(longest, getattr(config, "sliding_window", None) or longest)
 
 
 def _heads(state: dict[str, Tensor], layer: int, head_dim: int) -> tuple[int, int]:
-    """(query heads, KV heads) of a layer, (0, 0) where its attention is gone."""
+    """Return (query heads, KV heads) of a layer, (0, 0) where its attention is removed."""
     rows = [state.get(f"{LAYER.format(layer)}self_attn.{name}_proj.weight") for name in "qk"]
     queries, keys = (0 if weight is None else weight.shape[0] // head_dim for weight in rows)
     return queries, keys
 
 
 def _silent_head(state: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """The tensors of an attention block with one head whose output is zero, for layer 0."""
+    """Return the tensors of an attention block with one head whose output is zero, for layer 0."""
     like = state["model.embed_tokens.weight"]
     width = like.shape[1]
     block = {f"self_attn.{name}_proj.weight": like.new_zeros(head_dim, width) for name in "qkv"}
@@ -158,9 +160,9 @@ def _silent_head(state: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
 
 
 def _rope_factors(loaded: Loaded, arch: MODEL_ARCH) -> Tensor | None:
-    """What the angles of the rotation are divided by (D/2,), or None where they are the plain ones.
+    """Return the divisors of the rotation's angles (D/2,), or None where the angles are the plain ones.
 
-    Raises InputError for a scaling that is more than such factors, or that the architecture does not read.
+    Raises InputError for a scaling that such divisors cannot express, or that the architecture does not read.
     """
     rotary = loaded.model.get_submodule("model.rotary_emb")
     rope = loaded.model.config.rope_parameters
@@ -172,8 +174,8 @@ def _rope_factors(loaded: Loaded, arch: MODEL_ARCH) -> Tensor | None:
         return None
     if not fixed or arch not in PAIRED:
         raise InputError(
-            f"model type {loaded.facts.model_type!r} with rope type {kind!r} cannot be exported: "
-            f"llama.cpp's architecture {MODEL_ARCH_NAMES[arch]!r} has no form for it that is written here."
+            f"rope_type={kind!r}: model type {loaded.facts.model_type!r} cannot be exported with it to llama.cpp's "
+            f"architecture {MODEL_ARCH_NAMES[arch]!r}; use `slim serve`, which serves every checkpoint."
         )
     return (plain / found).float()
 
@@ -181,12 +183,15 @@ def _rope_factors(loaded: Loaded, arch: MODEL_ARCH) -> Tensor | None:
 def _tensors(
     state: dict[str, Tensor], heads: list[tuple[int, int]], arch: MODEL_ARCH, kind: GGMLQuantizationType
 ) -> Iterator[tuple[str, tuple[Tensor, GGMLQuantizationType]]]:
-    """llama.cpp's name, the tensor as it wants it, and the number format, of every weight."""
+    """Yield for every weight llama.cpp's name, the tensor in its layout, and the number format."""
     names = get_tensor_name_map(arch, len(heads))
     for name, tensor in state.items():
         place = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if place is None:
-            raise InputError(f"tensor {name!r} has no place in llama.cpp's architecture {MODEL_ARCH_NAMES[arch]!r}.")
+            raise InputError(
+                f"tensor={name!r}: llama.cpp's architecture {MODEL_ARCH_NAMES[arch]!r} has no place for it; "
+                "use `slim serve`."
+            )
         projection = name.rsplit(".", 2)[-2]
         if arch in PAIRED and projection in ("q_proj", "k_proj"):
             queries, keys = heads[int(name.split(".")[2])]
@@ -195,7 +200,7 @@ def _tensors(
 
 
 def _paired(weight: Tensor, heads: int) -> Tensor:
-    """The rows of each head with the two halves that transformers rotates together side by side."""
+    """Return the rows of each head in pairs: the entries of its two halves that transformers rotates together."""
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
@@ -232,7 +237,7 @@ def _add_metadata(writer: GGUFWriter, loaded: Loaded, heads: list[tuple[int, int
 
 
 def _write(writer: GGUFWriter, tensors: dict[str, tuple[Tensor, GGMLQuantizationType]]) -> None:
-    """The header with every tensor's place, then one tensor after the other, so that few are in memory twice."""
+    """Write the header with every tensor's place, then one tensor at a time, so that few are in memory twice."""
     for name, (tensor, kind) in tensors.items():
         writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), _bytes(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()

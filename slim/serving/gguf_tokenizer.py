@@ -1,4 +1,4 @@
-"""A tokenizer as a GGUF file holds one: the original file's own where there is one, else derived from transformers'."""
+"""The tokenizer of a GGUF file: copied from the original file where there is one, else derived from transformers'."""
 
 import tempfile
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from slim.planning.files import load_plan
 from slim.pruning.checkpoint import PLAN_FILE
 
 PROBE = "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx"
-"""A text that the known ways of cutting text before the merges cut differently."""
+"""A text that every known pre-tokenizer splits differently."""
 CUTS: dict[tuple[str, ...], str] = {
     tuple(pieces.split("|")): name
     for name, pieces in {
@@ -26,15 +26,15 @@ CUTS: dict[tuple[str, ...], str] = {
         "qwen2": "I|'ll|Ġsay|ĠDON|'T|:|Ġ|1|2|3|4|5|Ġa|_b|+=|c|!!ĊĊ|Ġ|Ġdef|čĊ|ĉx",
     }.items()
 }
-"""How PROBE is cut, and what llama.cpp calls it."""
+"""llama.cpp's name of a pre-tokenizer by the pieces of PROBE."""
 UNREACHED = -1e6
-"""Score of a piece that no merge makes."""
+"""Score of a piece that no merge produces."""
 
 
 def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int, source: str) -> None:
-    """Writes the tokenizer of the model that `source` names, whose embedding has `size` rows.
+    """Write the tokenizer of the model that `source` names, whose embedding has `size` rows.
 
-    Raises InputError for a tokenizer that llama.cpp has no like of.
+    Raises InputError for a tokenizer that llama.cpp does not have.
     """
     pieces = _pieces(tokenizer, size)
     file = original_gguf(source)
@@ -43,7 +43,7 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     kind = type(backend.model).__name__ if backend else type(tokenizer).__name__
     if kind != "BPE":
-        raise InputError(f"tokenizer: it is {kind}, and only byte-pair ones are exported: choose another model.")
+        raise InputError(f"tokenizer={kind}: only byte-pair encoding (BPE) can be exported; choose another model.")
     types = _types(tokenizer, pieces)
     if backend.model.byte_fallback:
         _add_sentencepiece(writer, tokenizer, pieces, types)
@@ -56,7 +56,7 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size:
 
 
 def original_gguf(source: str) -> Path | None:
-    """The GGUF file that a model, or what it was pruned from, was read from."""
+    """Return the GGUF file that a model, or its original, was read from; None where it was not."""
     seen = set()
     while source not in seen:
         seen.add(source)
@@ -71,9 +71,9 @@ def original_gguf(source: str) -> Path | None:
 
 
 def _copied(writer: GGUFWriter, file: Path, pieces: list[str]) -> bool:
-    """Takes a GGUF file's tokenizer over, if it is the one with these pieces.
+    """Copy a GGUF file's tokenizer if it has these pieces, and return whether it had.
 
-    transformers drops how the text is cut before the merges when it reads a GGUF file, so its tokenizer knows less.
+    The copy is exact: transformers drops the pre-tokenizer when it reads a GGUF file.
     """
     check_gguf(file)
     fields = {name: field for name, field in GGUFReader(file).fields.items() if name.startswith("tokenizer.")}
@@ -87,13 +87,13 @@ def _copied(writer: GGUFWriter, file: Path, pieces: list[str]) -> bool:
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """The text of each token that the model has an embedding for, with a name for ids that have none.
+    """Return the text of each token with an embedding, and a placeholder for ids without a text.
 
-    transformers adds tokens of its own to some, which no model knows.
+    Tokens that transformers adds beyond the embedding are left out.
     """
     if tokenizer.vocab_size > size:
         raise InputError(
-            f"tokenizer: it has {tokenizer.vocab_size} tokens and the model {size} embeddings: "
+            f"tokenizer: it has {tokenizer.vocab_size} tokens and the model {size} embeddings; "
             "give the model the tokenizer that it was trained with."
         )
     pieces = [f"[PAD{index}]" for index in range(size)]
@@ -113,14 +113,14 @@ def _types(tokenizer: PreTrainedTokenizerBase, pieces: list[str]) -> list[TokenT
 
 
 def _cut(backend: Any) -> str:
-    """llama.cpp's name for how a tokenizer cuts text before the merges. Raises InputError where it has none."""
+    """Return llama.cpp's name of a tokenizer's pre-tokenizer. Raises InputError where none is known."""
     cut: Callable[[str], list[tuple[str, Any]]] | None = getattr(backend.pre_tokenizer, "pre_tokenize_str", None)
     found = tuple(piece for piece, _ in cut(PROBE)) if cut else ()
     unchanged = backend.normalizer is None or backend.normalizer.normalize_str(PROBE) == PROBE
     if not unchanged or found not in CUTS:
         raise InputError(
-            "tokenizer: it cuts text in a way that has no name in llama.cpp that is known here "
-            f"(known: {', '.join(CUTS.values())}): convert the model with llama.cpp's own tools."
+            f"tokenizer: its pre-tokenizer is not one of the known {', '.join(CUTS.values())}; "
+            "convert the model with llama.cpp's own tools."
         )
     return CUTS[found]
 
@@ -128,7 +128,7 @@ def _cut(backend: Any) -> str:
 def _add_sentencepiece(
     writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, pieces: list[str], types: list[TokenType]
 ) -> None:
-    """llama.cpp merges these by score instead of by list: the earlier a piece's merge stands, the higher it is."""
+    """Write scores instead of a list of merges, by which llama.cpp merges: an earlier merge has a higher score."""
     special = _special(tokenizer, merges=True)
     scores = dict.fromkeys(pieces, UNREACHED)
     for rank, merge in enumerate(special.merges):
@@ -147,7 +147,7 @@ def _add_sentencepiece(
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, merges: bool) -> SpecialVocab:
-    """Special tokens, chat template and merges as the gguf package reads them; which tokens are added is tried out."""
+    """Return special tokens, chat template and merges; encoding a text shows which special tokens are added."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         special = SpecialVocab(folder, load_merges=merges)

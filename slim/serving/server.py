@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server for any model: transformers' own, given a model that Slim loaded."""
+"""An OpenAI-compatible server for any model: transformers' own, with a model that Slim loaded."""
 
 import logging
 import socket
@@ -24,14 +24,14 @@ from slim.core.errors import InputError
 from slim.models.load import Loaded
 
 GRACE = 2
-"""Seconds that answers under way have to end when the server is stopped."""
+"""Seconds for running answers to end once the server is stopped."""
 
 
 class OneModel(ModelManager):
-    """Gives one loaded model under its name and never loads another.
+    """Serves one loaded model under its name and never loads another.
 
-    transformers would take the class from the config's `architectures`, which is not that of a checkpoint whose layers
-    differ, and load whatever a request names.
+    transformers itself would load any model that a request names, and by the class in the config's `architectures`,
+    which is not that of a checkpoint whose layers differ.
     """
 
     def __init__(self, loaded: Loaded, name: str) -> None:
@@ -40,7 +40,7 @@ class OneModel(ModelManager):
 
     @staticmethod
     def process_model_name(model_id: str) -> str:
-        """The name as it is, without the Hub's revision behind it."""
+        """Return the name as it is, without a Hub revision after it."""
         return model_id
 
     def _load_processor(self, model_id_and_revision: str, gguf_file: str | None = None) -> Any:
@@ -59,27 +59,29 @@ class OneModel(ModelManager):
 
     def _check(self, name: str, gguf_file: str | None) -> None:
         if name != self.force_model or gguf_file:
-            raise ValueError(f"model {name!r} is not served here: ask for {self.force_model!r}.")
+            raise ValueError(f"model={name!r}: it is not served here; ask for {self.force_model!r}.")
 
 
 def serve(loaded: Loaded, name: str, place: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serves a model under `name` at `place`; `ready` is told the URL once it answers.
+    """Serve a model under `name` at `place`; `ready` is called with the URL once the server answers.
 
-    Ends with KeyboardInterrupt, once answers under way had a moment to end.
+    Ends with KeyboardInterrupt, at most GRACE seconds after the server is stopped.
     """
     host, port = place.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     config = uvicorn.Config(application(loaded, name), log_level="warning", timeout_graceful_shutdown=GRACE)
     _Server(config, lambda: ready(url)).run(sockets=[place])
-    raise KeyboardInterrupt  # which is what stopped it, though uvicorn keeps it to itself
+    raise KeyboardInterrupt  # the signal that stopped the server, which uvicorn swallows
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on this machine; port 0 is any free one. Raises InputError when it cannot be had."""
+    """Return a socket that listens on this machine; port 0 is any free one. Raises InputError where it cannot."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise InputError(f"host {host!r} is not known here: name an address of this machine, as 127.0.0.1.") from error
+        raise InputError(
+            f"host={host!r}: it is not known; name an address of this machine, such as 127.0.0.1."
+        ) from error
     place = socket.socket(family, kind, protocol)
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -88,13 +90,13 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         place.close()
         raise InputError(
-            f"port {port} of {host} cannot be had ({error.strerror}): choose another with --port, or --host."
+            f"port={port}: it cannot be used on {host} ({error.strerror}); choose another --port or --host."
         ) from error
     return place
 
 
 def name_of(source: str) -> str:
-    """What clients call the model: a folder's or file's name, else the source as it was given."""
+    """Return the model's name for clients: that of its folder or file, else the source as it is."""
     path = paths.local(source, "model").resolve()
     if path.is_file():
         return path.stem
@@ -102,7 +104,7 @@ def name_of(source: str) -> str:
 
 
 def application(loaded: Loaded, name: str) -> FastAPI:
-    """transformers' server around one model. What a request cannot be answered for comes back as its error."""
+    """Return transformers' server around one model. A request that cannot be answered gets the reason as status 400."""
     manager, state = OneModel(loaded, name), GenerationState()
     app = build_server(
         manager,
@@ -123,7 +125,7 @@ def application(loaded: Loaded, name: str) -> FastAPI:
 
 
 class _Server(uvicorn.Server):
-    """Says when it can be asked, and nothing of the answers that are cut off when it is stopped."""
+    """A server that reports when it is ready, and does not log the answers that are cut off when it is stopped."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
