@@ -1,7 +1,21 @@
-"""Long work as processes of its own: queued by device, seen and cancelled from anywhere."""
+"""Long stages as processes of their own: queued by device, listed and cancelled from anywhere."""
 
-from slim.jobs.job import Job, resumes, what_is_kept
-from slim.jobs.queue import again, cancel, forget, in_order, jobs, log_of, move, start, state_of
+from slim.jobs.job import Job
+from slim.jobs.queue import (
+    again,
+    cancel,
+    forget,
+    in_order,
+    jobs,
+    log_of,
+    move,
+    request_of,
+    resumes,
+    start,
+    state_of,
+    tend,
+    what_is_kept,
+)
 
 __all__ = [
     "Job",
@@ -12,8 +26,10 @@ __all__ = [
     "jobs",
     "log_of",
     "move",
+    "request_of",
     "resumes",
     "start",
     "state_of",
+    "tend",
     "what_is_kept",
 ]

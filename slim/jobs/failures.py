@@ -1,20 +1,22 @@
-"""Why a job failed, in one sentence with the remedy, whatever library the error came from."""
+"""Failure reasons: one sentence with the remedy, whatever library the error came from."""
 
 import errno
+import shutil
 import signal
 import traceback
 from collections.abc import Iterator
 
+from slim.core import workspace
 from slim.core.errors import SlimError, without_secrets
 
 MEMORY = (
-    "memory ran out: take fewer rows at a time, shorter rows or another device, or end what else runs here; then start "
-    "it again."
+    "memory ran out: take fewer rows at a time, shorter rows or another device, or end other programs; then start it "
+    "again."
 )
 DISK = "no space left on the disk: free some space and start it again."
 NETWORK = "the network was not reached: check the connection and start it again."
 GONE = (
-    "its process is gone: it was killed, by hand or by the system because memory ran out, or the machine went down: "
+    "its process is gone: it was killed, by hand or by the system because memory ran out, or the machine went down; "
     "start it again, with fewer rows at a time where memory is short."
 )
 OF_MEMORY = (
@@ -23,20 +25,26 @@ OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "memory allocation of",  # Rust's, of tokenizers and safetensors, which then end the process
+    "memory allocation still failed",  # OpenBLAS's, which then ends the process
+    "failed to map segment",  # the system's, of a library that is imported then
     "bad_alloc",
 )
 OF_DISK = ("no space left", "os error 28", "disk is full", "disk quota exceeded")
+IO_ERROR = "disk i/o error"
+"""All that SQLite says where it can neither map nor write a page: either memory or the disk has ended."""
+PAGE = 2**20
+"""Bytes below which a disk is full for SQLite."""
 OF_NETWORK = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "OfflineModeIsEnabled", "gaierror")
-"""Names of the errors of the libraries that may be in use, which need not be loaded to be known."""
+"""Names of the errors of libraries that may be in use, so that these need not be imported."""
 LAST = 4
-"""Lines of a log that are last words: an aborted library's, with its notes on how to see more."""
+"""Last lines of a log that may hold the reason: an aborted library adds notes on how to see more."""
 
 
 def failure_reason(error: BaseException) -> str:
-    """What is said of a job that ended by `error`."""
+    """The failure reason of a job that ended by `error`."""
     chain = list(_chain(error))
     said = str(error)
-    for test, general in ((_is_memory, MEMORY), (_is_disk, DISK)):
+    for test, general in ((_is_disk, DISK), (_is_memory, MEMORY)):
         if any(map(test, chain)):
             return said if isinstance(error, SlimError) and test(SlimError(said)) else general
     if isinstance(error, SlimError):
@@ -47,12 +55,12 @@ def failure_reason(error: BaseException) -> str:
 
 
 def traced(error: BaseException) -> str:
-    """Where an error came from, for a log: the whole traceback, without secrets."""
+    """The whole traceback of an error, without secrets, for a log."""
     return without_secrets("".join(traceback.format_exception(error)))
 
 
 def death_reason(code: int, log: str) -> str:
-    """What is said of a worker that ended with an exit code, or by the signal −code, and did not write why."""
+    """The failure reason of a worker that ended with an exit code, or by signal −code, without writing why."""
     if code == -signal.SIGKILL:
         return GONE
     words = log.strip().splitlines()[-LAST:] or [""]
@@ -61,8 +69,8 @@ def death_reason(code: int, log: str) -> str:
     if words[-1].startswith("MemoryError") or _is_memory(SlimError(" ".join(words))):
         return MEMORY
     if code < 0:
-        return f"its process ended by {signal.Signals(-code).name}: see its log, and start it again."
-    return f"its process ended with code {code} before it could say why: see its log, and start it again."
+        return f"its process ended by {signal.Signals(-code).name}; see its log, and start it again."
+    return f"its process ended with code {code} without a reason; see its log, and start it again."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -76,12 +84,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_memory(error: BaseException) -> bool:
     number = getattr(error, "errno", None)
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or number == errno.ENOMEM
-    return named or any(words in str(error).lower() for words in OF_MEMORY)
+    return named or any(words in str(error).lower() for words in OF_MEMORY) or (_is_io(error) and not _full())
 
 
 def _is_disk(error: BaseException) -> bool:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return full or any(words in str(error).lower() for words in OF_DISK)
+    return full or any(words in str(error).lower() for words in OF_DISK) or (_is_io(error) and _full())
+
+
+def _is_io(error: BaseException) -> bool:
+    return IO_ERROR in str(error).lower()
+
+
+def _full() -> bool:
+    return shutil.disk_usage(workspace.home()).free < PAGE
 
 
 def _is_network(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""A command as its own job: it stands in the queue, waits for its turn, and can be cancelled from the page."""
+"""A command as a foreground job: it waits in the queue for its turn, and can be cancelled from the page."""
 
 import os
 import signal
@@ -6,49 +6,41 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from slim.core.errors import Cancelled
-from slim.core.progress import Progress, silent
+from slim.core.reporter import Reporter
+from slim.core.request import Request
 from slim.jobs.devices import hold
+from slim.jobs.executor import cancelled, identity
 from slim.jobs.failures import failure_reason, traced
 from slim.jobs.job import Job, over
-from slim.jobs.process import start_time, stop
 from slim.jobs.queue import ensure_runner, log_path, new_job, queue_of, settled, turn_of
 from slim.jobs.reporter import JobReporter, beating
 from slim.jobs.store import JobStore, StoreFull
 
+R = TypeVar("R", bound=Request)
+T = TypeVar("T", bound="str | os.PathLike[str]")
 POLL = 0.2
-"""Seconds between two looks whether it is the turn of this command."""
-PLACES = (
-    *("model", "dataset", "calibration", "plan", "source", "checkpoints", "baseline", "standard", "original"),
-    *("pruned", "local_judge", "folder", "output"),
-)
-"""Arguments that may name a file or folder."""
+"""Seconds between two checks whether it is the turn of this command."""
 
 
-@contextmanager
-def foreground(
-    kind: str, arguments: dict[str, Any], say: Callable[[str], None], also: Progress = silent
-) -> Iterator[JobReporter]:
-    """The block is done as a job of this process, once what stands before it on its device is over.
+def foreground(request: R, stage: Callable[[R, Reporter], T], reporter: Reporter) -> T:
+    """Return the stage's result for a request, run as a job of this process once its device is free.
 
-    `arguments` are what a worker would be given, so that the job can be done again. `say` hears what is waited for, and
-    `also` the progress. Raises Cancelled where the job is cancelled from elsewhere.
+    `reporter` gets the stage's reports, and a sentence while it waits for other jobs. Raises Cancelled where the job
+    is cancelled from elsewhere.
     """
     with JobStore() as store:
-        pid = os.getpid()
-        job = new_job(kind, placed(arguments), origin="command line", attached=True)
-        job = store.put(job.model_copy(update={"pid": pid, "pid_started": start_time(pid)}))
+        attached = {"origin": "command line", "attached": True, **identity(os.getpid())}
+        job = store.put(new_job(request, **attached))
         turn: int | None = None
         try:
             with stoppable(), beating(job.id):
-                turn = _turn(store, job, say)
-                teller = JobReporter(store, job.id, also)
-                yield teller
-            _end(store, job.id, over("done", result=teller.result, done=1.0, total=1.0))
-        except (Cancelled, KeyboardInterrupt, GeneratorExit, SystemExit):
+                turn = _turn(store, job, reporter)
+                made = stage(request, JobReporter(store, job.id, reporter))
+            _end(store, job.id, over("done", result=os.fspath(made), done=1.0, total=1.0))
+        except (Cancelled, KeyboardInterrupt, SystemExit):
             _end(store, job.id, over("cancelled"))
             raise
         except BaseException as error:
@@ -56,13 +48,15 @@ def foreground(
                 log_path(store, job.id).write_text(traced(error), encoding="utf-8")
             _end(store, job.id, over("failed", error=failure_reason(error)))
             raise
+        else:
+            return made
         finally:
             if turn is not None:
                 os.close(turn)
 
 
-def _turn(store: JobStore, job: Job, say: Callable[[str], None]) -> int:
-    """The device, once it is this job's turn."""
+def _turn(store: JobStore, job: Job, reporter: Reporter) -> int:
+    """The lock on the device, once it is this job's turn."""
     said = False
     while True:
         now = store.get(job.id)
@@ -77,14 +71,14 @@ def _turn(store: JobStore, job: Job, say: Callable[[str], None]) -> int:
             raise Cancelled("cancelled")
         if not said:
             said = True
-            say(_behind(store, waiting, job))
+            reporter.estimate(_behind(store, waiting, job))
         if waiting and not waiting[0].attached:
             ensure_runner(store, job.device)
         time.sleep(POLL)
 
 
 def _behind(store: JobStore, waiting: list[Job], job: Job) -> str:
-    """What a command waits for, in words."""
+    """The jobs that a command waits for, as a sentence."""
     running = [one for one in store.all() if one.state in ("running", "cancelling") and one.device == job.device]
     ahead = [settled(store, one) for one in running]
     ahead += [one for one in waiting if turn_of(one) < turn_of(job)]
@@ -94,31 +88,17 @@ def _behind(store: JobStore, waiting: list[Job], job: Job) -> str:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM stops the block as Ctrl-C does; a thread other than the first cannot be asked so."""
+    """SIGTERM stops the block as Ctrl-C does; threads other than the main one cannot handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, cancelled)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def placed(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with files and folders named so that they are found from anywhere."""
-
-    def of(value: Any, always: bool) -> Any:
-        if isinstance(value, list | tuple):
-            return [of(one, always) for one in value]
-        if isinstance(value, str | Path) and (always or Path(value).expanduser().exists()):
-            return str(Path(value).expanduser().absolute())
-        return value
-
-    found = {name: of(value, name == "output") if name in PLACES else value for name, value in arguments.items()}
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def _end(store: JobStore, job_id: str, changes: dict[str, Any]) -> None:
-    with suppress(StoreFull):  # whoever looks next sees that the process is gone
+    with suppress(StoreFull):  # the next reader sees that the process is gone
         store.update(job_id, **changes)

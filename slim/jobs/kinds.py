@@ -1,95 +1,108 @@
-"""The kinds of jobs: what each runs, and where."""
+"""The kinds of jobs, one row each: the request, its stage, its device, and the results that a stopped one keeps."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from slim.core.progress import Progress
-from slim.jobs.reporter import JobReporter
-from slim.planning.files import load_plan
+from slim.calibration.request import CalibrateRequest, CheckRequest
+from slim.core.reporter import Reporter
+from slim.core.request import Request
+from slim.evaluation.request import EvaluateRequest
+from slim.judging.request import JudgeRequest
+from slim.planning.request import AfterRepairRequest
+from slim.recovery.request import FinetuneRequest, PruneRequest, RepairRequest
+from slim.serving.request import ExportRequest, PushRequest
+
+ROWS_KEPT = "The rows that are done are kept, and the same request goes on from there."
+ROUNDS_KEPT = "The rounds that are done are kept, and the same request goes on after them."
+TRAINING_KEPT = "The training up to the last saved state is kept, and the same request goes on from there."
+NOTHING_KEPT = "Nothing was kept of it: the same request starts anew."
+EARLIER = {"absorb": "after-repair"}
+"""Kinds in the workspaces of Slim 0.1, each with its name of today."""
 
 
-def _calibrate(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.calibration import calibrate
-
-    settings = calibrate.checked_settings(**arguments.pop("settings"))
-    return str(calibrate.calibrate(**arguments, settings=settings, progress=progress).path)
+def _own_device(request: Any) -> str:
+    return request.device
 
 
-def _check(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.calibration import check
-    from slim.calibration.record import load_calibration
-
-    done = check.check(load_calibration(Path(arguments.pop("calibration"))), **arguments, progress=progress)
-    return str(done.path)
+def _no_device(request: Any) -> str:
+    return "cpu"
 
 
-def _prune(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.recovery import repair
-    from slim.recovery.iterative import execute_plan
-
-    if "settings" in arguments:
-        arguments["settings"] = repair.RepairSettings.checked(**arguments["settings"])
-    return str(execute_plan(load_plan(Path(arguments.pop("plan"))), **arguments, progress=progress))
+def _device_of_repair(request: PruneRequest) -> str:
+    return request.device if request.repair else "cpu"
 
 
-def _absorb(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.calibration.record import load_calibration
-    from slim.planning.after_repair import after_repair_sketch
-
-    after_repair_sketch(load_calibration(Path(arguments["calibration"])), progress)
-    return arguments["calibration"]
-
-
-def _repair(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.recovery import repair
-
-    settings = repair.RepairSettings.checked(**arguments.pop("settings"))
-    return str(repair.repair(**arguments, settings=settings, progress=progress))
+def _device_of_calibration(request: CheckRequest | AfterRepairRequest) -> str:
+    """The device of its calibration."""
+    try:
+        settings = json.loads((Path(request.calibration) / "record.json").read_bytes())["settings"]
+        return str(settings["device"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "auto"
 
 
-def _evaluate(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.evaluation import evaluate
+@dataclass(frozen=True)
+class JobKind:
+    """A row: the request, the stage's function by its dotted name, and the option that names its input."""
 
-    settings = evaluate.checked_settings(**arguments.pop("settings"))
-    return str(evaluate.evaluate(**arguments, settings=settings, progress=progress).path)
+    request: type[Request]
+    stage: str
+    subject: str
+    device: Callable[[Any], str] = _own_device
+    kept: str = NOTHING_KEPT
+    """The sentence for a job that was stopped or failed."""
+    resumes: Callable[[Any], bool] = lambda request: False
+    """Whether the same request resumes where one was stopped."""
+    stop: str = "Cancel"
+    """The word for stopping it."""
 
-
-def _finetune(arguments: dict[str, Any], progress: JobReporter) -> str:
-    from slim.recovery import finetune
-
-    settings = finetune.TrainSettings.checked(**arguments.pop("settings"))
-    return str(finetune.finetune(**arguments, settings=settings, progress=progress, watch=progress.curve))
-
-
-def _judge(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.judging import judge
-
-    settings = judge.AnswerSettings.checked(**arguments.pop("settings"))
-    return str(judge.judge(**arguments, settings=settings, progress=progress, tell=print)[1])
-
-
-def _export(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.serving.gguf import export_gguf
-
-    return str(export_gguf(**arguments, progress=progress).path)
+    def run(self, request: Request, reporter: Reporter) -> Any:
+        """Return the stage's result."""
+        return resolve_name(self.stage)(request, reporter)
 
 
-def _push(arguments: dict[str, Any], progress: Progress) -> str:
-    from slim.serving import push
-
-    return push.push(push.plan_upload(Path(arguments.pop("folder")), **arguments), progress)
+def _always(request: Any) -> bool:
+    return True
 
 
-KINDS: dict[str, Callable[[dict[str, Any], JobReporter], str]] = {
-    "absorb": _absorb,
-    "calibrate": _calibrate,
-    "check": _check,
-    "evaluate": _evaluate,
-    "export": _export,
-    "finetune": _finetune,
-    "judge": _judge,
-    "prune": _prune,
-    "push": _push,
-    "repair": _repair,
-}
+ROWS = (
+    JobKind(CalibrateRequest, "slim.calibration.calibrate:calibrate", "model", kept=ROWS_KEPT, resumes=_always),
+    JobKind(CheckRequest, "slim.calibration.check:check", "calibration", _device_of_calibration),
+    JobKind(
+        AfterRepairRequest,
+        "slim.planning.after_repair:forecast_after_repair",
+        "calibration",
+        device=_device_of_calibration,
+    ),
+    JobKind(
+        PruneRequest,
+        "slim.recovery.prune:prune",
+        "plan",
+        device=_device_of_repair,
+        kept=ROUNDS_KEPT,
+        resumes=lambda request: request.rounds > 1,
+    ),
+    JobKind(RepairRequest, "slim.recovery.repair:repair", "folder"),
+    JobKind(
+        FinetuneRequest,
+        "slim.recovery.finetune:finetune",
+        "folder",
+        kept=TRAINING_KEPT,
+        resumes=_always,
+        stop="Pause",
+    ),
+    JobKind(EvaluateRequest, "slim.evaluation.evaluate:evaluate", "checkpoints", kept=ROWS_KEPT, resumes=_always),
+    JobKind(JudgeRequest, "slim.judging.judge:judge", "pruned", kept=ROWS_KEPT, resumes=_always),
+    JobKind(ExportRequest, "slim.serving.export:export", "folder", device=_no_device),
+    JobKind(PushRequest, "slim.serving.push:push", "folder", device=_no_device),
+)
+KINDS: Mapping[str, JobKind] = {row.request.verb: row for row in ROWS}
+
+
+def kind_of(name: str) -> JobKind | None:
+    """Return the row of a kind by the name that a job has stored; None for one of a newer Slim."""
+    return KINDS.get(EARLIER.get(name, name))

@@ -1,8 +1,8 @@
-"""The process that works off one device's queue: `python -m slim.jobs.runner DEVICE`.
+"""The process that runs one device's queue: `python -m slim.jobs.runner DEVICE`.
 
 It is the only one for its device, loads no torch, and starts each job in a worker of its own, so that a job's memory is
-gone when the job is. The device is held by a lock whose descriptor the worker inherits: where the runner is killed, the
-worker goes on and holds the device alone, and the next runner waits for it. So nothing that was worked on is lost.
+freed when the job ends. The worker inherits the descriptor of the device's lock: where the runner is killed, the worker
+goes on and holds the device alone, and the next runner waits for it. So no work is lost.
 """
 
 import os
@@ -12,20 +12,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from slim.jobs.devices import hold
+from slim.jobs.executor import Ended, executor_of
 from slim.jobs.failures import death_reason
 from slim.jobs.job import Job
-from slim.jobs.process import end_group, spawn, start_time
 from slim.jobs.queue import clean, end, ensure_runner, log_of, log_path, queue_of
-from slim.jobs.reporter import peak_of
 from slim.jobs.store import JobStore, StoreFull
 
 POLL = 0.2
-"""Seconds between two looks at a queue whose turn it is not."""
+"""Seconds between two checks of a queue whose device is taken."""
 EVER = ("queued", "running", "cancelling", "cancelled", "failed", "done")
 
 
 def run(device: str) -> None:
-    """Does the queued jobs of a device, in order, until there are none."""
+    """Run the queued jobs of a device in order, until the queue is empty."""
     with JobStore() as store:
         while waiting := queue_of(store, device):
             turn = None if waiting[0].attached else hold(store.folder, "device", device)
@@ -48,35 +47,31 @@ def _do(store: JobStore, job: Job, turn: int) -> None:
             log = opened.enter_context(path.open("wb"))
         except OSError:
             log = opened.enter_context(Path(os.devnull).open("wb"))
-        worker = spawn("slim.jobs.worker", job.id, log=log, keep=turn)
+        worker = executor_of(job).submit(job, log, turn)
     try:
-        mine = {"pid": worker.pid, "pid_started": start_time(worker.pid)}
-        now = store.update(
-            job.id, only_if=("queued",), state="running", started=time.time(), message="Starting", **mine
-        )
-        if now is None or now.pid != worker.pid:  # it was cancelled or deleted just now
+        begun = {"state": "running", "started": time.time(), "message": "Starting", **worker.identity}
+        now = store.update(job.id, only_if=("queued",), **begun)
+        if now is None or now.pid != worker.identity["pid"]:  # it was cancelled or deleted just now
             worker.kill()
     except BaseException:
         worker.kill()
         raise
     finally:
-        _, status, usage = os.wait4(worker.pid, 0)
-        worker.returncode = os.waitstatus_to_exitcode(status)
-        end_group(worker.pid)
-    _write_end(store, job.id, worker.returncode, peak_of(usage))
+        ended = worker.wait()
+    _write_end(store, job.id, ended)
 
 
-def _write_end(store: JobStore, job_id: str, code: int, peak: int) -> None:
-    """How a worker ended that could not say so itself, and the memory that it took."""
+def _write_end(store: JobStore, job_id: str, ended: Ended) -> None:
+    """Record the end of a worker that could not do so itself, and its peak memory."""
     job = store.get(job_id)
     if job is None:
         return
     if job.unfinished:
-        end(store, job, death_reason(code, log_of(job_id)))
-    elif code:
-        clean(job)  # without memory or room a worker may not manage to remove what it began
+        end(store, job, death_reason(ended.code, log_of(job_id)))
+    elif ended.code:
+        clean(job)  # without memory or disk space a worker may fail to remove its partial output
     with suppress(StoreFull):
-        store.update(job_id, only_if=EVER, peak=max(peak, job.peak or 0))
+        store.update(job_id, only_if=EVER, peak=max(ended.peak, job.peak or 0))
 
 
 def main(device: str, lock: int | None) -> None:

@@ -16,28 +16,30 @@ from slim.core.json_disk import JsonDisk
 from slim.jobs.job import UNFINISHED, Job, State
 
 BALLAST = 2**20
-"""Bytes that are given back when the disk is full, so that how a job ended can still be written."""
+"""Bytes that are freed when the disk is full, so that a job's end can still be written."""
 LARGEST = 2**26
-"""Bytes of a job up to which it stays inside the database."""
+"""Bytes up to which a job is stored inside the database."""
 TRIES, PAUSE = 10, 0.1
 FAULTS = (sqlite3.OperationalError, OSError, Timeout)
-"""What a disk that is full or gone makes of a write."""
+"""Errors of a write to a disk that is full or gone."""
 
 
 class StoreFull(SlimError):
-    """The list cannot be written. It can still be read."""
+    """Raised where the list cannot be written. It can still be read."""
 
 
 class JobStore:
-    """Reads and writes jobs; safe to use from many processes.
+    """Reads and writes jobs; safe to use from many processes. A `read_only` one leaves the workspace as it is.
 
-    On a full disk writing first takes the room that was set aside, then raises StoreFull; reading goes on.
+    On a full disk writing first frees the reserved space, then raises StoreFull; reading goes on.
     """
 
-    def __init__(self) -> None:
-        self.folder = workspace.subfolder("jobs")
+    def __init__(self, read_only: bool = False) -> None:
+        self.folder = workspace.place() / "jobs" if read_only else workspace.subfolder("jobs")
         self._file, self._ballast = self.folder / "store" / "cache.db", self.folder / "ballast"
         self._cache: Cache | None = None
+        if read_only:
+            return
         with suppress(*FAULTS):
             self._cache = self._open()
             self._take_ballast()
@@ -60,10 +62,10 @@ class JobStore:
     def update(
         self, job_id: str, only_if: tuple[State, ...] = UNFINISHED, *, dear: bool = True, **changes: Any
     ) -> Job | None:
-        """Changes fields of a job that is in one of the states `only_if`; the job as it then stands.
+        """Change fields of a job that is in one of the states `only_if`, and return the job.
 
-        What is not `dear` is not worth the room that was set aside. An end is on the disk when this returns, so that
-        it outlives a loss of power.
+        A change that is not `dear` does not use the reserved space. An end is on the disk when this returns, so that it
+        survives a loss of power.
         """
 
         def write(cache: Cache) -> Job | None:
@@ -97,12 +99,12 @@ class JobStore:
     def _write(self, action: Callable[[Cache], Any], dear: bool = True) -> Any:
         for left in reversed(range(TRIES if dear else 1)):
             try:
-                self._cache = self._open() if self._cache is None else self._cache  # one without entries is false
+                self._cache = self._open() if self._cache is None else self._cache  # an empty one is false
                 return action(self._cache)
             except FAULTS as error:
                 if not left:
                     raise StoreFull(
-                        f"the jobs in {str(self.folder)!r} cannot be written ({error}): free some space on that disk."
+                        f"jobs={str(self.folder)!r}: they cannot be written ({error}); free some space on that disk."
                     ) from error
                 self._ballast.unlink(missing_ok=True)
                 time.sleep(PAUSE)
@@ -113,13 +115,15 @@ class JobStore:
             if not self._ballast.exists():
                 with self._ballast.open("xb") as file:
                     try:
-                        file.write(os.urandom(BALLAST))  # what a file system can neither leave out nor compress
+                        file.write(
+                            os.urandom(BALLAST)
+                        )  # random, so that a file system can neither skip nor compress it
                         file.flush()
                     except OSError:
                         self._ballast.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        """Brings what was written to the disk itself."""
+        """Sync the database to the disk."""
         log = self._file.with_name("cache.db-wal")
         with suppress(OSError):
             descriptor = os.open(log if log.exists() else self._file, os.O_RDONLY)
@@ -129,9 +133,9 @@ class JobStore:
                 os.close(descriptor)
 
     def _plain(self) -> dict[str, Any]:
-        """Keys and values as they can be read where nothing at all can be written.
+        """The keys and values, read without writing anything.
 
-        SQLite makes a small file to read what other processes are writing; where it cannot, nobody is.
+        SQLite makes a small file to read while other processes write; where it cannot, no process can write.
         """
         for way in ("mode=ro", "immutable=1"):
             with (

@@ -5,21 +5,22 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
+from os import fspath
 
 from slim.core.errors import Cancelled, SlimError
 from slim.core.paths import CONFINED
+from slim.jobs.executor import cancelled, identity
 from slim.jobs.failures import failure_reason, traced
 from slim.jobs.job import over
 from slim.jobs.kinds import KINDS
-from slim.jobs.process import start_time, stop
-from slim.jobs.reporter import JobReporter, beating
+from slim.jobs.queue import request_of
+from slim.jobs.reporter import JobReporter, LogReporter, beating
 from slim.jobs.store import JobStore, StoreFull
 
 
 def run(job_id: str) -> int:
-    """Does the job and writes how it went; the exit code of the process."""
-    signal.signal(signal.SIGTERM, stop)
+    """Run the job, record its end, and return the exit code of the process."""
+    signal.signal(signal.SIGTERM, cancelled)
     with JobStore() as store:
         try:
             with beating(job_id):
@@ -35,14 +36,14 @@ def run(job_id: str) -> int:
                     print(traced(error), file=sys.stderr)
         else:
             return 0
-        return _failed(store, job_id, reason, code)  # here what the error held in memory is let go
+        return _failed(store, job_id, reason, code)  # outside the block, so that the error's memory is freed
 
 
 def _failed(store: JobStore, job_id: str, reason: str, code: int) -> int:
     with suppress(OSError):
-        print(f"slim: {reason}", file=sys.stderr, flush=True)  # the runner reads it where it cannot be written below
+        print(f"slim: {reason}", file=sys.stderr, flush=True)  # the runner reads it where the write below fails
     with suppress(StoreFull):
-        # an error may be a library's word for the cancellation that reached it
+        # an error may be a library's reaction to the cancellation
         job = store.update(job_id, only_if=("cancelling",), **over("cancelled"))
         if job is not None and job.state == "cancelled":
             return Cancelled.exit_code
@@ -53,18 +54,15 @@ def _failed(store: JobStore, job_id: str, reason: str, code: int) -> int:
 def _work(store: JobStore, job_id: str) -> str:
     job = store.get(job_id)
     if job is None:
-        raise SlimError(f"job {job_id!r} is not in the workspace.")
-    if job.state == "queued":  # the runner says so too; whoever is first
-        pid = os.getpid()
-        mine = {"pid": pid, "pid_started": start_time(pid), "started": time.time(), "message": "Starting"}
-        job = store.update(job_id, only_if=("queued",), state="running", **mine) or job
+        raise SlimError(f"job={job_id!r}: it is not in the workspace; `slim jobs` lists all jobs.")
+    if job.state == "queued":  # the runner writes it too; the first one counts
+        begun = {"state": "running", "started": time.time(), "message": "Starting", **identity(os.getpid())}
+        job = store.update(job_id, only_if=("queued",), **begun) or job
     if job.state != "running":
         raise Cancelled("cancelled")
-    os.environ[CONFINED] = job.confined  # of whoever asked for it, not of whoever started this process
-    arguments = dict(job.arguments)
-    if "output" in arguments:
-        arguments["output"] = Path(arguments["output"])
-    return KINDS[job.kind](arguments, JobReporter(store, job_id))
+    os.environ[CONFINED] = job.confined  # as for the request's user, not for the process that started this one
+    request = request_of(job)
+    return fspath(KINDS[request.verb].run(request, JobReporter(store, job_id, LogReporter())))
 
 
 def main(job_id: str) -> None:
@@ -72,7 +70,7 @@ def main(job_id: str) -> None:
     if code == Cancelled.exit_code:
         with suppress(OSError):
             sys.stdout.flush()
-        os._exit(code)  # Python's own end takes long with torch, and who cancels waits for it
+        os._exit(code)  # Python's own exit takes long with torch, and the user waits for the cancellation
     sys.exit(code)
 
 
