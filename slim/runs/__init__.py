@@ -1,0 +1,1 @@
+"""Runs: their provenance, comparison, archives, clean-up and reports."""

@@ -1,7 +1,7 @@
-"""Runs as one file to take to another machine: written, and let in again only once all of it was looked at.
+"""Archives: runs as one file for another machine, imported only after all of it was validated.
 
-An archive is a zip whose members are stored as they are: weights hardly compress, and what is not compressed cannot
-unpack to more than it is. `manifest.json` says of every file how large it is and what its content hashes to.
+An archive is a zip with uncompressed members: weights hardly compress, and an uncompressed member cannot unpack to more
+than its size. `manifest.json` has the size and the hash of every file.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ import slim
 from slim.core import workspace
 from slim.core.errors import InputError, SlimError
 from slim.core.migrations import from_json
-from slim.core.progress import Progress, silent
 from slim.core.records import why_invalid
+from slim.core.reporter import SILENT, Reporter
 from slim.core.run_index import Reference, reference, remember
 from slim.runs.facts import run_facts
 from slim.runs.files import REQUIRED, belongs, files_of
@@ -32,12 +32,12 @@ SUFFIX = ".slim.zip"
 CHUNK = 2**20
 LONGEST_MANIFEST = 2**23
 LONGEST_DIRECTORY = 512 * MOST_FILES
-"""Bytes of the list at a zip's end, which is read into memory before anything can be said of it."""
+"""Most bytes of a zip's central directory, which is read into memory before it can be checked."""
 END, END64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 
 def with_ancestors(lineage: Lineage, node: Node) -> list[Node]:
-    """A run after the runs that it was made from, each of them after its own."""
+    """A run and its ancestors, each after its own parents."""
     found: dict[str, Node] = {}
     seen: set[str] = set()
 
@@ -53,11 +53,11 @@ def with_ancestors(lineage: Lineage, node: Node) -> list[Node]:
     return list(found.values())
 
 
-def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, progress: Progress = silent) -> Manifest:
-    """Writes runs to the new file `output`, and gives what is in it.
+def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, reporter: Reporter = SILENT) -> Manifest:
+    """Write runs to the new file `output`, and return its manifest.
 
-    Raises InputError for a run that cannot be read, or holds files that are none of a run's: no machine would let it
-    in again.
+    Raises InputError for a run that cannot be read, or holds files that do not belong to a run: no machine would
+    import it.
     """
     total = sum(node.bytes for node in nodes)
     done = 0
@@ -72,7 +72,7 @@ def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, progress:
             for name, file in held.items():
                 packed.append(_pack(archive, f"{number}/{name}", name, file))
                 done += packed[-1].bytes
-                progress(done, total, f"Packing {node.name}")
+                reporter.progress(done, total, f"Packing {node.name}")
             stem = path.stem if path.suffix == ".json" else path.name
             named = reference(node.key)
             runs.append(
@@ -98,11 +98,11 @@ def export_runs(lineage: Lineage, nodes: Sequence[Node], output: Path, progress:
 def _check_complete(node: Node, held: Mapping[str, Path]) -> None:
     kind = node.kind or "plan"
     if lacking := [name for name in REQUIRED[kind] if name not in held]:
-        raise InputError(f"run {str(node.path)!r} lacks {lacking[0]!r}, which every {kind} has: leave it out.")
+        raise InputError(f"run={str(node.path)!r}: it lacks {lacking[0]!r}, which every {kind} has; leave it out.")
     for name, file in held.items():
         if not belongs(kind, name) or not file.is_file() or file.is_symlink():
             raise InputError(
-                f"run {str(node.path)!r} holds {name!r}, which is none of a {kind}'s files: move it away first."
+                f"run={str(node.path)!r}: it holds {name!r}, which does not belong to a {kind}; move that away first."
             )
 
 
@@ -117,14 +117,14 @@ def _pack(archive: zipfile.ZipFile, member: str, name: str, file: Path) -> Packe
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """A member that says nothing of the machine it comes from."""
+    """A member without metadata of this machine."""
     info = zipfile.ZipInfo(name)
     info.external_attr = (stat.S_IFREG | 0o644) << 16
     return info
 
 
 def _places(lineage: Lineage, nodes: Sequence[Node]) -> dict[str, int]:
-    """What the records of these runs call others of them."""
+    """The sources by which the records of these runs name each other, with the numbers of those runs."""
     numbers = {str(node.path): number for number, node in enumerate(nodes, 1)}
     found = {}
     for node in nodes:
@@ -132,17 +132,17 @@ def _places(lineage: Lineage, nodes: Sequence[Node]) -> dict[str, int]:
         for source in [one.source for one in said.models] + [said.cut.calibration if said.cut else ""]:
             if source and (number := numbers.get(str(Path(source).expanduser().absolute()))):
                 found[source] = number
-        for parent in lineage.parents(node.key):  # a calibration that was moved, or came in an archive itself
+        for parent in lineage.parents(node.key):  # a calibration that was moved or imported
             if said.cut and said.cut.calibration and parent.kind == "calibration" and str(parent.path) in numbers:
                 found[said.cut.calibration] = numbers[str(parent.path)]
     return found
 
 
-def import_runs(archive: Path | BinaryIO, name: str = "", progress: Progress = silent) -> list[Reference]:
-    """Takes the runs of an archive into the workspace, the one that was asked for last; all of them, or none.
+def import_runs(archive: Path | BinaryIO, name: str = "", reporter: Reporter = SILENT) -> list[Reference]:
+    """Import the runs of an archive, all or none, and return their references, that of the exported run last.
 
-    Their records name each other by the folders they have here. Raises InputError, with nothing left behind, for
-    anything in the archive that is not as `export_runs` writes it, is damaged, or finds no room.
+    Their records name each other by their folders here. Raises InputError, and leaves nothing behind, for anything in
+    the archive that is not as `export_runs` writes it, is damaged, or does not fit on the disk.
     """
     name = name or (str(archive) if isinstance(archive, Path) else "upload")
     try:
@@ -152,9 +152,9 @@ def import_runs(archive: Path | BinaryIO, name: str = "", progress: Progress = s
             opened = stack.enter_context(zipfile.ZipFile(file))
             manifest = _manifest(opened)
             _check_members(opened, manifest, _length(file))
-            return _take_in(opened, manifest, progress)
+            return _take_in(opened, manifest, reporter)
     except InputError as error:
-        raise InputError(f"archive {name!r}: {error}") from error
+        raise InputError(f"archive={name!r}: {error}") from error
     except (
         OSError,
         EOFError,
@@ -164,7 +164,7 @@ def import_runs(archive: Path | BinaryIO, name: str = "", progress: Progress = s
         struct.error,
         zipfile.BadZipFile,
     ) as error:
-        raise InputError(f"archive {name!r} cannot be read ({error}): export it again.") from error
+        raise InputError(f"archive={name!r}: it cannot be read ({error}); export it again.") from error
 
 
 def _length(file: BinaryIO) -> int:
@@ -172,19 +172,19 @@ def _length(file: BinaryIO) -> int:
 
 
 def _check_directory(file: BinaryIO) -> None:
-    """Refuses what is no zip, or has a longer list of members than one of ours could have.
+    """Refuse a file that is not a zip, or lists more members than an archive of Slim can have.
 
-    Looks where `zipfile` does, which reads the whole list at once and makes an object of each entry.
+    The check reads what `zipfile` would, which loads the whole list at once and makes an object of each entry.
     """
     tail = _tail(file, 98)
     end = tail[-22:]
     if len(end) < 22 or end[:4] != END or end[-2:] != b"\0\0":
-        raise InputError("it is no archive that Slim wrote, or it was cut off: export it again.")
+        raise InputError("it was not written by Slim, or it is truncated; export it again.")
     size = struct.unpack("<L", end[12:16])[0]
     if tail[-42:-38] == LOCATOR and tail[-98:-94] == END64:
         size = struct.unpack("<Q", tail[-58:-50])[0]
     if size > LONGEST_DIRECTORY:
-        raise InputError(f"it lists more than {MOST_FILES:,} files: export fewer runs at a time.")
+        raise InputError(f"it lists more than {MOST_FILES:,} files; export fewer runs at a time.")
 
 
 def _tail(file: BinaryIO, size: int) -> bytes:
@@ -195,54 +195,58 @@ def _tail(file: BinaryIO, size: int) -> bytes:
 def _manifest(opened: zipfile.ZipFile) -> Manifest:
     listed = [info for info in opened.infolist() if info.filename == MANIFEST]
     if len(listed) != 1:
-        raise InputError(f"{MANIFEST}: there are {len(listed)} of it, not one: it is no archive that Slim wrote.")
+        raise InputError(f"{MANIFEST}: there are {len(listed)} of it, not one, so the archive was not written by Slim.")
     _check_plain(listed[0])
     if listed[0].file_size > LONGEST_MANIFEST:
-        raise InputError(f"{MANIFEST}: it is {listed[0].file_size:,} bytes: export fewer runs at a time.")
+        raise InputError(f"{MANIFEST}: it is {listed[0].file_size:,} bytes; export fewer runs at a time.")
     with opened.open(listed[0]) as source:
         content = source.read(LONGEST_MANIFEST + 1)
     try:
         return from_json(Manifest, content, MANIFEST)
     except ValueError as error:
-        raise InputError(f"{MANIFEST}: {why_invalid(error)}: export it again.") from error
+        raise InputError(f"{MANIFEST}: {why_invalid(error)}; export it again.") from error
 
 
 def _check_plain(info: zipfile.ZipInfo) -> None:
-    """Refuses a member that is anything but a file stored as it is."""
+    """Refuse a member that is anything but an uncompressed regular file."""
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG) or info.is_dir():
-        raise InputError(f"{info.orig_filename!r} is no plain file (a folder, a link or a device): remove it.")
+        raise InputError(f"{info.orig_filename!r} is a folder, a link or a device; remove it.")
     if info.flag_bits & 0x1:
-        raise InputError(f"{info.orig_filename!r} is encrypted: export it again.")
+        raise InputError(f"{info.orig_filename!r} is encrypted; export it again.")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise InputError(f"{info.orig_filename!r} is compressed, and Slim stores files as they are: export it again.")
+        raise InputError(f"{info.orig_filename!r} is compressed, and Slim stores files uncompressed; export it again.")
 
 
 def _check_members(opened: zipfile.ZipFile, manifest: Manifest, length: int) -> None:
-    """Refuses members that the manifest does not name, or not so, and what would not fit on the disk."""
+    """Refuse members that do not match the manifest, and an archive that does not fit on the disk."""
     expected = {MANIFEST: None, **manifest.members}
     seen: set[str] = set()
     for info in opened.infolist():
         _check_plain(info)
         if info.orig_filename.casefold() in seen:
-            raise InputError(f"{info.orig_filename!r} is there twice, or differs from another in its case alone.")
+            raise InputError(
+                f"{info.orig_filename!r} occurs twice, or differs from another name in case alone; export it again."
+            )
         seen.add(info.orig_filename.casefold())
         if info.orig_filename not in expected:
-            raise InputError(f"{info.orig_filename!r} is not in its {MANIFEST}: export it again.")
+            raise InputError(f"{info.orig_filename!r} is not in its {MANIFEST}; export it again.")
         file = expected.pop(info.orig_filename)
         if file is not None and file.bytes != info.file_size:
-            raise InputError(f"{info.orig_filename!r} is {info.file_size:,} bytes and should be {file.bytes:,}.")
+            raise InputError(
+                f"{info.orig_filename!r} has {info.file_size:,} bytes, not {file.bytes:,}; export it again."
+            )
     if expected:
-        raise InputError(f"{next(iter(expected))!r} is missing: export it again.")
+        raise InputError(f"{next(iter(expected))!r} is missing; export it again.")
     if manifest.bytes > length:
-        raise InputError(f"its files are {manifest.bytes:,} bytes together, and it is {length:,}: they overlap.")
+        raise InputError(f"its files overlap: {manifest.bytes:,} bytes in a file of {length:,}; export it again.")
     free = shutil.disk_usage(workspace.home()).free
     if manifest.bytes > free:
         raise InputError(
-            f"it needs {manifest.bytes / 1e6:,.0f} MB and there are {free / 1e6:,.0f} MB: free some space."
+            f"it needs {manifest.bytes / 1e6:,.0f} MB of disk, and {free / 1e6:,.0f} MB are free; free some space."
         )
 
 
-def _take_in(opened: zipfile.ZipFile, manifest: Manifest, progress: Progress) -> list[Reference]:
+def _take_in(opened: zipfile.ZipFile, manifest: Manifest, reporter: Reporter) -> list[Reference]:
     finals = places(manifest)
     moved = {place: str(finals[number - 1]) for place, number in manifest.places.items()}
     done, arrived = 0, list[Path]()
@@ -254,7 +258,7 @@ def _take_in(opened: zipfile.ZipFile, manifest: Manifest, progress: Progress) ->
                     with _blamed(name):
                         _unpack(opened, name, file, held[file.name])
                     done += file.bytes
-                    progress(done, manifest.bytes, f"Reading {run.file_name}")
+                    reporter.progress(done, manifest.bytes, f"Reading {run.file_name}")
                 with _blamed(f"{run.number}/ ({run.kind} {run.file_name!r})"):
                     check(run.kind, held)
                     rewrite(run.kind, held, moved)
@@ -269,7 +273,7 @@ def _take_in(opened: zipfile.ZipFile, manifest: Manifest, progress: Progress) ->
 
 @contextmanager
 def _blamed(member: str) -> Iterator[None]:
-    """Says in which member something is wrong."""
+    """Name the member in errors of the block."""
     try:
         yield
     except (SlimError, zipfile.BadZipFile) as error:
@@ -277,7 +281,7 @@ def _blamed(member: str) -> Iterator[None]:
 
 
 def _unpack(opened: zipfile.ZipFile, member: str, file: PackedFile, target: Path) -> None:
-    """Writes a member, counting what really comes. Raises InputError where that is not what the manifest says."""
+    """Write a member, counting its true bytes. Raises InputError where its content does not match the manifest."""
     total, size = hashlib.sha256(), 0
     target.parent.mkdir(exist_ok=True)
     with opened.open(member) as source, target.open("xb") as written:
@@ -288,4 +292,4 @@ def _unpack(opened: zipfile.ZipFile, member: str, file: PackedFile, target: Path
             total.update(chunk)
             written.write(chunk)
     if size != file.bytes or total.hexdigest() != file.sha256:
-        raise InputError("its content is not what was exported: copy the archive, or export it, again.")
+        raise InputError("its content is not what was exported; copy the archive, or export it, again.")

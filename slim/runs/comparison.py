@@ -1,4 +1,4 @@
-"""Any two runs side by side: what their records say, what differs first."""
+"""Any two runs side by side: their records as lines, differences first."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from slim.pruning.history import load_recovery
 from slim.runs.lineage import Node
 
 BULK = ("schema_version", "kind", "keep", "changes", "comparisons", "summary", "reason.scores", "judge.rubric")
-"""What of a record is too much for a line, or said elsewhere in it."""
+"""Fields of a record that are too long for a line, or repeated elsewhere in it."""
 LONG = ("shapes", "curve")
-"""The same, wherever in a record it stands."""
+"""The same, at any depth of a record."""
 CIRCUMSTANCES = ("versions", "started", "seconds", "device", "calibrated", "reused", "created")
-"""What differs between any two runs: it stands last."""
+"""Fields that differ between any two runs, listed last."""
 LISTED = 8
-"""Entries of a list that are spelt out."""
+"""Entries of a list that are shown."""
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing of two runs, in words; NOTHING where a run has none."""
+    """One field of two runs, as text; NOTHING where a run lacks it."""
 
     name: str
     one: str
@@ -41,17 +41,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, and what they say: what differs first, and within that figures, settings and circumstances."""
+    """Two runs and their lines: differences first, and within these figures, settings and circumstances."""
 
     one: Node
     other: Node
     lines: tuple[Line, ...]
     plans: PlanDifference | None = None
-    """Of two plans or checkpoints of one model: which heads only one of them lacks."""
+    """For two plans or checkpoints of one model: the heads that only one of them lacks."""
 
 
 def compare(one: Node, other: Node) -> Comparison:
-    """Two runs side by side. Raises InputError for one that cannot be read."""
+    """Compare two runs. Raises InputError for one that cannot be read."""
     told = [_told(node) for node in (one, other)]
     names = dict.fromkeys((*told[0], *told[1]))
     lines = [Line(name, told[0].get(name, NOTHING), told[1].get(name, NOTHING)) for name in names]
@@ -60,7 +60,7 @@ def compare(one: Node, other: Node) -> Comparison:
 
 
 def _told(node: Node) -> dict[str, str]:
-    """What is known of a run by name, its figures first."""
+    """The fields of a run by name, its figures first."""
     told = dict(node.figures)
     for name, value in _flat(_record(node)):
         told.setdefault(name, value)
@@ -81,11 +81,11 @@ def _record(node: Node) -> dict[str, Any]:
             return load_evaluation_facts(path).model_dump()
         case "judgement":
             return judge.load_judgment(path).model_dump()
-    raise InputError(f"{node.name!r} is a model that runs were made of, not a run: name a run.")
+    raise InputError(f"run={node.name!r}: it is a model, not a run; name a run.")
 
 
 def _plan_of(node: Node) -> Plan | None:
-    """The plan that a run is, or was cut by."""
+    """The plan that a run is, or was pruned by."""
     path = node.path or Path()
     file = path if node.kind == "plan" else path / PLAN_FILE
     return load_plan(file) if node.kind in ("plan", "checkpoint") and file.is_file() else None
@@ -99,14 +99,14 @@ def _plans(one: Node, other: Node) -> PlanDifference | None:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every single thing of a nested value, by its way there."""
+    """Every leaf of a nested value, with its path."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             way = f"{name}.{key}" if name else str(key)
             if way not in BULK and key not in LONG:
                 yield from _flat(inner, way)
     elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping) for inner in value):
-        if ".settings." in name or len(value) > LISTED:  # a repair tells of every matrix
+        if ".settings." in name or len(value) > LISTED:  # a repair records every matrix
             yield name, f"{len(value)} entries"
             return
         for place, inner in enumerate(value, 1):

@@ -1,4 +1,4 @@
-"""What the workspace takes on disk, what of it nobody needs any more, and its removal."""
+"""Disk use of the workspace, its leftovers, and their removal."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,27 +25,27 @@ Left = Literal["partial", "locks", "gone", "trainings", "rounds", "results", "mo
 LEFT: tuple[Left, ...] = get_args(Left)
 MEANING: dict[Left, str] = {
     "partial": "half written by processes that were killed",
-    "locks": "locks that nobody holds",
-    "gone": "references to runs that are not there any more",
-    "trainings": "of trainings that were stopped: they could go on",
-    "rounds": "of pruning in rounds that was stopped: it could go on",
-    "results": "what is known of each row: the next calibration or evaluation computes it again",
-    "models": "models unpacked from GGUF that no run is of: they are unpacked again when they are asked for",
-    "uploads": "uploaded files that no calibration was made of",
-    "logs": "logs of jobs that are off the list",
+    "locks": "locks that no process holds",
+    "gone": "references to runs that were moved or deleted",
+    "trainings": "saved states of stopped trainings, which could resume",
+    "rounds": "saved states of stopped pruning in rounds, which could resume",
+    "results": "cached results of rows: the next calibration or evaluation computes them again",
+    "models": "models unpacked from GGUF that no run uses: they are unpacked again when needed",
+    "uploads": "uploaded files that no calibration used",
+    "logs": "logs of jobs that were deleted from the list",
 }
-"""What each kind of leftover is, and what its removal costs."""
+"""Each kind of leftover, and the cost of its removal."""
 SAFE: tuple[Left, ...] = ("partial", "locks", "gone", "logs")
-"""What nobody can miss."""
+"""Leftovers that are safe to remove."""
 OF_JOBS: tuple[Left, ...] = ("rounds", "models", "uploads")
-"""What a job that is under way may need before any run does."""
+"""Leftovers that a running job may need."""
 QUIET = 3600
-"""Seconds without a change after which unfinished work that has no lock of its own counts as stopped."""
+"""Seconds without a change after which unfinished work without a lock of its own counts as stopped."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that may go, and its bytes."""
+    """A file or folder that may be removed, and its bytes."""
 
     what: Left
     path: Path
@@ -68,12 +68,12 @@ def use(lineage: Lineage) -> dict[str, int]:
 
 
 def _of_run(kind: Kind, path: Path) -> list[Path]:
-    """What a run takes of a folder: itself, and what lies beside it."""
+    """The paths of a run: itself, and the files beside it that belong to it."""
     return [path, *files_of(kind, path).values()] if kind == "judgement" else [path]
 
 
 def leftovers(lineage: Lineage) -> list[Leftover]:
-    """What may go. Nothing outside of the workspace is among it, nothing behind a link, and nothing in use."""
+    """The files that may be removed: only in the workspace, never behind a link, and never in use."""
     found: list[Leftover] = []
     busy = any(job.unfinished for job in jobs.jobs())
     for what, search in SEARCH.items():
@@ -84,7 +84,7 @@ def leftovers(lineage: Lineage) -> list[Leftover]:
 
 
 def clean(kinds: Iterable[Left], lineage: Lineage) -> int:
-    """Removes the leftovers of these kinds as they are now, and gives the bytes that were freed.
+    """Remove the current leftovers of these kinds, and return the bytes that were freed.
 
     Raises SlimError where one cannot be removed.
     """
@@ -105,7 +105,7 @@ def clean(kinds: Iterable[Left], lineage: Lineage) -> int:
 
 
 def _discard_locked(one: Leftover) -> int:
-    """Bytes of what went; 0 where another process took its lock meanwhile."""
+    """The bytes that were freed; 0 where another process took the lock meanwhile."""
     lock = _lock_of(one.path)
     with suppress(Timeout), FileLock(lock).acquire(timeout=0):
         if one.path != lock:
@@ -120,7 +120,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether no process holds the lock of a folder, or a lock."""
+    """Return whether no process holds a lock, or the lock of a folder."""
     lock = _lock_of(path)
     if not lock.exists():
         return True
@@ -132,13 +132,13 @@ def _is_free(path: Path) -> bool:
 
 
 def _is_quiet(path: Path) -> bool:
-    """Whether nothing in a folder has changed for a while."""
+    """Return whether nothing in a folder has changed for a while."""
     newest = max((inner.lstat().st_mtime for inner in (path, *path.rglob("*"))), default=0.0)
     return time.time() - newest > QUIET
 
 
 def _is_inside(path: Path) -> bool:
-    """Whether a path is the workspace's own, however it was come by."""
+    """Return whether a path, with links resolved, lies in the workspace."""
     home = workspace.home().resolve()
     return not path.is_symlink() and path.resolve().is_relative_to(home) and path.resolve() != home
 
@@ -182,7 +182,7 @@ def _results(lineage: Lineage) -> Iterator[Path]:
 
 
 def _models(lineage: Lineage) -> Iterator[Path]:
-    """An unpacked model is called as its file was, with a part of its hash behind it."""
+    """The unpacked models that no run uses; each is named after its file, followed by a part of its hash."""
     sources = {one.source for run in _facts(lineage) for one in run.models}
     used = {bundled.FOLDER} if bundled.NAME in sources else set[str]()
     files = {Path(source).stem for source in sources if source.endswith(".gguf")}

@@ -1,4 +1,4 @@
-"""What the record of one run says: what it was made from, and the few figures that a list of runs shows of it."""
+"""The facts of one run from its record: its sources, and the figures that a list of runs shows."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ from slim.pruning.checkpoint import PLAN_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
 
 Stage = Literal["model", "calibration", "plan", "checkpoint", "recovered", "evaluation", "judgement"]
-"""In the order of the pipeline. A recovered checkpoint is of the kind `checkpoint`."""
+"""Stages in the order of the pipeline. A recovered checkpoint has the kind `checkpoint`."""
 FIRST = ("perplexity", "kl")
-"""The measures that stand for an evaluation, where it has them; else its first one does."""
+"""The metrics that summarize an evaluation, where it has them; else its first one does."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A model as a record names it. Its parameters are None where the record does not count them."""
+    """A model as a record names it, without `parameters` where the record has no count."""
 
     source: str
     fingerprint: str
@@ -37,9 +37,9 @@ class Named:
 
 @dataclass(frozen=True)
 class Cut:
-    """A plan as what was made by it can be told: `content` is all of it, `request` what was asked for.
+    """The identity of a plan, by which its checkpoints are found: hashes of all of it and of its request.
 
-    A checkpoint that was cut in rounds has a plan of its own with the request of the one it was started with.
+    A checkpoint that was pruned in rounds has a plan of its own with the request of the initial one.
     """
 
     content: str
@@ -50,34 +50,34 @@ class Cut:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run says of itself."""
+    """The facts of a run."""
 
     stage: Stage
     figures: Mapping[str, str]
     models: tuple[Named, ...] = ()
-    """The model it is of; of an evaluation or a judgement all that were compared, the original first."""
+    """The run's model; for an evaluation or a judgement all that were compared, the original first."""
     known: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Figures of these models themselves, by their fingerprint."""
+    """Figures of these models, by fingerprint."""
     data: tuple[str, ...] = ()
     """The sources of the rows that were used."""
     started: str = ""
     size: int | None = None
-    """Parameters of a checkpoint, where its plan says so."""
+    """Parameters of a checkpoint, where it has a plan."""
     cut: Cut | None = None
     steps: tuple[str, ...] = ()
-    """Of a recovery, what stands for each."""
+    """Hashes of the steps of a recovery."""
     only_repaired: bool = False
-    """Whether pruning may have done all of its recovery on the way."""
+    """Whether pruning itself may have done all of the recovery."""
 
 
 def run_facts(kind: Kind, path: Path) -> RunFacts:
-    """What the run at `path` says of itself, kept while its records are unchanged. Raises InputError for a damaged one.
+    """The facts of the run at `path`, cached while its records are unchanged. Raises InputError for a damaged one.
 
-    Records alone are read, neither weights nor tables.
+    Only records are read, neither weights nor tables.
     """
     stamps = [file.stat() for file in (path / name for name in RECORDS[kind]) if file.exists()]
     if not stamps:
-        raise InputError(f"{kind} {str(path)!r} has no record: it was moved or deleted, at least in part.")
+        raise InputError(f"{kind}={str(path)!r}: it has no record; restore its files, or make it again.")
     return _facts(kind, path, tuple((stamp.st_mtime_ns, stamp.st_size) for stamp in stamps))
 
 
@@ -88,7 +88,7 @@ RECORDS: dict[Kind, tuple[str, ...]] = {
     "evaluation": ("record.json",),
     "judgement": ("",),
 }
-"""The files in which a run tells of itself; the run is the file where the name is empty."""
+"""The record files of a run; the run itself is the file where the name is empty."""
 
 
 @lru_cache(maxsize=2048)
@@ -123,7 +123,7 @@ def _of_plan(found: Plan) -> dict[str, str]:
 
 def _cut(found: Plan) -> Cut:
     asked = found.reason.model_dump()
-    if isinstance(found.reason, ByBudget):  # rounds reach the limits by steps, and rounding is left of that
+    if isinstance(found.reason, ByBudget):  # rounds reach the limits by steps, which leaves rounding errors
         asked["limits"] = {name: round(limit, 9) for name, limit in found.reason.limits.items()}
     where = [found.model.fingerprint, found.calibration, found.calibrated]
     request = _hash(repr([*where, found.unit, found.uniform, asked, found.pins]))

@@ -1,4 +1,4 @@
-"""Which files a run of each kind is made of: what is counted, deleted, exported and let in again."""
+"""The files of a run of each kind, which are counted, deleted, exported and imported."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from slim.pruning.checkpoint import CARRIED, MODELING_FILE, PLAN_FILE
 from slim.pruning.history import RECOVERY_FILE
 
 PLAN, JUDGEMENT, VOTES = "plan.json", "judgement.json", "judgement.votes.json"
-"""What the files of runs that are no folders are called where runs lie together."""
+"""Names of the files of runs that are files themselves, inside a folder or an archive of runs."""
 REQUIRED: dict[Kind, tuple[str, ...]] = {
     "calibration": ("record.json", "tensors.safetensors"),
     "plan": (PLAN,),
@@ -36,7 +36,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def belongs(kind: Kind, name: str) -> bool:
-    """Whether a run of a kind may hold a file of this name, which is a path within the run."""
+    """Return whether a run of a kind may hold a file of this name, which is a path within the run."""
     if name in REQUIRED[kind] or name in POSSIBLE[kind]:
         return True
     if kind != "checkpoint":
@@ -47,12 +47,12 @@ def belongs(kind: Kind, name: str) -> bool:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a file's name means one and the same file on every system."""
+    """Return whether a file's name means the same file on every system."""
     return bool(PLAIN.fullmatch(name)) and not RESERVED.fullmatch(name)
 
 
 def files_of(kind: Kind, path: Path) -> dict[str, Path]:
-    """The files of a run by their names within it, those that do not belong there included. Links are files here."""
+    """The files of a run by their names within it, foreign ones included. Links count as files."""
     if kind == "plan":
         return {PLAN: path}
     if kind == "judgement":
@@ -62,12 +62,12 @@ def files_of(kind: Kind, path: Path) -> dict[str, Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder itself, not a link to one."""
+    """Return whether a path is a folder itself, not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder. Links are not followed; what vanishes meanwhile counts nothing."""
+    """The bytes of a file, or of all files in a folder. Links are not followed; a file that vanishes counts as 0."""
     files = path.rglob("*") if is_folder(path) else (path,)
     total = 0
     for file in files:

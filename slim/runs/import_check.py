@@ -1,4 +1,4 @@
-"""Runs that come in an archive: where they go, whether they are what they say, and how they name each other here."""
+"""Import validation of archived runs: their places, their content, and the names by which they refer to each other."""
 
 import json
 import re
@@ -32,11 +32,11 @@ from slim.runs.manage import LONGEST, is_name
 from slim.runs.manifest import Manifest, PackedRun
 
 Moved = Mapping[str, str]
-"""What records called other runs where they come from, and their folders here."""
+"""The sources by which records named other runs on the exporting machine, with the folders of these here."""
 
 
 def places(manifest: Manifest) -> list[Path]:
-    """A path in the workspace for each run that nothing occupies, as like its name as can be."""
+    """A free path in the workspace for each run, as close to its name as possible."""
     found: list[Path] = []
     for run in manifest.runs:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", run.file_name).strip("-.")[:LONGEST]
@@ -52,18 +52,20 @@ def places(manifest: Manifest) -> list[Path]:
 
 
 def finals_of(kind: Kind, final: Path) -> list[Path]:
-    """What a run consists of beside other runs: itself, and what always lies beside it."""
+    """The paths that a run occupies: itself, and the file of votes beside a judgement."""
     return [final, votes.file_of(final)] if kind == "judgement" else [final]
 
 
 def staged(stack: ExitStack, run: PackedRun, final: Path, arrived: list[Path]) -> dict[str, Path]:
-    """Where the files of a run are written until `stack` ends well and puts them in their places.
+    """Paths to write the files of a run to; they are moved to their places once `stack` closes without an error.
 
-    `arrived` is told of every place as it is taken.
+    Each place is added to `arrived` as soon as it is occupied.
     """
 
     def enter(path: Path, new: Callable[[Path], AbstractContextManager[Path]]) -> Path:
-        stack.enter_context(_noted(path, arrived))  # first, so that it ends last: when the path is in its place
+        stack.enter_context(
+            _noted(path, arrived)
+        )  # entered first, so that it ends last: after the path is in its place
         return stack.enter_context(new(path))
 
     if run.kind == "plan":
@@ -82,13 +84,13 @@ def _noted(path: Path, arrived: list[Path]) -> Iterator[None]:
 
 
 def shown_name(run: PackedRun) -> str | None:
-    """The name that a person gave a run, or that of its file where no file here may be called so."""
+    """The user's name for a run, or that of its file where a file here may not have that name; else None."""
     name = run.name or ("" if is_plain(run.file_name) else run.file_name)
     return name if is_name(name) else None
 
 
 def check(kind: Kind, held: Mapping[str, Path]) -> None:
-    """Raises InputError where the files of a run cannot be read as such. Nothing of them is run."""
+    """Raise InputError where the files of a run are invalid. No code in them is run."""
     first = next(iter(held.values()))
     match kind:
         case "calibration":
@@ -106,13 +108,13 @@ def check(kind: Kind, held: Mapping[str, Path]) -> None:
 
 
 def _check_checkpoint(folder: Path) -> None:
-    """A checkpoint that Slim made: with its plan or its recovery, and no code but Slim's own, word for word."""
+    """Raise InputError unless Slim made the checkpoint: with a plan or a recovery, and no code but Slim's own."""
     stored = read_folder(str(folder), folder)
     if (folder / PLAN_FILE).exists():
         checkpoint.recipe(folder)
         load_recovery(folder)
     elif not load_recovery(folder).steps:
-        raise InputError(f"it has neither {PLAN_FILE} nor {RECOVERY_FILE}: it is no checkpoint that Slim made.")
+        raise InputError(f"it has neither {PLAN_FILE} nor {RECOVERY_FILE}, so it was not created by Slim.")
     config: Any = stored.config
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     stock = found.__name__
@@ -120,14 +122,18 @@ def _check_checkpoint(folder: Path) -> None:
     wanted = checkpoint.auto_map(stock) if config.is_heterogeneous else None
     for name in ("config.json", "tokenizer_config.json"):
         if _auto_map(folder / name) != (wanted if name == "config.json" else None):
-            raise InputError(f"{name}: its auto_map is not the one that Slim writes: it may lead to others' code.")
+            raise InputError(
+                f"{name}: its auto_map is not the one that Slim writes and may load foreign code; export it again."
+            )
     if config.is_heterogeneous != file.exists():
-        raise InputError(f"{MODELING_FILE}: a checkpoint has it where its layers differ, and only there.")
+        raise InputError(
+            f"{MODELING_FILE}: checkpoints have this file where their layers differ, and only there; export it again."
+        )
     if file.exists():
         text = checkpoint.modeling_text(stock, architecture_of(config.model_type))
         if file.read_bytes() != text.encode():
             raise InputError(
-                f"{MODELING_FILE}: it is not the one that this Slim writes, and no other code is let in: export it "
+                f"{MODELING_FILE}: it is not the one that this Slim writes, and no other code is imported; export it "
                 "with this version."
             )
 
@@ -136,12 +142,12 @@ def _auto_map(file: Path) -> object:
     try:
         found = json.loads(file.read_bytes()) if file.exists() else {}
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file.name} is no JSON: {error}.") from error
+        raise InputError(f"{file.name}: it is not valid JSON ({error}); export it again.") from error
     return found.get("auto_map") if isinstance(found, dict) else found
 
 
 def rewrite(kind: Kind, held: Mapping[str, Path], moved: Moved) -> None:
-    """Lets the records of a run name other runs of its archive by their folders here."""
+    """Replace the names of other runs of the archive in a run's records by their folders here."""
     for (of, name), (record, change) in REWRITERS.items():
         if of == kind and name in held:
             found = _parsed(record, held[name])
@@ -154,7 +160,7 @@ def _parsed(record: type[Record], file: Path) -> Any:
     try:
         return read_record(record, file, file.name)
     except (OSError, ValueError) as error:
-        raise InputError(f"it is no {record.__name__.lower()} that can be read: export it again.") from error
+        raise InputError(f"it cannot be read as {record.__name__.lower()}; export it again.") from error
 
 
 def _model(found: ModelFacts, moved: Moved) -> ModelFacts:

@@ -1,7 +1,7 @@
-"""What every run of the workspace was made from: model → calibration → plan → checkpoint → recovered → … as a graph.
+"""The provenance of all runs of the workspace as a graph: model → calibration → plan → checkpoint → recovered → …
 
-Records name what they were made from by folders, which move. So a run is known by what it holds as well: a plan names
-the start of its calibration, a checkpoint holds its plan, a recovered one every step before its own.
+Records name their sources by folders, which may move. So a run is identified by its content as well: a plan has the
+start time of its calibration, a checkpoint contains its plan, a recovered one every step before its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,22 +18,22 @@ from slim.runs.parents import Parents, Run
 
 @dataclass(frozen=True)
 class Node:
-    """A run, or a model that runs were made of."""
+    """A run, or a model that runs were made from."""
 
     key: str
     stage: Stage
     name: str
     path: Path | None = None
-    """None of a model."""
+    """None for a model."""
     kind: Kind | None = None
     tags: tuple[str, ...] = ()
     created: str = ""
     bytes: int = 0
     figures: Mapping[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
-    """What it was made from, what matters most first."""
+    """Keys of the nodes it was made from, the most important first."""
     notes: tuple[str, ...] = ()
-    """What is not as it should be: a parent that is gone, a record that cannot be read."""
+    """Problems: a parent that is missing, a record that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,34 @@ class Lineage:
 
     @property
     def edges(self) -> list[tuple[str, str]]:
-        """Keys: what something was made from, and the run that was made."""
+        """Pairs of keys: a parent, and the run that was made from it."""
         return [(parent, node.key) for node in self.nodes.values() for parent in node.parents]
 
     def parents(self, key: str) -> list[Node]:
-        """What a run was made from, what matters most first."""
+        """The nodes that a run was made from, the most important first."""
         return [self.nodes[parent] for parent in self.nodes[key].parents]
 
     def children(self, key: str) -> list[Node]:
-        """What was made from a run, in the order it was made."""
+        """The runs that were made from a node, in the order of their creation."""
         found = [node for node in self.nodes.values() if key in node.parents]
         return sorted(found, key=lambda node: node.created)
 
     def ancestors(self, key: str) -> list[Node]:
-        """All that a run was made from, the nearest first."""
+        """All nodes that a run was made from, the nearest first."""
         return self._reached(key, self.parents)
 
     def dependents(self, key: str) -> list[Node]:
-        """All that was made from a run, the nearest first."""
+        """All runs that were made from a node, the nearest first."""
         return self._reached(key, self.children)
 
     def part(self, keys: Iterable[str]) -> "Lineage":
-        """The nodes with these keys. What lies between two of them is passed over, so that they stay joined."""
+        """The nodes with these keys; nodes between two of them are contracted, so that they stay connected."""
         kept = set(keys)
         nodes = {key: node for key, node in self.nodes.items() if key in kept}
         return Lineage({key: replace(node, parents=self._nearest(key, kept)) for key, node in nodes.items()})
 
     def _nearest(self, key: str, kept: set[str]) -> tuple[str, ...]:
-        """The nearest ancestors that are kept, over those that are not."""
+        """The nearest ancestors among those that are kept."""
         found: dict[str, None] = {}
         seen, waiting = {key}, list(self.nodes[key].parents)
         for at in waiting:
@@ -88,7 +88,7 @@ class Lineage:
         return tuple(found)
 
     def _reached(self, key: str, following: Callable[[str], list[Node]]) -> list[Node]:
-        """Breadth first, and each once: records that somebody edited may form a circle."""
+        """The reachable nodes, breadth first, each once: edited records may form a cycle."""
         found = {key: self.nodes[key]}
         waiting = [key]
         for at in waiting:
@@ -100,7 +100,7 @@ class Lineage:
 
 
 def read_lineage() -> Lineage:
-    """The runs that the workspace knows and that are there. One that cannot be read is in it, with the reason."""
+    """The lineage of the workspace's existing runs. A run that cannot be read is included, with the reason."""
     return lineage([_run(entry) for entry in references() if Path(entry.path).exists()])
 
 
@@ -112,7 +112,7 @@ def _run(entry: Reference) -> Run:
 
 
 def lineage(runs: Iterable[Run]) -> Lineage:
-    """The graph of runs by what their records say."""
+    """The graph of runs according to their records."""
     runs = list(runs)
     links = Parents(runs)
     made = [_node(run, *links.parents(run)) for run in runs]

@@ -1,6 +1,7 @@
-"""The lineage of runs as a figure: a column for each stage, what was made from what joined by a line."""
+"""The lineage of runs as a figure: a column for each stage, and a line from each parent to its child."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -8,6 +9,9 @@ import plotly.graph_objects as go
 from slim.core.chart_style import ACCENT, QUIET, framed, ring, steady, visible
 from slim.runs.facts import Stage
 from slim.runs.lineage import Lineage, Node
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 COLOURS: dict[Stage, str] = {
     "model": "#94a3b8",
@@ -20,79 +24,79 @@ COLOURS: dict[Stage, str] = {
 }
 TITLES: dict[Stage, str] = {stage: stage.capitalize() for stage in COLOURS}
 SYMBOLS = ("circle", "circle-x")
-"""Of a run, and of one with notes: the ring is for the chosen one."""
-BASE: dict[Stage, int] = {"model": 0, "calibration": 1, "plan": 2, "checkpoint": 3, "recovered": 4}
+"""Symbols of a run, and of one with notes; the ring marks the chosen one."""
+COMPARING: tuple[Stage, ...] = ("evaluation", "judgement")
+ROOT = ""
+"""The key of an artificial root, the parent of all nodes without parents."""
 ROW, HEAD = 54, 72
-"""Pixels of a row, and of what is above the first."""
+"""Pixels of a row, and of the space above the first."""
 BELOW = 13
-"""Pixels from the middle of a node to its label, beside the gap that a label has anyway."""
+"""Pixels from the middle of a node to its label, in addition to the label's own gap."""
 NARROW, LETTER = 800, 6.8
 """Pixels of the narrowest window's figure, and of a letter under a node."""
 Places = Mapping[str, tuple[int, int]]
 
 
 def columns(lineage: Lineage) -> dict[str, int]:
-    """The column of each node: that of its stage, or further right where it was made from what stands there.
+    """The column of each node: that of its stage, or further right where a parent is in that column.
 
-    What compares models stands right of them all. A circle of edited records is cut where it closes.
+    Evaluations and judgements are right of all models. A cycle of edited records is cut where it closes.
     """
-    found: dict[str, int] = {}
+    import networkx as nx
 
-    def of(node: Node, below: frozenset[str]) -> int:
-        if node.key not in found:
-            before = [parent for parent in lineage.parents(node.key) if parent.key not in below]
-            deeper = [1 + of(parent, below | {node.key}) for parent in before]
-            found[node.key] = max([BASE[node.stage], *deeper])
-        return found[node.key]
-
+    graph, stages = _acyclic(lineage), list(COLOURS)
+    nx.add_path(graph, range(len(stages)))  # a number is a stage: it is left of all nodes of its stage
     for node in lineage.nodes.values():
-        if node.stage in BASE:
-            of(node, frozenset({node.key}))
-    for stage in ("evaluation", "judgement"):
-        last = 1 + max(found.values(), default=0)
-        found |= {node.key: last for node in lineage.nodes.values() if node.stage == stage}
-    used = sorted(set(found.values()))
-    return {key: used.index(column) for key, column in found.items()}
+        stage = stages.index(node.stage)
+        graph.add_edge(stage, node.key)
+        graph.add_edges_from((node.key, later) for later in range(stage + 1, len(stages)) if stages[later] in COMPARING)
+    generations = [
+        [key for key in generation if key in lineage.nodes] for generation in nx.topological_generations(graph)
+    ]
+    return {key: column for column, keys in enumerate(filter(None, generations)) for key in keys}
 
 
 def lines(lineage: Lineage) -> list[tuple[str, str]]:
-    """The edges that are drawn: those that no way over other runs says already."""
-    before = {key: {node.key for node in lineage.ancestors(key)} for key in lineage.nodes}
-    return [
-        (parent, node.key)
-        for node in lineage.nodes.values()
-        for parent in node.parents
-        if not any(parent in before[other] and other not in before[parent] for other in node.parents if other != parent)
-    ]
+    """The edges that are drawn: those that no path over other runs implies."""
+    import networkx as nx
+
+    drawn = nx.transitive_reduction(_acyclic(lineage)).edges
+    return [edge for edge in lineage.edges if edge in drawn]
 
 
 def places(lineage: Lineage) -> Places:
-    """(column, row) of each node. A row is a way from a model to a run that nothing was made from."""
-    column, drawn = columns(lineage), lines(lineage)
-    first = {child: parent for parent, child in reversed(drawn)}  # the parent that matters most
-    after: dict[str, list[str]] = {}
-    for key in sorted(lineage.nodes, key=lambda key: lineage.nodes[key].created):
-        after.setdefault(first.get(key, ""), []).append(key)
+    """The (column, row) of each node. A row is a path from a model to a run without children."""
+    import networkx as nx
+
+    column = columns(lineage)
+    first = {child: parent for parent, child in reversed(lines(lineage))}  # the most important parent
+    ways = nx.DiGraph()
+    ways.add_node(ROOT)
+    ways.add_edges_from(
+        (first.get(key, ROOT), key) for key in sorted(lineage.nodes, key=lambda key: lineage.nodes[key].created)
+    )
     rows: dict[str, int] = {}
     free = 0
-
-    def put(key: str) -> None:
-        nonlocal free
+    for key in nx.dfs_preorder_nodes(ways, ROOT):
         rows[key] = free
-        waiting = [child for child in after.get(key, []) if child not in rows]
-        for child in waiting:
-            if child not in rows:
-                put(child)
-        free += not waiting
+        free += not ways.out_degree(key)
+    return {key: (column[key], rows[key]) for key in lineage.nodes}
 
-    for key in (*after.get("", []), *lineage.nodes):
-        if key not in rows:
-            put(key)
-    return {key: (column[key], row) for key, row in rows.items()}
+
+def _acyclic(lineage: Lineage) -> "nx.DiGraph":
+    """The lineage as an acyclic graph. A cycle, which edited records may form, is cut where it closes."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(lineage.nodes)
+    graph.add_edges_from(lineage.edges)
+    while not nx.is_directed_acyclic_graph(graph):
+        graph.remove_edge(*nx.find_cycle(graph, orientation="reverse")[-1][:2])
+    return graph
 
 
 def chart(lineage: Lineage, chosen: str | None = None) -> go.Figure:
-    """All of a lineage; a click on a node gives its key. The way to the chosen one and on from it is emphasised."""
+    """The figure of a lineage; a click on a node gives its key. The paths to and from the chosen one are emphasized."""
     at = places(lineage)
     width = 1 + max((column for column, _ in at.values()), default=0)
     height = 1 + max((row for _, row in at.values()), default=0)
@@ -133,7 +137,7 @@ def chart(lineage: Lineage, chosen: str | None = None) -> go.Figure:
 
 
 def short(name: str, letters: int) -> str:
-    """A name that fits, both of its ends in it: runs made one after the other differ at the end alone."""
+    """A name shortened in its middle: runs made one after the other differ at the end alone."""
     if len(name) <= letters:
         return name
     end = (letters - 1) // 2
@@ -143,7 +147,7 @@ def short(name: str, letters: int) -> str:
 def _join(
     figure: go.Figure, at: Places, edges: Iterable[tuple[str, str]], colour: str, width: float, points: int = 32
 ) -> None:
-    """Lines that leave and arrive level."""
+    """Curves that start and end horizontally."""
     x: list[float | None] = []
     y: list[float | None] = []
     way = np.linspace(0, 1, points)

@@ -1,4 +1,4 @@
-"""What a person does with a run: finds it by a name, renames it, tags it, deletes it with what depends on it named."""
+"""Management of runs: find by name, rename, tag, and delete with the dependents listed."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ from slim.runs.files import REQUIRED, belongs, files_of
 from slim.runs.lineage import Lineage, Node
 
 LONGEST = 80
-"""Characters of a name or a tag."""
+"""Most characters of a name or a tag."""
 LISTED = 5
 """Names in one sentence; more are counted."""
 
 
 def find_run(lineage: Lineage, text: str) -> Node:
-    """The run that `text` names: its path, its name, its key, or what only one name begins with.
+    """The run that `text` names: by its path, its name, its key, or an unambiguous start of its name.
 
-    Raises InputError where there is none, or there are several.
+    Raises InputError where no run or several runs match.
     """
     place = str(Path(text).expanduser().absolute())
     for names in (
@@ -35,50 +35,52 @@ def find_run(lineage: Lineage, text: str) -> Node:
             return found[0]
         if found:
             listed = ", ".join(f"{node.stage} {str(node.path)!r}" for node in found[:LISTED])
-            raise InputError(f"run {text!r} may be any of {len(found)}: name one by its path: {listed}.")
-    raise InputError(f"run {text!r} is not in the workspace: `slim runs list` shows what is.")
+            raise InputError(f"run={text!r}: {len(found)} runs match; name one by its path: {listed}.")
+    raise InputError(f"run={text!r}: it is not in the workspace; `slim runs list` shows all runs.")
 
 
 def _names(node: Node) -> tuple[str, ...]:
-    """What a run may be called: as it is shown, and as its file."""
+    """The names of a run: the displayed one, and that of its file."""
     path = node.path or Path()
     return node.name, path.name, path.stem if path.suffix == ".json" else path.name, node.key
 
 
 def rename(lineage: Lineage, node: Node, name: str) -> Reference:
-    """Shows a run by another name; an empty one gives it its file's again. Its place stays, which other records name.
+    """Change the displayed name of a run; an empty one restores that of its file. Its path, which records name, stays.
 
     Raises InputError for a name that is too long, holds control characters, or is that of another run.
     """
     name = _checked("name", name) if name.strip() else ""
     if taken := [other for other in lineage.runs if other.key != node.key and name and name in _names(other)]:
-        raise InputError(f"name {name!r} is that of the {taken[0].stage} {str(taken[0].path)!r}: choose another.")
+        raise InputError(f"name={name!r}: the {taken[0].stage} {str(taken[0].path)!r} has it; choose another.")
     return _changed(node, name=name or None)
 
 
 def tag(node: Node, *tags: str) -> Reference:
-    """Puts tags on a run. Raises InputError for one that is empty, too long, or holds control characters."""
+    """Add tags to a run. Raises InputError for one that is empty, too long, or holds control characters."""
     return _changed(node, tags=tuple(dict.fromkeys((*_reference(node).tags, *(_checked("tag", one) for one in tags)))))
 
 
 def untag(node: Node, *tags: str) -> Reference:
-    """Takes tags off a run. Raises InputError for one that it does not have."""
+    """Remove tags from a run. Raises InputError for one that it does not have."""
     held = _reference(node).tags
     for one in tags:
         if one not in held:
-            raise InputError(f"tag {one!r} is none of {node.name!r}: it has {', '.join(map(repr, held)) or 'none'}.")
+            raise InputError(
+                f"tag={one!r}: {node.name!r} does not have it; its tags: {', '.join(map(repr, held)) or 'none'}."
+            )
     return _changed(node, tags=tuple(one for one in held if one not in tags))
 
 
 def is_name(text: str) -> bool:
-    """Whether a run, or a tag, may be called so."""
+    """Return whether a text is a valid name or tag."""
     return 0 < len(text) <= LONGEST and not any(unicodedata.category(sign).startswith("C") for sign in text)
 
 
 def _checked(field: str, text: str) -> str:
     text = text.strip()
     if not is_name(text):
-        raise InputError(f"{field} {text[:LONGEST]!r}: write 1 to {LONGEST} characters, all of them printable.")
+        raise InputError(f"{field}={text[:LONGEST]!r}: it is not valid; write 1 to {LONGEST} printable characters.")
     return text
 
 
@@ -89,12 +91,12 @@ def _changed(node: Node, **changes: object) -> Reference:
 def _reference(node: Node) -> Reference:
     found = reference(node.key)
     if found is None:
-        raise InputError(f"run {node.name!r} is not in the workspace any more: `slim runs list` shows what is.")
+        raise InputError(f"run={node.name!r}: it is not in the workspace any more; `slim runs list` shows all runs.")
     return found
 
 
 def dependents(lineage: Lineage, nodes: Iterable[Node]) -> list[Node]:
-    """What was made from these runs and is not among them, the nearest first."""
+    """The other runs that were made from these, the nearest first."""
     nodes = list(nodes)
     chosen = {node.key for node in nodes}
     found = {other.key: other for node in nodes for other in lineage.dependents(node.key) if other.path is not None}
@@ -102,10 +104,10 @@ def dependents(lineage: Lineage, nodes: Iterable[Node]) -> list[Node]:
 
 
 def delete(nodes: Sequence[Node]) -> None:
-    """Removes these runs from the disk and from the workspace's list, the last first; each is gone at once.
+    """Delete these runs from the disk and from the workspace's list, the last first, each atomically.
 
-    All are looked at before the first goes. Raises InputError, and removes nothing, for what is no run, a link, a run
-    that a job works with, or a folder that holds anything but the run's own files.
+    All are checked before the first is deleted. Raises InputError, and deletes nothing, for anything but a run, a link,
+    a run that a job uses, or a folder that holds foreign files.
     """
     for node in nodes:
         _check_deletable(node)
@@ -123,20 +125,18 @@ def _check_deletable(node: Node) -> None:
     path, kind = _place(node)
     if path.is_symlink():
         raise InputError(
-            f"run {str(path)!r} is a link, and what it leads to is not the workspace's: remove it by hand."
+            f"run={str(path)!r}: it is a link, whose target is outside of the workspace's care; remove it by hand."
         )
     held = files_of(kind, path)
     if strange := [name for name, file in held.items() if not belongs(kind, name) or file.is_symlink()]:
         raise InputError(
-            f"run {str(path)!r} holds {strange[0]!r}, which is none of a {kind}'s files: move it away first."
+            f"run={str(path)!r}: it holds {strange[0]!r}, which does not belong to a {kind}; move that away first."
         )
     if not any(name in held for name in REQUIRED[kind]):
-        raise InputError(f"run {str(path)!r} holds no {kind} any more: remove it by hand.")
+        raise InputError(f"run={str(path)!r}: it holds no {kind} any more; remove it by hand.")
     for job in jobs.jobs():
         if job.unfinished and any(Path(text).expanduser().absolute() == path for text in _texts(job.arguments)):
-            raise InputError(
-                f"run {node.name!r}: a job ({job.kind}) works with it: cancel the job, or wait for its end."
-            )
+            raise InputError(f"run={node.name!r}: a job ({job.kind}) uses it; cancel the job, or wait for its end.")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -153,5 +153,5 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _place(node: Node) -> tuple[Path, Kind]:
     if node.path is None or node.kind is None:
-        raise InputError(f"{node.name!r} is a model that runs were made of, not a run: name a run.")
+        raise InputError(f"run={node.name!r}: it is a model, not a run; name a run.")
     return node.path, node.kind

@@ -1,4 +1,4 @@
-"""`manifest.json` of an archive of runs: what is in it, how large each file is, and what its content hashes to."""
+"""`manifest.json` of an archive of runs: its runs, and the size and hash of each file."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,7 +10,7 @@ from slim.runs.files import REQUIRED, belongs
 
 MANIFEST = "manifest.json"
 MOST_RUNS, MOST_FILES = 1000, 10_000
-"""Of an archive: one that has more is none that a person made."""
+"""Limits of an archive, far above real use."""
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -23,12 +23,12 @@ class PackedFile(Record):
 
 
 class PackedRun(Record):
-    """A run in an archive. Its files lie in the folder of its number."""
+    """A run in an archive. Its files are in the folder of its number."""
 
     number: int = Field(ge=1, le=MOST_RUNS)
     kind: Kind
-    file_name: Name = Field(description="what the run was called on disk, without an ending")
-    name: str | None = Field(default=None, description="that a person gave it")
+    file_name: Name = Field(description="name of the run on disk, without a suffix")
+    name: str | None = Field(default=None, description="name given by the user")
     tags: tuple[str, ...] = Field(default=(), max_length=100)
     files: tuple[PackedFile, ...] = Field(min_length=1, max_length=MOST_FILES)
 
@@ -36,7 +36,7 @@ class PackedRun(Record):
     def _has_its_files(self) -> Self:
         names = [file.name for file in self.files]
         if strange := [name for name in names if not belongs(self.kind, name)]:
-            raise ValueError(f"run {self.number} holds {strange[0]!r}, which is none of a {self.kind}'s files")
+            raise ValueError(f"run {self.number} holds {strange[0]!r}, which does not belong to a {self.kind}")
         if lacking := [name for name in REQUIRED[self.kind] if name not in names]:
             raise ValueError(f"run {self.number} lacks {lacking[0]!r}, which every {self.kind} has")
         return self
@@ -52,11 +52,11 @@ class Manifest(Record):
 
     schema_version: Literal[1] = 1
     kind: Literal["runs"] = "runs"
-    slim: str = Field(description="the version that wrote it")
+    slim: str = Field(description="version that wrote it")
     created: str
     runs: tuple[PackedRun, ...] = Field(min_length=1, max_length=MOST_RUNS)
     places: dict[str, int] = Field(
-        default={}, description="what the records here call other runs here: a folder of that machine, and its number"
+        default={}, description="numbers of runs by the folder names that records of other runs here use"
     )
 
     @model_validator(mode="after")

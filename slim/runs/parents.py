@@ -1,4 +1,4 @@
-"""From what records say to what runs were made from: by the folder they name, else by what they hold."""
+"""Parents of runs from their records: by the folder that a record names, else by content."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,12 +9,12 @@ from slim.core.run_index import Reference
 from slim.runs.facts import Cut, Named, RunFacts
 
 Found = tuple[tuple[str, ...], tuple[str, ...]]
-"""The keys of what a run was made from, and notes on what was not found."""
+"""The keys of a run's parents, and notes on parents that were not found."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the workspace refers to it, and what it says of itself; None where it cannot be read."""
+    """A run's reference in the workspace, and its facts, None where they cannot be read."""
 
     reference: Reference
     facts: RunFacts | None
@@ -27,14 +27,14 @@ class Run:
 
 @dataclass
 class Model:
-    """A model that is no run."""
+    """A model outside of the workspace's runs."""
 
     name: str
     figures: dict[str, str] = field(default_factory=dict)
 
 
 class Parents:
-    """Finds what runs were made from. `models` are those that were met on the way, by their keys."""
+    """Finds the parents of runs. `models` are those that were met on the way, by key."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.models: dict[str, Model] = {}
@@ -48,7 +48,7 @@ class Parents:
                 self._fingerprints |= {one.source: one.fingerprint for one in run.facts.models if one.fingerprint}
 
     def parents(self, run: Run) -> Found:
-        """What a run was made from, what matters most first, and what is to be said of it."""
+        """The parents of a run, the most important first, and notes."""
         of = run.facts
         if of is None:
             return (), (run.trouble,)
@@ -62,7 +62,7 @@ class Parents:
         return tuple(dict.fromkeys((*keys, *self._originals(of.models[:1])))), notes
 
     def _made(self, run: Run, of: RunFacts) -> Found:
-        """Of a checkpoint: the checkpoint before its last step, else its plan, else the plan's calibration."""
+        """The parents of a checkpoint: that before its last step, else its plan, else the plan's calibration."""
         for count in reversed(range(len(of.steps))):
             before = self._newest(run, (other for other in self._like(of) if other[1].steps == of.steps[:count]))
             if before is not None:
@@ -90,11 +90,11 @@ class Parents:
         return self._originals([model]), (f"its calibration {cut.calibration!r} is gone",)
 
     def _originals(self, models: Iterable[Named]) -> tuple[str, ...]:
-        """Models that something began from: a checkpoint that was pruned again, or no run."""
+        """The keys of source models: a checkpoint that was pruned again, or a model outside of the runs."""
         return tuple(self._checkpoint(model) or self._model(model) for model in models)
 
     def _compared(self, models: Iterable[Named]) -> Found:
-        """What was compared with an original: checkpoints, or any other models."""
+        """The models that were compared with an original: checkpoints, or any others."""
         keys: dict[str, None] = {}
         notes: dict[str, None] = {}
         for model in models:
@@ -106,7 +106,7 @@ class Parents:
         return tuple(keys), tuple(notes)
 
     def _checkpoint(self, model: Named) -> str | None:
-        """The checkpoint of a name: the one at its place, else the only one of that name and as many parameters."""
+        """The checkpoint of a name: the one at its path, else the only one of that name and parameter count."""
         place = str(Path(model.source).expanduser().absolute())
         if place in self._runs and _fits(*self._runs[place], model):
             return self._runs[place][0].key
@@ -119,7 +119,7 @@ class Parents:
         return alike[0] if len(alike) == 1 and not Path(place).exists() else None
 
     def _model(self, model: Named) -> str:
-        """The key of a model that is no run."""
+        """The key of a model outside of the workspace's runs."""
         fingerprint = model.fingerprint or self._fingerprints.get(model.source, "")
         key = f"model-{hashlib.sha256((fingerprint or model.source).encode()).hexdigest()[:12]}"
         figures = dict(self._known.get(fingerprint, {}))
@@ -132,14 +132,14 @@ class Parents:
         return ((run, facts) for run, facts in self._runs.values() if facts.stage == stage)
 
     def _like(self, of: RunFacts) -> Iterator[tuple[Run, RunFacts]]:
-        """Checkpoints that were cut by the same plan."""
+        """Checkpoints that were pruned by the same plan."""
         cut = of.cut and of.cut.content
         for run, facts in self._runs.values():
             if run.reference.kind == "checkpoint" and (facts.cut and facts.cut.content) == cut:
                 yield run, facts
 
     def _newest(self, run: Run, among: Iterable[tuple[Run, RunFacts]]) -> str | None:
-        """Of several that hold the same, the newest that is no newer than what was made from it."""
+        """Of runs with the same content, the newest that is not newer than the child."""
         found = [other for other, _ in among if other.key != run.key]
         found.sort(key=lambda other: other.reference.created, reverse=True)
         older = [other for other in found if other.reference.created <= run.reference.created]
@@ -147,19 +147,19 @@ class Parents:
 
 
 def _fits(run: Run, facts: RunFacts, model: Named) -> bool:
-    """Whether a run can be the checkpoint that a record speaks of, as far as is known of both."""
+    """Return whether a run can be the checkpoint that a record names, by all that is recorded of both."""
     return run.reference.kind == "checkpoint" and (
         None in (model.parameters, facts.size) or model.parameters == facts.size
     )
 
 
 def _is_calibration(run: Run, facts: RunFacts, cut: Cut, model: Named) -> bool:
-    """Whether a plan was made on a calibration; older plans do not say when theirs was started."""
+    """Return whether a plan was made on a calibration; older plans lack the start time of theirs."""
     same = facts.started == cut.calibrated if cut.calibrated else run.reference.path == cut.calibration
     return same and facts.models[0].fingerprint == model.fingerprint
 
 
 def _is_gone(source: str) -> bool:
-    """Whether a name is that of a folder that is not there."""
+    """Return whether a name is that of a missing folder."""
     path = Path(source).expanduser()
     return path.is_absolute() and not path.exists()

@@ -1,4 +1,4 @@
-"""A run as a document: what belongs to it, in the order of the pipeline. Stages that are missing are left out."""
+"""A run as a document: its stages in the order of the pipeline. Missing stages are left out."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from slim.runs.report.verdicts import evaluation_section, verdicts_section
 
 
 def compose(run: Path) -> Document:
-    """The report of a run. Raises InputError for what is no run, or a damaged one."""
+    """The report of a run. Raises InputError for anything but an undamaged run."""
     gathered = gather(run)
     subjects = gathered.subjects
     made = [subject for subject in subjects if subject.plan is not None and subject.fingerprint]
@@ -46,8 +46,8 @@ def compose(run: Path) -> Document:
 
 def _again(gathered: Gathered) -> Section:
     words = (
-        "Folders and files are called by their names here: run this where they lie, with new names for what is made. "
-        "Settings that are not named are the defaults."
+        "Folders and files appear by name: run this where they are, with new names for outputs. Settings that are not "
+        "shown have their defaults."
     )
     return Section("Do it again", "again", [Paragraph(words), Code(commands(gathered), "sh")])
 
@@ -65,7 +65,7 @@ def _front(gathered: Gathered) -> dict[str, Any]:
 
 
 def _eval_results(subject: Subject, facts: EvaluationFacts) -> list[EvalResult]:
-    """The figures on a dataset of the Hub: of any other nobody else could look up which rows they are of."""
+    """The figures on a dataset of the Hub; for any other, readers could not look up the rows."""
     place, data = subject.scores(facts), facts.dataset
     if place is None or data is None or Path(data.source).exists() or not is_hub_id(data.source):
         return []

@@ -1,4 +1,4 @@
-"""What belongs to a run: the calibration and plan it comes from, its recovery, and who evaluated or judged it."""
+"""The records that belong to a run: its calibration and plan, its recovery, and its evaluations and judgements."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,28 +30,28 @@ Loadable = TypeVar("Loadable")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is reported on: how it was cut, or is to be, and what was done to it since."""
+    """A model of the report: its plan, and every step since."""
 
     name: str
     fingerprint: str = ""
-    """Of its weights, by which evaluations and judgements know it; empty where there are none yet."""
+    """Fingerprint of its weights, which evaluations and judgements record; empty before there are weights."""
     plan: Plan | None = None
     recovery: Recovery = field(default_factory=Recovery)
     calibration: Calibration | None = None
 
     def scores(self, facts: EvaluationFacts) -> int | None:
-        """Its place among the models of an evaluation; None where it is none of those beside the original."""
+        """Its index among the models of an evaluation; None where that did not compare it with the original."""
         places = range(1, len(facts.models))
         return next((place for place in places if facts.models[place].model.fingerprint == self.fingerprint), None)
 
     def was_judged(self, judgement: Judgment) -> bool:
-        """Whether a judgement is of its answers."""
+        """Return whether a judgement is of its answers."""
         return bool(self.fingerprint) and judgement.fingerprints[1] == self.fingerprint
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """All that a report tells of, the newest evaluations and judgements first."""
+    """All records of a report, the newest evaluations and judgements first."""
 
     name: str
     subjects: tuple[Subject, ...] = ()
@@ -62,10 +62,10 @@ class Gathered:
 
 
 def gather(run: Path) -> Gathered:
-    """What belongs to a calibration, plan, checkpoint, evaluation or judgement.
+    """Gather the records that belong to a calibration, plan, checkpoint, evaluation or judgement.
 
-    Evaluations and judgements of a checkpoint are those in the workspace with its very weights. What a record names and
-    is gone, or is another one now, is told of in `notes`. Raises InputError for what is no run, or a damaged one.
+    Evaluations and judgements of a checkpoint are those in the workspace with exactly its weights. Sources that are
+    missing or have changed are listed in `notes`. Raises InputError for anything but an undamaged run.
     """
     notes: list[str] = []
     run = run.expanduser().absolute()
@@ -81,8 +81,8 @@ def gather(run: Path) -> Gathered:
         return _with(name, subjects, _evaluations(subjects), _judged(subjects), notes)
     if not run.is_file():
         raise InputError(
-            f"run {str(run)!r} is none that Slim made: name a calibration, a plan, a checkpoint, an evaluation or a "
-            "judgement."
+            f"run={str(run)!r}: it was not created by Slim; name a calibration, a plan, a checkpoint, an evaluation or "
+            "a judgement."
         )
     try:
         verdicts = judge.load_judgment(run)
@@ -105,10 +105,10 @@ def _with(
 
 
 def _checkpoint(folder: Path, notes: list[str]) -> Subject:
-    """A model folder; one that was never cut has no plan."""
+    """The subject of a model folder; one that was never pruned has no plan."""
     made = load_plan(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
     if made is None and not (folder / RECOVERY_FILE).is_file():
-        raise InputError(f"run {str(folder)!r} is a model that Slim did not make: name a checkpoint that it did.")
+        raise InputError(f"run={str(folder)!r}: the model was not created by Slim; name a checkpoint that was.")
     weights = digest(weights_of(folder))
     return Subject(folder.name, weights, made, load_recovery(folder), None if made is None else _measured(made, notes))
 
@@ -118,7 +118,7 @@ def _evaluated(one: ModelScores, notes: list[str]) -> Subject:
 
 
 def _known(source: str, name: str, fingerprint: str, notes: list[str]) -> Subject:
-    """The subject with these weights; nothing but its name where its folder is gone or is another one now."""
+    """The subject with these weights; only its name where its folder is missing or holds another model."""
     folder = Path(source).expanduser()
     try:
         found = _checkpoint(folder.absolute(), notes) if (folder / "config.json").is_file() else None
@@ -126,20 +126,20 @@ def _known(source: str, name: str, fingerprint: str, notes: list[str]) -> Subjec
         found = None
     if found is not None and found.fingerprint == fingerprint:
         return Subject(name, fingerprint, found.plan, found.recovery, found.calibration)
-    gone = "its folder holds another model now" if found else "no checkpoint of Slim's is where it was"
-    notes.append(f"how {name} was made is not told: {gone}")
+    gone = "its folder holds another model now" if found else "its checkpoint is missing"
+    notes.append(f"the report omits how {name} was made: {gone}")
     return Subject(name, fingerprint)
 
 
 def _measured(made: Plan, notes: list[str]) -> Calibration | None:
-    """The calibration that a plan was made from."""
+    """The calibration of a plan."""
     if not made.calibration:
         return None
     folder = Path(made.calibration)
     try:
         found = calibration.load_calibration(folder)
     except InputError:
-        notes.append(f"the calibration {folder.name} is not there any more, so its maps are left out")
+        notes.append(f"the calibration {folder.name} is missing, so its maps are left out")
         return None
     if (found.facts.model.fingerprint, found.facts.started) != (made.model.fingerprint, made.calibrated):
         notes.append(f"the calibration {folder.name} is another one than the plan was made from, so it is left out")
@@ -159,7 +159,7 @@ def _judged(subjects: tuple[Subject, ...]) -> tuple[tuple[str, Judgment], ...]:
 
 
 def _readable(paths: list[Path], load: Callable[[Path], Loadable]) -> Iterator[tuple[Path, Loadable]]:
-    """Those that can be read: a damaged record of another run is no reason to tell nothing."""
+    """The records that can be read: a damaged record of another run must not prevent the report."""
     for path in paths:
         try:
             yield path, load(path)

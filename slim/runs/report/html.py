@@ -1,7 +1,7 @@
-"""A document as one HTML file: no network, nothing from anywhere else, and every text of a record shown as text.
+"""A document as one HTML file that needs no network, with every text of a record escaped.
 
-The library that draws the charts travels in the file, packed. A policy in the file itself lets two scripts run, known
-by their hashes, and nothing be fetched: what a text might smuggle in would not run.
+The charts' library is embedded, compressed. A content security policy in the file allows two scripts, by their hashes,
+and no requests: a script that a text might smuggle in would not run.
 """
 
 import base64
@@ -26,7 +26,7 @@ CLEAR = "rgba(0,0,0,0)"
 
 
 def html(document: Document) -> str:
-    """The whole file. Charts are drawn when it is opened; without scripts its tables say what they show."""
+    """The whole file. Charts are drawn when it is opened; without scripts its tables still have the figures."""
     figures: list[dict[str, Any]] = []
     sections = []
     for section in document.sections:
@@ -58,7 +58,7 @@ def html(document: Document) -> str:
 
 
 def _figure(block: Chart) -> dict[str, Any]:
-    """A figure as the library reads it, on the page's own ground."""
+    """A figure as the library reads it, on the page's own background."""
     figure = block.draw().update_layout(template="none", paper_bgcolor=CLEAR, plot_bgcolor=CLEAR)
     return json.loads(plotly.io.to_json(figure) or "{}")
 
@@ -89,10 +89,10 @@ def _asset(name: str) -> str:
 
 @functools.cache
 def _packed() -> str:
-    """The library in a third of its size."""
+    """The library, compressed to a third of its size."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _hash(script: str) -> str:
-    """By which the policy knows a script."""
+    """The hash of a script in the policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

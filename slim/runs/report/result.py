@@ -1,4 +1,4 @@
-"""What came of it in a few sentences: how much smaller, and what that cost, by the best that is known of it."""
+"""The result in a few sentences: the reduction in size, and the loss by the best evidence that there is."""
 
 from collections.abc import Iterator
 
@@ -14,14 +14,14 @@ TOLD = {
     "same": "the same",
     "apart": "",
     "open": "no sure difference",
-    "unknown": "one row, so nothing is sure",
+    "unknown": "one row, so no interval",
 }
 QUALITY = 4
-"""Measures of quality that the sentence names; the table has all."""
+"""Quality metrics in the sentence; the table has all."""
 
 
 def results(gathered: Gathered) -> list[str]:
-    """A line for each model that is reported on, or what was measured where nothing was cut."""
+    """A line for each model of the report, or for each measurement where nothing was pruned."""
     if not gathered.subjects:
         alone = [
             f"{held.facts.original.name} was measured alone; nothing is compared with it."
@@ -41,7 +41,7 @@ def _sentences(gathered: Gathered, subject: Subject) -> Iterator[str]:
     else:
         yield f"{subject.name}:"
     cost = [*_evaluated(gathered, subject)] or [*_recovered(subject)] or [*_forecast(subject)]
-    yield from cost or ["What it costs was not measured."]
+    yield from cost or ["Its loss was not measured."]
     for _, held in gathered.judgements:
         if subject.was_judged(held) and held.figures.win_rate is not None:
             rate = held.figures.win_rate
@@ -53,10 +53,10 @@ def _sentences(gathered: Gathered, subject: Subject) -> Iterator[str]:
 
 
 def _smaller(plan: Plan, done: bool) -> str:
-    """How much smaller than the original."""
+    """The reduction in parameters, as a sentence."""
     before, after = plan.before.parameters, plan.after.parameters
     if before == after:
-        return "nothing was removed." if done else "nothing goes."
+        return "nothing was removed." if done else "nothing will be removed."
     has = "has" if done else "will have"
     return (
         f"{has} {1 - after / before:.1%} fewer parameters than {named(plan.model.source)} "
@@ -69,7 +69,7 @@ def _count(parameters: int) -> str:
 
 
 def _evaluated(gathered: Gathered, subject: Subject) -> Iterator[str]:
-    """Quality, and pace where it was timed, of the newest evaluation that has any."""
+    """Quality and, where it was timed, speed, from the newest evaluation that has them."""
     for _, held in gathered.evaluations:
         place = subject.scores(held.facts)
         if place is None:
@@ -105,12 +105,12 @@ def _forecast(subject: Subject) -> Iterator[str]:
     plan = subject.plan
     expected = plan and (plan.repaired or plan.forecast)
     if expected:
-        once = "once repaired " if plan and plan.repaired else ""
-        yield f"What that costs is {once}forecast as {expected}, and was not measured."
+        once = "after repair " if plan and plan.repaired else ""
+        yield f"Its loss was not measured; the forecast {once}is {expected}."
 
 
 def meaning_section(gathered: Gathered) -> Section:
-    """What the figures that are in the report mean, and what they cannot say."""
+    """The meaning of the report's figures, and their limits."""
     cut = [subject for subject in gathered.subjects if subject.plan is not None]
     measured, judged = bool(gathered.evaluations), bool(gathered.judgements)
     recovered = any(subject.recovery.steps for subject in gathered.subjects)
@@ -134,8 +134,8 @@ def meaning_section(gathered: Gathered) -> Section:
         known.append(
             (
                 "Forecast",
-                "the KL that the loss sketch expects, on rows that did not choose the plan. It is of second order: "
-                "good for small removals, too low for large ones unless it was corrected by measured removals.",
+                "the KL that the loss sketch expects, on the held-out fold. It is of second order: good for small "
+                "removals, too low for large ones unless it was corrected by measured removals.",
             )
         )
     if gathered.calibrations:
@@ -150,7 +150,7 @@ def meaning_section(gathered: Gathered) -> Section:
         known.append(
             (
                 "“At most” faster",
-                "what work (prefill) or reading (decoding) alone would give. What a machine makes of it is measured by "
+                "the bound from arithmetic (prefill) or memory traffic (decoding) alone. The true speed is measured by "
                 "an evaluation with speed, and holds for that machine.",
             )
         )
@@ -158,16 +158,16 @@ def meaning_section(gathered: Gathered) -> Section:
         known.append(
             (
                 "Intervals",
-                "95% of resampled rows, the same rows of both models. They tell what other rows of this kind would "
-                "change, not what another task or another seed of a training would.",
+                "95% of resampled rows, the same rows of both models. They cover the choice of rows of this kind, not "
+                "another task or another seed of a training.",
             )
         )
     if judged:
         known.append(
             (
                 "Win rate",
-                "(wins + ½ ties) of the pruned model over judged pairs. A judge has tastes of its own, such as for "
-                "longer answers; “at equal length” is what a model of its verdicts reads where lengths are equal.",
+                "(wins + ½ ties) of the pruned model over judged pairs. Judges are biased, for instance to longer "
+                "answers; “at equal length” is the prediction of a model of the verdicts for equal lengths.",
             )
         )
-    return Section("What the figures mean, and their limits", "meaning", [Points(known)])
+    return Section("Meaning of the figures, and their limits", "meaning", [Points(known)])

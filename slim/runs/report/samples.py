@@ -1,4 +1,4 @@
-"""Answers of both models side by side in a report: which ones, the same every time, and why these."""
+"""Answers of both models side by side in a report: a deterministic choice, with the reasons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from slim.judging.review import scores_of
 from slim.runs.report.gather import Gathered, Subject
 
 WORST, OTHERS = 3, 1
-"""Pairs that are shown: the worst for the pruned model, and of each other verdict."""
+"""Numbers of pairs that are shown: the worst for the pruned model, and of each other verdict."""
 ANSWER = "answer"
-"""The column of an evaluation's rows that holds what a model said."""
+"""The column of an evaluation's rows that holds a model's answer."""
 Chosen = tuple[int, str, tuple[float, float] | None]
-"""The place of a pair, why it is shown, and both scores against the reference."""
+"""The index of a pair, the reason why it is shown, and both scores against the reference."""
 
 
 def samples_section(gathered: Gathered) -> Section | None:
-    """The worst answers and some others, of each judgement; of an evaluation where nobody judged."""
+    """The worst answers and some others of each judgement, or of an evaluation without judgements."""
     parts: list[tuple[str, list[Block]]] = [(name, _judged(held)) for name, held in gathered.judgements]
     for subject in gathered.subjects:
         if not any(subject.was_judged(held) for _, held in gathered.judgements):
@@ -61,7 +61,7 @@ def _judged_pair(place: int, one: Comparison, why: str, scores: tuple[float, flo
 def chosen(held: Judgment) -> list[Chosen]:
     """The pairs of a judgement that are shown.
 
-    The worst are those that the original won, by how much closer it is to the reference; without one by their place.
+    The worst are those that the original won, by how much closer it is to the reference; without one by their index.
     """
     pairs = held.comparisons
     found: dict[int, str] = dict.fromkeys(_worst(pairs), "one of the worst")
@@ -103,7 +103,7 @@ def _evaluated(held: Evaluation, subject: Subject) -> list[Block]:
 
 
 def _answered(lines: Sequence[Mapping[Any, Any]], model: str, score: str) -> dict[int, Mapping[Any, Any]]:
-    """The dataset's own rows that a model answered and that were scored, by their place."""
+    """The dataset's own rows that a model answered and that were scored, by index."""
     mine = (line for line in lines if line["model"] == model and not line["task"])
     return {int(line["row"]): line for line in mine if isinstance(line[ANSWER], str) and line[score] == line[score]}
 

@@ -1,4 +1,4 @@
-"""What a report says of the stages up to a checkpoint: the recipe, the maps of the heads, the plan, the recovery."""
+"""Report sections of the stages up to a checkpoint: the recipe, the maps of the heads, the plan, the recovery."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -9,13 +9,13 @@ import numpy as np
 from slim.calibration import charts, check_charts, scores
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.facts import CalibrationFacts
-from slim.calibration.forecast import removed_mask
 from slim.calibration.head_detail import head_scores
 from slim.calibration.record import Calibration
 from slim.core.document import Block, Chart, Code, Heading, Paragraph, Section, Table
 from slim.core.naming import data_words, endpoint_words, named, settings_words, versions_words, without_folders
 from slim.core.records import DatasetFacts, ModelFacts
 from slim.evaluation.record import EvaluationFacts
+from slim.models.units import removed_heads
 from slim.planning.record import Plan
 from slim.pruning.card_sections import (
     heading,
@@ -28,17 +28,17 @@ from slim.pruning.card_sections import (
 )
 from slim.pruning.history import Recovery, RecoveryStep
 from slim.recovery.charts import NAMES, changes, curve
-from slim.recovery.workbench import UNCHANGED
+from slim.recovery.context import UNCHANGED
 from slim.runs.report.gather import Gathered, Subject
 
 STAGES = ("rows", "settings", "made with", "ran")
 CURVE_POINTS = 2
-"""Of a curve that can be seen to fall."""
+"""Least points of a curve that is drawn."""
 BLOCKS = ("kl_output", "block_influence")
 
 
 def recipe_section(gathered: Gathered) -> Section:
-    """From which model and rows everything was made, by which settings and versions."""
+    """The model, rows, settings and versions of every stage."""
     models = {facts.fingerprint: facts for facts in _originals(gathered)}
     blocks: list[Block] = []
     for facts in models.values():
@@ -48,7 +48,7 @@ def recipe_section(gathered: Gathered) -> Section:
         blocks += [Heading(name), Table(("", ""), lines)]
     for _, held in gathered.judgements:
         if held.judge.rubric:
-            blocks += [Heading(f"What {named(held.judge.name)} was told to judge by"), Code(held.judge.rubric, "text")]
+            blocks += [Heading(f"Criteria of {named(held.judge.name)}"), Code(held.judge.rubric, "text")]
     blocks += [Paragraph(f"{note[:1].upper()}{note[1:]}.", "warning") for note in gathered.notes]
     return Section("Recipe", "recipe", blocks)
 
@@ -71,7 +71,7 @@ def _model_lines(facts: ModelFacts) -> list[tuple[str, str]]:
 
 
 def _stage_lines(gathered: Gathered) -> Iterator[tuple[str, ...]]:
-    """Each stage that ran: its name, rows, settings, versions, and where, when and how long."""
+    """A line for each stage that ran: its name, rows, settings, versions, device, start and duration."""
     for measured in gathered.calibrations:
         yield _line("Calibration", measured.facts.dataset, measured.facts.settings.model_dump(), measured.facts)
     for subject in gathered.subjects:
@@ -108,7 +108,7 @@ def _took(seconds: float) -> str:
 
 
 def maps_section(gathered: Gathered) -> Section:
-    """Every figure of every head as on the page Explore, and the blocks."""
+    """Maps of every criterion over the heads as on the page Explore, and bars of the blocks."""
     blocks: list[Block] = []
     for measured in gathered.calibrations:
         facts = measured.facts
@@ -125,18 +125,18 @@ def maps_section(gathered: Gathered) -> Section:
         blocks += _maps(measured)
         if measured.check is not None:
             blocks += _checked(measured)
-    return Section("What every head is worth", "heads", blocks)
+    return Section("Importance of every head", "heads", blocks)
 
 
 def _ranges(measured: Calibration) -> Table:
-    """Of each metric its lowest, middle and highest figure."""
+    """The lowest, median and highest value of each criterion."""
     lines = []
     for name, values in measured.level("head").items():
         facts = measured.facts.metrics[name]
         low, middle, high = (f"{edge:.4g}" for edge in (values.min(), np.median(values), values.max()))
-        read = "high" if facts.high_is_prunable else "low"
+        read = "highest" if facts.high_is_prunable else "lowest"
         lines.append((CRITERIA[name].title, facts.unit, low, middle, high, read, facts.method))
-    return Table(("per head", "unit", "lowest", "median", "highest", "prunable when", "method"), lines)
+    return Table(("per head", "unit", "lowest", "median", "highest", "pruned first", "method"), lines)
 
 
 def _maps(measured: Calibration) -> Iterator[Chart]:
@@ -156,7 +156,7 @@ def _maps(measured: Calibration) -> Iterator[Chart]:
 
 
 def _checked(measured: Calibration) -> list[Block]:
-    """Which criterion predicts real damage here."""
+    """The criterion check: which criterion predicts the measured damage."""
     check = measured.check
     if check is None:
         return []
@@ -171,21 +171,21 @@ def _checked(measured: Calibration) -> list[Block]:
         lines.append((titles.get(verdict.criterion, verdict.criterion), sure.replace("-", "−"), *told))
     seen = "took no part in the calibration" if check.unseen else "took part in the calibration"
     return [
-        Heading("Which criterion predicts real damage"),
+        Heading("Which criterion predicts the damage?"),
         Paragraph(
-            f"{len(check.heads)} heads were left out one by one, and each criterion's first heads together, on "
+            f"{len(check.heads)} heads were ablated one at a time, and each criterion's first heads together, on "
             f"{check.rows} rows that {seen}. Perplexity with all heads: {check.perplexity:,.1f}."
         ),
         Table(("criterion", "rank correlation", *shares), lines),
         Chart(
-            "Rank correlation of each criterion with the damage that was measured",
+            "Rank correlation of each criterion with the measured damage",
             partial(check_charts.correlations, check, titles),
         ),
     ]
 
 
 def plan_section(gathered: Gathered) -> Section:
-    """What goes, layer by layer, and what that was forecast to cost and did."""
+    """The removals layer by layer, with the forecast and the measured loss."""
     planned = [subject for subject in gathered.subjects if subject.plan is not None]
     blocks: list[Block] = []
     for subject in planned:
@@ -198,28 +198,28 @@ def plan_section(gathered: Gathered) -> Section:
             kept = sum(change.change == "kept" for change in plan.changes)
             blocks.append(
                 Paragraph(
-                    f"To keep every layer's shape legal, {kept} heads more stay and {len(plan.changes) - kept} more go "
+                    f"Valid shapes keep {kept} more heads and remove {len(plan.changes) - kept} more "
                     "than was asked for."
                 )
             )
         measured = [*_measured_lines(gathered, subject)]
         if measured:
-            blocks.append(Table(("what it costs, KL to the original", "nats/token", "on"), measured))
+            blocks.append(Table(("loss increase, KL to the original", "nats/token", "on"), measured))
         if plan.removed_heads or plan.removed_layers:
             blocks += [_map(subject, plan), layer_table(plan), Paragraph("Layers not named stay whole.", "quiet")]
     return Section("The plan", "plan", blocks)
 
 
 def _measured_lines(gathered: Gathered, subject: Subject) -> Iterator[tuple[str, str, str]]:
-    """The forecast beside what was measured, each with its rows."""
+    """Lines of the forecasts and the measurements, each with its rows."""
     plan, steps = subject.plan, subject.recovery.steps
     if plan is not None:
-        for name, found in (("forecast", plan.forecast), ("forecast, once repaired", plan.repaired)):
+        for name, found in (("forecast", plan.forecast), ("forecast after repair", plan.repaired)):
             if found is not None:
                 yield (
                     name,
                     str(found).replace(" nats/token", ""),
-                    f"{found.sequences} rows that did not choose the plan",
+                    f"{found.sequences} rows of the held-out fold",
                 )
     for number, step in enumerate(steps, 1):
         rows = f"{step.after.rows} rows of {data_words(step.dataset)} that took no part"
@@ -236,19 +236,19 @@ def _measured_lines(gathered: Gathered, subject: Subject) -> Iterator[tuple[str,
 
 
 def _map(subject: Subject, plan: Plan) -> Chart:
-    """The heads, what goes crossed out."""
-    removed = removed_mask(plan.keep, plan.model.heads)
-    says = f"Map of layers × heads in which the {int(removed.sum())} heads that go are crossed out"
+    """A map of the heads, the removed ones crossed out."""
+    removed = removed_heads(plan.keep, plan.model.heads)
+    says = f"Map of layers × heads in which the {int(removed.sum())} removed heads are crossed out"
     if subject.calibration is None:
         stays = (~removed).astype(np.float64)
-        return Chart(says, partial(charts.heatmap, stays, "Crossed out: removed", "1 = stays", removed=removed))
+        return Chart(says, partial(charts.heatmap, stays, "Crossed out: removed", "1 = kept", removed=removed))
     found = scores.composite(subject.calibration, scores.default_weights(subject.calibration), "head")
     title = "Composite score, crossed out: removed"
     return Chart(says, partial(charts.heatmap, found, title, "1 = first to go", removed=removed))
 
 
 def recovered_section(gathered: Gathered) -> Section:
-    """What each step gave, and how the trainings went."""
+    """The effect of each step, and the curves of the trainings."""
     recovered = [subject for subject in gathered.subjects if subject.recovery.steps]
     blocks: list[Block] = []
     for subject in recovered:

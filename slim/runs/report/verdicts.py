@@ -1,4 +1,4 @@
-"""What a report says of a checkpoint beside the original: the evaluation and the verdicts."""
+"""Report sections of a checkpoint beside the original: the evaluation and the verdicts."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -65,7 +65,7 @@ def _charts(found: Sequence[ComparedMetric], names: Sequence[str]) -> Iterator[C
     for group, title in GROUPS.items():
         mine = [one for one in found if one.group == group]
         if any(any(one.changes) for one in mine):
-            says = f"What every model has more or less of than the original in {title}, with intervals"
+            says = f"Difference of every model to the original in {title}, with intervals"
             yield Chart(says, partial(change_bars, mine, names))
     size = next((one for one in found if one.name == "parameters"), None)
     good = next((one for one in found if one.group == "quality"), None)
@@ -74,7 +74,7 @@ def _charts(found: Sequence[ComparedMetric], names: Sequence[str]) -> Iterator[C
 
 
 def verdicts_section(gathered: Gathered) -> Section:
-    """Who won, and how sure that is."""
+    """The verdicts of each judgement, with intervals."""
     blocks: list[Block] = []
     for name, held in gathered.judgements:
         blocks += heading(name, len(gathered.judgements) > 1)

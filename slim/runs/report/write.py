@@ -11,11 +11,11 @@ from slim.runs.report.compose import compose
 Form = Literal["html", "md"]
 FORMS: dict[str, Form] = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md"}
 SIGN = CLOSING.rsplit(" ", 1)[0]
-"""What every report and model card of ours says."""
+"""Text that every report and model card of Slim contains."""
 
 
 def text(run: Path, form: Form) -> str:
-    """The report of a run. Raises InputError for what is no run, or a damaged one."""
+    """The report of a run. Raises InputError for anything but an undamaged run."""
     document = compose(run)
     if form == "md":
         from slim.core.markdown import markdown
@@ -27,13 +27,13 @@ def text(run: Path, form: Form) -> str:
 
 
 def write(run: Path, output: Path) -> Path:
-    """Writes the report of a run to the .html or .md file `output`; a report or model card of ours is replaced.
+    """Write the report of a run to the .html or .md file `output`; an earlier report or model card is replaced.
 
-    Raises InputError for another kind of file, another file of that name, or what is no run.
+    Raises InputError for another kind of file, another file of that name, or anything but an undamaged run.
     """
     form = FORMS.get(output.suffix.lower())
     if form is None:
-        raise InputError(f"output {str(output)!r}: a report is a page or a model card: name an .html or .md file.")
+        raise InputError(f"output={str(output)!r}: it is neither a page nor a model card; name an .html or .md file.")
     if not _is_ours(output):
         workspace.check_file(output)
     workspace.write_file(output, text(run, form))

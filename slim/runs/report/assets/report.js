@@ -1,18 +1,26 @@
+// @ts-check
 "use strict";
 (() => {
-  const charts = [...document.querySelectorAll(".chart")];
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  /** @param {string} id */
+  const textOf = (id) => document.getElementById(id)?.textContent ?? "";
+
+  /** @type {NodeListOf<HTMLElement>} */
+  const charts = document.querySelectorAll(".chart");
+  /** @type {{ data: object[], layout: Record<string, unknown> }[]} */
+  const figures = JSON.parse(textOf("figures"));
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const PAPER = 680;
 
   const unpacked = async () => {
-    const bytes = Uint8Array.from(atob(document.getElementById("library").textContent), (sign) => sign.charCodeAt(0));
+    const bytes = Uint8Array.from(atob(textOf("library")), (sign) => sign.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   };
 
+  /** @param {boolean} onPaper */
   const ink = (onPaper) => (dark.matches && !onPaper ? "#e2e8f0" : "#1e293b");
 
+  /** @param {boolean} onPaper */
   const repaint = (onPaper) => {
     const width = onPaper ? { width: PAPER, autosize: false } : { width: null, autosize: true };
     for (const chart of charts) Plotly.relayout(chart, { "font.color": ink(onPaper), ...width });
