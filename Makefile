@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CASES ?= 4000
 READY := $(VENV)/.ready
 
-.PHONY: app test check audit fuzz bench clean
+.PHONY: app test check audit fuzz bench wheel clean
 
 app: $(READY)  ## open the dashboard on http://localhost:8501
 	@$(BIN)/slim app
@@ -14,10 +14,12 @@ test: $(READY)  ## run every test: unit, integration, browser
 	@$(BIN)/python tests/browser_setup.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(READY)  ## lint, format, types, and what is installed
+check: $(READY)  ## lint, format, types and words of the Python and the JavaScript, and what is installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
+	@$(BIN)/python -m tests.javascript
+	@$(BIN)/python -m tests.words
 	@$(BIN)/python -m tests.audit
 
 audit: $(READY)  ## what is installed, against today's known vulnerabilities (needs pip-audit and a network)
@@ -35,6 +37,9 @@ bench: $(READY)  ## measure what the documents say
 	@$(BIN)/python -m benchmarks.board
 	@$(BIN)/python -m benchmarks.judge
 
+wheel: $(READY)  ## build dist/slim-VERSION-py3-none-any.whl, for machines without this repository
+	@$(BIN)/python -m hatchling build --target wheel
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Slim needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@echo "Installing Slim into $(VENV) (a few minutes, once) ..."
@@ -44,4 +49,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:  ## remove the environment and what tests leave behind
-	rm -rf $(VENV) artifacts build *.egg-info .pytest_cache .ruff_cache cache/tests
+	rm -rf $(VENV) artifacts build dist *.egg-info .pytest_cache .ruff_cache cache/tests

@@ -1,8 +1,8 @@
-"""`python -m slim.judge`: `slim judge` with the option names that users of the earlier script know."""
+"""`python -m slim.judge`: `slim judge` with the option names of the earlier script."""
 
 import sys
 
-from slim.cli import main
+from slim.__main__ import main
 
 OLD = {
     "--original_model": "--original",

@@ -39,10 +39,10 @@ VERBS = (
     "serve",
     "app",
 )
-"""In the order of the pipeline, which is that of the help."""
+"""The verbs in the order of the pipeline, as the help lists them."""
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""What libraries say beside Slim is none of the one line that a person gets. As variables, which they read once they
-are imported: to import them here would make `slim jobs` wait for them."""
+"""Environment variables that silence libraries, so that the user gets one line. Libraries read them on import; calling
+the libraries here instead would make `slim jobs` wait for these imports."""
 cli.registered_commands.sort(key=lambda verb: VERBS.index(verb.name or getattr(verb.callback, "__name__", "")))
 
 
@@ -62,11 +62,11 @@ def options(
 
 
 def main() -> None:
-    """Entry point: turns the errors a user can meet into one line and an exit code."""
+    """Run the command line, and turn the errors that a user can meet into one line and an exit code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        if cli(standalone_mode=False) == Cancelled.exit_code:  # how typer tells of Ctrl-C
+        if cli(standalone_mode=False) == Cancelled.exit_code:  # typer returns this for Ctrl-C
             raise KeyboardInterrupt
     except SlimError as error:
         err.print(f"slim: {error}", style="red", highlight=False, markup=False, soft_wrap=True)

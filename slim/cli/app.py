@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import typer
 
 from slim.cli.shared import careful, cli, out
+from slim.core import launch
 from slim.core.errors import InputError, SlimError
 from slim.core.network import DASHBOARD, warning
 
@@ -22,12 +23,10 @@ from slim.core.network import DASHBOARD, warning
 def dashboard(
     port: Annotated[int, typer.Option(help="port on this machine")] = 8501,
     host: Annotated[str, typer.Option(help="address to listen at; 127.0.0.1 is for this machine alone")] = "127.0.0.1",
-    browser: Annotated[bool, typer.Option(help="open it in a browser")] = True,
+    browser: Annotated[bool, typer.Option(help="open the dashboard in a browser")] = True,
 ) -> None:
     """Open the dashboard."""
-    root = Path(__file__).resolve().parent.parent.parent
-    if not (root / "app.py").is_file():
-        raise InputError(f"the dashboard's pages are not beside the package in {str(root)!r}: run it from a clone.")
+    script = _script()
     url = f"http://localhost:{port}"
     host = "127.0.0.1" if host == "localhost" else host
     careful(warning(host, DASHBOARD, "set up a login before others can (docs/safety.md)"))
@@ -36,11 +35,24 @@ def dashboard(
     ):
         threading.Thread(target=_open_when_up, args=(url,), daemon=True).start()
     out.print(f"Slim is opening at {url} (Ctrl-C stops it).")
-    command = [sys.executable, "-m", "streamlit", "run", "app.py"]
-    command += ["--server.port", str(port), "--server.address", host]
-    code = subprocess.call(command, cwd=root, env={**os.environ, "SLIM_HOME": _home()})
+    options = ["--server.port", str(port), "--server.address", host]
+    command = launch.module_command("streamlit", "run", str(script), *options)
+    code = subprocess.call(command, env=launch.environment(SLIM_HOME=_home()))
     if code:
-        raise SlimError(f"the dashboard stopped with code {code}: is port {port} taken? Try another with --port.")
+        raise SlimError(
+            f"port={port}: the dashboard stopped with code {code}; choose another port if this one is taken."
+        )
+
+
+def _script() -> Path:
+    """Return the dashboard's app.py: inside the package where a wheel was installed, beside it in a clone.
+
+    Streamlit takes the settings in the `.streamlit` folder beside it, whichever folder it is started in.
+    """
+    for folder in (launch.ROOT / "slim" / "dashboard", launch.ROOT):
+        if (folder / "app.py").is_file():
+            return folder / "app.py"
+    raise InputError(f"dashboard={str(launch.ROOT)!r}: app.py is not there; install Slim from its wheel or a clone.")
 
 
 def _home() -> str:

@@ -4,35 +4,25 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from slim.cli.shared import AsJson, at_work, careful, cli, out, print_json, progress_bar
+from slim.cli.options import command
+from slim.cli.shared import AsJson, at_work, careful, cli, out, print_json, terminal
 from slim.core.errors import Cancelled
 from slim.core.network import MODEL, warning
+from slim.serving.request import ExportRequest, PushRequest
 
 Model = Annotated[str, typer.Argument(metavar="FOLDER", help="checkpoint folder, or any other model")]
 
 
-@cli.command()
-def export(
-    folder: Model,
-    output: Annotated[Path, typer.Option(help="new file")],
-    format: Annotated[Literal["gguf"], typer.Option(help="gguf is what llama.cpp runs")] = "gguf",
-    type: Annotated[
-        Literal["auto", "f32", "f16", "bf16", "q8_0"], typer.Option(help="number format; auto is the stored one")
-    ] = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Write a checkpoint as one file for llama.cpp."""
-    from slim.serving import gguf as stage
+@command(ExportRequest)
+def export(request: ExportRequest, as_json: AsJson = False) -> None:
+    from slim.serving import export as stage
 
-    options: dict[str, Any] = {"source": folder, "output": output, "number_format": type}
-    with at_work("export", **options) as progress:
-        made = stage.export_gguf(**options, progress=progress)
-        progress.made(made.path)
+    made, format = at_work(request, stage.export), request.format
     if as_json:
         told = {"path": str(made.path), "format": format, "architecture": made.architecture}
         print_json(told | {"type": made.number_format, "bytes": made.bytes, "notes": list(made.notes)})
@@ -45,18 +35,16 @@ def export(
     out.print(f"File: {made.path}", soft_wrap=True)
 
 
-@cli.command()
+@command(PushRequest)
 def push(
-    folder: Annotated[Path, typer.Argument(help="checkpoint folder")],
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub")],
-    yes: Annotated[bool, typer.Option("--yes", help="send it; without this nothing leaves the machine")] = False,
-    private: Annotated[bool, typer.Option("--private", help="a repository that only you see, if it is new")] = False,
+    request: PushRequest,
+    yes: Annotated[bool, typer.Option("--yes", help="send the files; without this nothing leaves the machine")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would go to a model Hub, and with --yes send it."""
     from slim.serving import push as stage
 
-    upload = stage.plan_upload(folder, repository, private)
+    repository, private = request.repository, request.private
+    upload = stage.plan_upload(Path(request.folder), repository, private)
     told = {"repository": repository, "hub": upload.hub, "private": private, "bytes": upload.bytes}
     told |= {"files": dict(upload.files)}
     if not yes:
@@ -71,9 +59,7 @@ def push(
         out.print(f"These would go to {upload.hub}/{repository} ({seen}).", soft_wrap=True)
         out.print("Nothing was sent. Add --yes to send them.")
         return
-    with at_work("push", folder=folder, repository=repository, private=private) as progress:
-        url = stage.push(upload, progress)
-        progress.made(url)
+    url = at_work(request, stage.push)
     if as_json:
         print_json(told | {"pushed": True, "url": url})
         return
@@ -82,7 +68,7 @@ def push(
 
 
 def _leave() -> None:
-    """Ends the process at once: an answer under way still computes in a thread, which Python's own end would abort."""
+    """End the process at once: a running answer computes in a thread, which would make Python's own exit abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(Cancelled.exit_code)
@@ -110,9 +96,9 @@ def serve(
             out.print(f"{name} answers at {url} (Ctrl-C stops it).", soft_wrap=True)
 
     with stage.listen(host, port) as place:  # before the model is loaded, which takes longer
-        careful(warning(host, MODEL, "put something in front of it that asks who they are"))
-        with progress_bar() as progress:
-            loaded = load_model(folder, device=device, dtype=dtype, progress=progress)
+        careful(warning(host, MODEL, "put a proxy that authenticates users in front of it"))
+        with terminal() as reporter:
+            loaded = load_model(folder, device=device, dtype=dtype, reporter=reporter)
         try:
             stage.serve(loaded, name, place, ready)
         finally:

@@ -13,7 +13,7 @@ from slim.core.errors import InputError
 
 verbs = typer.Typer(help="The workspace's jobs: those of the dashboard and those of commands.")
 cli.add_typer(verbs, name="jobs")
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="its id, or the start of it")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="id of the job, or the start of it")]
 
 
 @verbs.callback(invoke_without_command=True)
@@ -24,7 +24,7 @@ def _default(context: typer.Context) -> None:
 
 @verbs.command(name="list")
 def show_all(as_json: AsJson = False) -> None:
-    """All jobs: those that run, those that wait in their order, those that are over."""
+    """List all jobs: those that run, those that wait in their order, those that are over."""
     from slim import jobs
 
     found = jobs.in_order(jobs.jobs())
@@ -40,7 +40,7 @@ def show_all(as_json: AsJson = False) -> None:
 
 @verbs.command()
 def show(job: JobId, as_json: AsJson = False) -> None:
-    """One job with what it was given and how it stands."""
+    """Show one job with its arguments and its state."""
     found = _found(job)
     if as_json:
         print_json(_as_json(found))
@@ -68,7 +68,7 @@ def show(job: JobId, as_json: AsJson = False) -> None:
 
 @verbs.command()
 def log(job: JobId) -> None:
-    """What a job's process printed."""
+    """Print the log of a job's process."""
     from slim import jobs
 
     out.print(jobs.log_of(_found(job).id, most=10**9), markup=False, highlight=False, soft_wrap=True, end="")
@@ -76,12 +76,12 @@ def log(job: JobId) -> None:
 
 @verbs.command()
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Stop a job: asked first, killed after two seconds. One that waits just leaves the queue."""
+    """Stop a job: asked first, killed after two seconds. One that waits leaves the queue."""
     from slim import jobs
 
     found = _found(job)
     if not found.unfinished:
-        raise InputError(f"job {found.id!r} is {found.state}: there is nothing to cancel.")
+        raise InputError(f"job={found.id!r}: it is {found.state}; cancel a job that waits or runs.")
     after = jobs.cancel(found.id) or found
     if as_json:
         print_json(_as_json(after))
@@ -93,7 +93,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
 
 @verbs.command()
 def again(job: JobId, as_json: AsJson = False) -> None:
-    """Queue a job that is over once more: it goes on where its stage can."""
+    """Queue a job that is over again: it resumes where its stage can."""
     from slim import jobs
 
     before = _found(job)
@@ -109,10 +109,12 @@ def again(job: JobId, as_json: AsJson = False) -> None:
 @verbs.command()
 def move(
     job: JobId,
-    before: Annotated[str | None, typer.Option(help="job that comes after it (default: the queue's first)")] = None,
+    before: Annotated[
+        str | None, typer.Option(help="job that comes after it (default: the first in the queue)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a job that waits before another, or first."""
+    """Move a job that waits before another, or to the front."""
     from slim import jobs
 
     moved = jobs.move(_found(job).id, _found(before).id if before else None)
@@ -124,12 +126,12 @@ def move(
 
 @verbs.command()
 def delete(job: JobId, as_json: AsJson = False) -> None:
-    """Take a job that is over off the list, with its log. What it made stays."""
+    """Delete a job that is over from the list, with its log. Its result stays."""
     from slim import jobs
 
     found = _found(job)
     if found.unfinished:
-        raise InputError(f"job {found.id!r} is {found.state}: cancel it first, or wait for it.")
+        raise InputError(f"job={found.id!r}: it is {found.state}; cancel it first, or wait for it.")
     jobs.forget(found.id)
     if as_json:
         print_json({"deleted": found.id})
@@ -138,20 +140,20 @@ def delete(job: JobId, as_json: AsJson = False) -> None:
 
 
 def _found(start: str) -> Any:
-    """The one job whose id starts so. Raises InputError for none or several."""
+    """The one job whose id starts with `start`. Raises InputError where no job or several jobs match."""
     from slim import jobs
 
     found = [job for job in jobs.jobs() if start and job.id.startswith(start)]
     if len(found) == 1:
         return found[0]
     if not found:
-        raise InputError(f"job {start!r} is not in the workspace: `slim jobs` lists what is.")
+        raise InputError(f"job={start!r}: it is not in the workspace; `slim jobs` lists all jobs.")
     named = ", ".join(sorted(job.id for job in found[:4]))
-    raise InputError(f"job {start!r} stands for {len(found)} jobs ({named} …): write more of it.")
+    raise InputError(f"job={start!r}: {len(found)} jobs match ({named} …); write more of the id.")
 
 
 def _standing(job: Any) -> tuple[str, str, str]:
-    """State, progress with the time to go, and peak memory in words; empty where they say nothing."""
+    """State, progress with the remaining time, and peak memory as text; empty where they are unknown."""
     now = time.time()
     state = "not answering" if job.silent(now) else job.state
     left = job.remaining(now) if job.state == "running" else None

@@ -1,4 +1,4 @@
-"""The verb that tells of a run in one file: report."""
+"""The verb that writes a run as one file: report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ def report(
     output: Annotated[Path, typer.Option(help="an .html file, or .md for a model card")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a run and all that belongs to it as one page that needs no network, or as a model card."""
+    """Write a run with its ancestors and results as one page that needs no network, or as a model card."""
     from slim.runs.report.write import write
 
     path = write(run, output)

@@ -1,4 +1,4 @@
-"""The verb `runs`: what the workspace holds, compared, named, deleted, taken along and cleaned up."""
+"""The verb `runs`: lists, compares, names, deletes, exports, imports and cleans up runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,17 +8,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from slim.cli.shared import AsJson, cli, out, print_json, progress_bar
+from slim.cli.shared import AsJson, cli, out, print_json, terminal
 from slim.core.errors import InputError
 from slim.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from slim.runs.lineage import Node
 
-runs_app = typer.Typer(name="runs", help="Look after the workspace's runs.", no_args_is_help=True)
+runs_app = typer.Typer(name="runs", help="Manage the workspace's runs.", no_args_is_help=True)
 cli.add_typer(runs_app)
-Run = Annotated[str, typer.Argument(metavar="RUN", help="its path, its name, or what only its name begins with")]
-Yes = Annotated[bool, typer.Option("--yes", help="do it; without this nothing is changed")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="path or name of the run, or an unambiguous start of its name")]
+Yes = Annotated[bool, typer.Option("--yes", help="apply the change; without this nothing is changed")]
 
 
 @runs_app.command("list")
@@ -27,7 +27,7 @@ def list_runs(
     tag: Annotated[str | None, typer.Option(help="only runs with this tag")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every run with its figures, the newest first."""
+    """List every run with its figures, the newest first."""
     from slim.runs import lineage
 
     found = lineage.read_lineage()
@@ -53,7 +53,7 @@ def list_runs(
 
 @runs_app.command()
 def show(run: Run, as_json: AsJson = False) -> None:
-    """One run: its figures, what it was made from, and what was made from it."""
+    """Show one run: its figures, the runs it was made from, and the runs made from it."""
     from slim.runs import lineage
     from slim.runs import manage as runs
 
@@ -80,7 +80,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
 
 @runs_app.command()
 def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
-    """Two runs side by side, what differs first."""
+    """Compare two runs side by side, differences first."""
     from slim.runs import comparison, lineage
     from slim.runs import manage as runs
 
@@ -106,9 +106,11 @@ def compare(one: Run, other: Run, as_json: AsJson = False) -> None:
 
 @runs_app.command()
 def rename(
-    run: Run, name: Annotated[str, typer.Argument(help="empty: that of its file again")], as_json: AsJson = False
+    run: Run,
+    name: Annotated[str, typer.Argument(help="new name; empty restores that of its file")],
+    as_json: AsJson = False,
 ) -> None:
-    """Show a run by another name; its place stays."""
+    """Show a run by another name; its path stays."""
     from slim.runs import lineage
     from slim.runs import manage as runs
 
@@ -119,11 +121,11 @@ def rename(
 @runs_app.command()
 def tag(
     run: Run,
-    tags: Annotated[list[str], typer.Argument(help="words to find it by")],
-    remove: Annotated[bool, typer.Option("--remove", help="take them off")] = False,
+    tags: Annotated[list[str], typer.Argument(help="tags")],
+    remove: Annotated[bool, typer.Option("--remove", help="remove the tags")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put tags on a run, or take them off."""
+    """Add tags to a run, or remove them."""
     from slim.runs import lineage
     from slim.runs import manage as runs
 
@@ -134,11 +136,13 @@ def tag(
 @runs_app.command()
 def delete(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="runs, each as `slim runs show` takes it")],
-    with_dependents: Annotated[bool, typer.Option("--with-dependents", help="and all that was made from them")] = False,
+    with_dependents: Annotated[
+        bool, typer.Option("--with-dependents", help="also delete all runs made from them")
+    ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would be deleted and what depends on it, and with --yes delete it."""
+    """List the runs to be deleted and their dependents, and delete them with --yes."""
     from slim.runs import lineage
     from slim.runs import manage as runs
 
@@ -154,7 +158,7 @@ def delete(
         print_json(told | {"deleted": yes})
         return
     for node in chosen:
-        word = "Deleted" if yes else "Would go"
+        word = "Deleted" if yes else "Would be deleted"
         out.print(Text(f"{word}: {node.stage} {node.path} ({format_bytes(node.bytes)})"), soft_wrap=True)
     for node in after:
         out.print(Text(f"Depends on it and stays: {node.stage} {node.path}"), style="yellow", soft_wrap=True)
@@ -166,7 +170,9 @@ def delete(
 def export(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="runs, each as `slim runs show` takes it")],
     output: Annotated[Path, typer.Option(help="new file, for instance small.slim.zip")],
-    with_lineage: Annotated[bool, typer.Option("--with-lineage", help="and all runs that they were made from")] = False,
+    with_lineage: Annotated[
+        bool, typer.Option("--with-lineage", help="also export all runs that they were made from")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write runs as one file for another machine."""
@@ -178,8 +184,8 @@ def export(
     if with_lineage:
         chosen = [other for node in chosen for other in archive.with_ancestors(found, node)]
     chosen = list({node.key: node for node in chosen}.values())
-    with progress_bar() as progress:
-        archive.export_runs(found, chosen, output, progress)
+    with terminal() as reporter:
+        archive.export_runs(found, chosen, output, reporter)
     size = output.stat().st_size
     if as_json:
         print_json({"path": str(output), "bytes": size, "runs": [_told(node) for node in chosen]})
@@ -193,11 +199,11 @@ def export(
 def import_runs(
     file: Annotated[Path, typer.Argument(help="a file that `slim runs export` wrote")], as_json: AsJson = False
 ) -> None:
-    """Take the runs of such a file into the workspace, once all of it was looked at."""
+    """Import the runs of such a file into the workspace, after all of it was validated."""
     from slim.runs import archive, lineage
 
-    with progress_bar() as progress:
-        keys = [entry.key for entry in archive.import_runs(file, progress=progress)]
+    with terminal() as reporter:
+        keys = [entry.key for entry in archive.import_runs(file, reporter=reporter)]
     found = lineage.read_lineage()
     if as_json:
         print_json({"runs": [_told(found.nodes[key]) for key in keys]})
@@ -208,16 +214,20 @@ def import_runs(
 
 @runs_app.command()
 def clean(
-    what: Annotated[list[str] | None, typer.Argument(help="kinds of leftovers; none: what nobody can miss")] = None,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="kinds of leftovers (default: those that are safe to remove)")
+    ] = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the disk is used for and what may go, and with --yes remove it."""
+    """Show the disk use and the leftovers, and remove leftovers with --yes."""
     from slim.runs import disk_use, lineage
 
     wanted = what or list(disk_use.SAFE)
     if strange := [one for one in wanted if one not in disk_use.LEFT]:
-        raise InputError(f"clean {strange[0]!r}: there is no such kind of leftover: name {', '.join(disk_use.LEFT)}.")
+        raise InputError(
+            f"what={strange[0]!r}: there is no such kind of leftover; choose from {', '.join(disk_use.LEFT)}."
+        )
     kinds: list[disk_use.Left] = [one for one in disk_use.LEFT if one in wanted]
     found = lineage.read_lineage()
     used, left = disk_use.use(found), disk_use.leftovers(found)
@@ -230,21 +240,21 @@ def clean(
     for name, size in used.items():
         table.add_row(Text(name), format_bytes(size))
     out.print(table)
-    table = Table("leftovers", "number", "size", "what they are", "chosen")
+    table = Table("leftovers", "number", "size", "meaning", "chosen")
     for name in disk_use.LEFT:
         here = [one for one in left if one.what == name]
         if here:
             size = format_bytes(sum(one.bytes for one in here))
             table.add_row(name, str(len(here)), size, disk_use.MEANING[name], "yes" if name in kinds else "")
-    out.print(table if table.row_count else "Nothing is left over.")
+    out.print(table if table.row_count else "There are no leftovers.")
     if yes:
         out.print(f"Freed: {format_bytes(freed)}.")
     else:
-        out.print("Nothing was removed. Name the kinds that shall go, and add --yes.")
+        out.print("Nothing was removed. Name the kinds to remove, and add --yes.")
 
 
 def _say(key: str, as_json: bool) -> None:
-    """The run as it is now."""
+    """Print the current state of a run."""
     from slim.runs import lineage
 
     node = lineage.read_lineage().nodes[key]
@@ -256,7 +266,7 @@ def _say(key: str, as_json: bool) -> None:
 
 
 def _told(node: "Node") -> dict[str, Any]:
-    """A run for programs."""
+    """A run as JSON values."""
     return {
         "key": node.key,
         "kind": node.kind or "model",

@@ -1,3 +1,0 @@
-from slim.cli import main
-
-main()
