@@ -1,4 +1,4 @@
-"""The dashboard: what every page shares, and the way between them."""
+"""The dashboard: the frame of every page, and the navigation between them."""
 
 from pages.views.frame import navigation
 

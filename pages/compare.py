@@ -1,4 +1,4 @@
-"""Compare: both models on one prompt, or a judge, and the person, on hundreds of rows."""
+"""Compare: both models on one prompt, or a judge, and your own vote, on hundreds of rows."""
 
 import streamlit as st
 
@@ -14,7 +14,7 @@ TRY, JUDGE = "Try a prompt", "Judge"
 
 
 def show_judge() -> None:
-    """The judgements that were made, the one under way, and the form for another."""
+    """Show earlier judgements, the running one, and the form for another."""
     past = runs("judgement")
     busy = follow_job(job, "judgement", RUN)
 
@@ -23,13 +23,13 @@ def show_judge() -> None:
     if past:
         show_past(RUN)
     else:
-        st.caption("There is no judgement yet. Choose a checkpoint above, and who judges.")
+        st.caption("There is no judgement yet. Choose a checkpoint and a judge above.")
 
-    with form:  # filled last: where it cannot be used the page ends, and what was found before is shown already
-        arguments, enough = request()
-        if st.button("Judge", type="primary", icon=":material/play_arrow:", disabled=busy or not enough):
+    with form:  # filled last: where it cannot be used the page ends, and earlier judgements are shown already
+        asked = request()
+        if st.button("Judge", type="primary", icon=":material/play_arrow:", disabled=busy or asked is None) and asked:
             with plain_errors():
-                jobs.start("judge", **arguments)
+                jobs.start(asked)
             st.rerun()
 
 

@@ -1,4 +1,4 @@
-"""Evaluate: checkpoints beside the original, in quality, speed and size; and the evaluations that were made before."""
+"""Evaluate: checkpoints beside the original, in quality, speed and size; and earlier evaluations."""
 
 import streamlit as st
 
@@ -22,13 +22,13 @@ show_job(job)
 if past:
     show_past(RUN)
 elif not busy:
-    st.caption("There is no evaluation yet. Choose checkpoints above, and what to measure.")
+    st.caption("There is no evaluation yet. Choose checkpoints and measurements above.")
 
-with form:  # filled last: where it cannot be used the page ends, and what was found before is shown already
-    arguments, enough = request()
-    if st.button("Evaluate", type="primary", icon=":material/play_arrow:", disabled=busy or not enough):
+with form:  # filled last: where it cannot be used the page ends, and earlier evaluations are shown already
+    asked = request()
+    if st.button("Evaluate", type="primary", icon=":material/play_arrow:", disabled=busy or asked is None) and asked:
         with plain_errors():
-            jobs.start("evaluate", **arguments)
+            jobs.start(asked)
         st.rerun()
-    if not enough:
+    if asked is None:
         st.caption("Choose at least one checkpoint, and something to measure.")

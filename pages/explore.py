@@ -1,4 +1,4 @@
-"""Explore: what a calibration says of every head, in maps, distributions and against measured damage."""
+"""Explore: a calibration's figures of every head, as maps and distributions and against the measured damage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.views.criteria import show_faithfulness
-from pages.views.frame import PLOT, chosen_calibration, escaped, facts_line, page_title, sentence, weight_sliders
+from pages.views.criteria import show_check
+from pages.views.frame import PLOT, chosen_calibration, facts_line, page_title, sentence, weight_sliders
 from pages.views.head_detail import Shown, chosen_head, clickable, head_table, show_head
 from pages.views.task_vs_general import show_difference
 from slim.calibration import charts, scores
@@ -17,6 +17,7 @@ from slim.calibration.criteria import CRITERIA
 from slim.calibration.head_detail import HeadScore, head_scores
 from slim.calibration.record import Calibration
 from slim.core.errors import SlimError
+from slim.core.markdown import escaped
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -28,7 +29,7 @@ def _measures(
 
 def choose_weights(calibration: Calibration) -> dict[str, float]:
     """The composite's weights, the same as on the Prune page."""
-    st.caption("Each metric is ranked over the whole model; the composite score is their weighted mean.")
+    st.caption("Each criterion is ranked over the whole model; the composite score is their weighted mean.")
     chosen = weight_sliders(calibration, "head")
     if chosen.get("entropy") and chosen.get("kl_uniform"):
         st.caption("KL to uniform is mean ln(visible keys) minus entropy: weighting both counts one thing twice.")
@@ -39,7 +40,7 @@ def choose_weights(calibration: Calibration) -> dict[str, float]:
 
 
 def show_maps(shown: Shown) -> None:
-    """A map of every figure, and the blocks."""
+    """Show a map of every figure, and the blocks."""
     st.caption("Click a head in any figure to see it in detail. The ring marks it.")
     measures = [measure for measure in shown.measures.values() if measure.name != "damage"]
     for start in range(0, len(measures), 2):
@@ -73,7 +74,7 @@ def choose_measure(shown: Shown, label: str, key: str, first: str) -> HeadScore:
 
 
 def show_distributions(shown: Shown) -> None:
-    """One figure of every head, layer by layer, and its histogram."""
+    """Show one figure of every head, layer by layer, and its histogram."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measure = choose_measure(shown, "Figure", "figure", "kl_output")
         known = bool(np.isfinite(measure.estimate.low).any())
@@ -84,7 +85,7 @@ def show_distributions(shown: Shown) -> None:
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
     words = f"Median {middle:.3g}; nine in ten heads lie between {low:.3g} and {high:.3g} {measure.unit}."
     if not known:
-        words += " Nothing says how sure this figure is, so it has no interval."
+        words += " This figure has no interval."
     elif measure.log:
         total = np.sort(values)[::-1]
         share = total[: max(1, round(0.1 * len(total)))].sum() / total.sum() if total.sum() else 0
@@ -93,7 +94,7 @@ def show_distributions(shown: Shown) -> None:
 
 
 def show_scatter(shown: Shown) -> None:
-    """Any figure against any other."""
+    """Show any figure against any other."""
     left, right = st.columns(2)
     with left:
         x = choose_measure(shown, "Horizontal axis", "x", "entropy")
@@ -112,7 +113,7 @@ def show_scatter(shown: Shown) -> None:
 
 
 def show_table(shown: Shown) -> None:
-    """Every head and every figure."""
+    """Show a table of every head and every figure."""
     facts = shown.calibration.facts.model
     columns = {
         "layer": np.repeat(np.arange(facts.layers), facts.heads),
@@ -132,17 +133,21 @@ def show_table(shown: Shown) -> None:
     st.download_button(
         "Download as CSV", table.to_csv(index=False), "heads.csv", "text/csv", icon=":material/download:"
     )
-    st.caption("First to go on top. Tick a row to see the head in detail. The file holds the intervals too.")
+    st.caption(
+        "The heads that are pruned first are on top. Tick a row to see a head in detail. The file has intervals too."
+    )
 
 
 VIEWS: dict[str, Callable[[Shown], None]] = {
     "Maps": show_maps,
     "Distributions": show_distributions,
     "Scatter": show_scatter,
-    "Faithfulness": show_faithfulness,
+    "Criterion check": show_check,
     "Task vs general": show_difference,
     "Table": show_table,
 }
+EARLIER = {"faithfulness": "Criterion check"}
+"""Views by their names in links of Slim 0.1, in lower case, each with its name of today."""
 
 page_title("Explore")
 st.html(Path(__file__).parent / "assets" / "explore.css")
@@ -153,8 +158,9 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 st.query_params["calibration"] = path.name
 st.caption(facts_line(calibration))
 
+linked = EARLIER.get(st.query_params.get("view", "").lower(), "Maps")
 view = st.segmented_control(
-    "View", list(VIEWS), default="Maps", required=True, key="view", bind="query-params", label_visibility="collapsed"
+    "View", list(VIEWS), default=linked, required=True, key="view", bind="query-params", label_visibility="collapsed"
 )
 checked = calibration.check.seconds if calibration.check else -1.0
 measures = _measures(str(path), calibration.facts.started, checked, tuple(sorted(weights.items())), calibration)
@@ -165,10 +171,10 @@ with left:
         VIEWS[view or "Maps"](shown)
     except SlimError as error:
         st.error(sentence(str(error)), icon=":material/error:")
-    with st.expander("What the figures mean"):
+    with st.expander("Meaning of the figures"):
         for name, measured in calibration.facts.metrics.items():
             title = f"**{CRITERIA[name].title}** (`{name}`, {escaped(measured.unit)})"
-            told = f"{escaped(measured.method)}. {measured.rows} rows, {measured.positions:,} positions."
-            st.markdown(f"{title}: {told}")
+            method = f"{escaped(measured.method)}. {measured.rows} rows, {measured.positions:,} positions."
+            st.markdown(f"{title}: {method}")
 with right.container(border=True, key="head-detail"):
     show_head(shown)

@@ -1,20 +1,24 @@
-"""Home: what Slim does, the first step, and where the workspace stands."""
+"""Home: a summary of Slim, the first step, and the state of the workspace."""
 
 import streamlit as st
 
 from pages.views import login
 from pages.views.frame import newest_job, page_title, plain_errors, sentence
 from slim import jobs
+from slim.calibration.request import CalibrateRequest
 from slim.core import workspace
 from slim.core.run_index import runs
-from slim.models import bundled
 
 STEPS = (
     ("speed", "Calibrate", "Run the model on rows of your task and measure every attention head and block."),
     ("grid_on", "Explore", "See which heads carry the task: KL, entropy, variance, layer by layer."),
     ("content_cut", "Prune", "Drag a threshold; size and forecast loss follow. Then remove the weights for real."),
-    ("healing", "Recover", "Repair what is left, or distil the original into it, and see what that won back."),
-    ("monitoring", "Evaluate", "What the smaller model is still worth, and how fast it is, each with its interval."),
+    (
+        "healing",
+        "Recover",
+        "Repair what remains, or distil the original into it, and see how much quality comes back.",
+    ),
+    ("monitoring", "Evaluate", "Quality and speed of the smaller model beside the original, each with its interval."),
     ("compare", "Compare", "Original and pruned answer side by side; a judge, or you, says which is better."),
 )
 
@@ -37,7 +41,7 @@ with st.container(border=True):
         busy = running is not None and running.unfinished
         if st.button("Calibrate the bundled model", type="primary", icon=":material/play_arrow:", disabled=busy):
             with plain_errors():
-                jobs.start("calibrate", model=bundled.NAME, dataset="bundled:briefs", settings={})
+                jobs.start(CalibrateRequest())
             st.switch_page("pages/calibrate.py")
         st.page_link(
             "pages/calibrate.py", label="Watch it" if busy else "Use my own model or data", icon=":material/tune:"

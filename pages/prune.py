@@ -1,4 +1,4 @@
-"""Prune: plan by threshold or by budget, see what it gives and costs, try it, then remove the weights."""
+"""Prune: plan by threshold or by budget, see sizes and forecast, try it masked, then remove the weights."""
 
 import streamlit as st
 
@@ -13,6 +13,7 @@ from slim import jobs
 from slim.core import workspace
 from slim.planning.files import save_plan
 from slim.planning.record import Plan
+from slim.recovery.request import PruneRequest
 
 page_title("Prune")
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -38,7 +39,7 @@ if way == "Budget":
     show_map(made, calibration)
 show_curve(path, calibration, made)
 with st.expander("Try it before you cut", icon=":material/compare:"):
-    st.caption("The original answers, and answers again with what the plan removes passed by. Nothing is written.")
+    st.caption("The original answers, and answers again with the plan's removals masked. Nothing is written.")
     show_preview(made.model.source, made.keep, "preview", "As planned")
 with st.expander("Compare with a saved plan", icon=":material/difference:"):
     compare_plans(made)
@@ -52,11 +53,11 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         with plain_errors():
             saved = save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
         st.toast(sentence(f"Saved: {saved}"))
-    repaired, rounds = repair_choice(made)
+    repair, rounds = repair_choice(made)
 if cut:
     with plain_errors():
         file = save_plan(made, workspace.fresh_path("plan", f"{made.unit}-{made.reason.kind}"))
-        jobs.start("prune", plan=str(file), repaired=repaired, rounds=rounds)
+        jobs.start(PruneRequest.asked(plan=file, repair=repair, rounds=rounds))
     st.rerun()
 show_job(job)
 if (folder := result_of(job)) is not None:

@@ -1,9 +1,9 @@
-"""Recover: what pruning lost, what wins it back, and the proof, for one checkpoint after another."""
+"""Recover: the loss of pruning, the steps that recover it, and their measured effect, for each checkpoint."""
 
 import streamlit as st
 
 from pages.views.frame import choose_run, follow_job, page_title, plain_errors
-from pages.views.recovery_form import offer, request, start, suggestion
+from pages.views.recovery_form import choose_step, offer, start, suggestion
 from pages.views.recovery_view import lead_on, newest_recovery, show_loss, show_recovery, show_running
 from slim.pruning.checkpoint import recipe
 from slim.pruning.history import load_recovery
@@ -11,7 +11,7 @@ from slim.pruning.history import load_recovery
 RUN = "recover-checkpoint"
 
 page_title("Recover")
-st.caption("Wins back what pruning lost. Rows that took no part decide whether a step is kept, and others tell of it.")
+st.caption("Wins back what pruning lost. Acceptance rows decide whether a step is kept, and test rows measure it.")
 with plain_errors():
     job = newest_recovery()
 busy = follow_job(job, "checkpoint", RUN)
@@ -26,4 +26,4 @@ if recovery.steps:
     lead_on(path, primary=not busy and suggestion(recovery) is None)
 offer(path, plan, recovery, busy)
 with st.expander("Choose the method, the data and the settings", icon=":material/tune:"):
-    start("Start", path, request(path, plan, recovery), busy, "recover-start")
+    start("Start", choose_step(path, plan, recovery), busy, "recover-start")

@@ -1,4 +1,4 @@
-"""Runs: what the workspace holds, what each run was made from, and what to do with it."""
+"""Runs: the workspace's runs, their provenance, and their management."""
 
 import streamlit as st
 
@@ -7,7 +7,7 @@ from pages.views.jobs_view import show_jobs
 from pages.views.runs_view import show_runs
 
 page_title("Runs")
-st.caption("Everything that was made here, and what it was made from: model, calibration, plan, checkpoint, verdict.")
+st.caption("All runs of the workspace and their provenance: model, calibration, plan, checkpoint, verdict.")
 runs, jobs = st.tabs(["Runs", "Jobs"], key="runs-tab", on_change="rerun")
 if runs.open:
     with runs:

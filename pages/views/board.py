@@ -1,7 +1,7 @@
-"""The threshold board: what is removed by hand, with size and forecast loss that follow while a person drags.
+"""The threshold board: removals by hand, with size and forecast loss that follow each move.
 
 The board is a component whose JavaScript is pages/assets/board/, one file after the other. The numbers it computes with
-are given to a second one that shows nothing: they stay the same, and what stays the same Streamlit sends once.
+are passed to a second, invisible component: they do not change, and Streamlit sends unchanged data once.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,10 @@ from streamlit.components.v2 import component
 from pages.views.frame import plain_errors, sentence, weight_key, went_back
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
-from slim.core.records import Unit
 from slim.planning.board import outcome, payload
 from slim.planning.board_choice import BoardState, from_query, metrics_of, to_query
 from slim.planning.record import Plan
 
-UNITS: dict[str, Unit] = {"Heads": "head", "KV groups": "group", "Attention blocks": "block", "Layers": "layer"}
 ASSETS = Path(__file__).parent.parent / "assets" / "board"
 SCRIPTS = ("core.js", "map.js", "line.js", "figures.js", "board.js")
 SCRIPT = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -38,9 +36,9 @@ KEY = "board"
 
 @dataclass(frozen=True)
 class Kept:
-    """A person's choice of one calibration, as long as their session lasts.
+    """A board state of one calibration, as long as the session lasts.
 
-    `edit` counts what the browser sent, `version` what came from elsewhere and the browser has to take.
+    `edit` counts the edits that the browser sent, `version` the states from elsewhere that the browser has to adopt.
     """
 
     choice: BoardState
@@ -50,7 +48,7 @@ class Kept:
 
 
 def board(path: Path, calibration: Calibration) -> Plan:
-    """The board of a calibration, and the plan chosen on it. The page ends with one sentence where there is none."""
+    """Show the board of a calibration, and return its plan. Ends the page where the state allows no plan."""
     checked = calibration.check.seconds if calibration.check else -1.0
     name, numbers = _numbers(str(path), calibration.facts.started, checked, calibration)
     kept = _followed(name, calibration, _kept(path, calibration))
@@ -59,7 +57,7 @@ def board(path: Path, calibration: Calibration) -> Plan:
     try:
         made = kept.choice.plan(calibration)
     except InputError:
-        made = None  # which is said below, with the board in reach
+        made = None  # reported below, so that the board is shown too
     for note in kept.notes:
         st.info(sentence(note), icon=":material/link_off:")
     shown = {
@@ -82,11 +80,11 @@ def _numbers(path: str, started: str, checked: float, _calibration: Calibration)
 
 
 def _nothing() -> None:
-    """Makes `state` a part of the component's state."""
+    """Do nothing: a callback makes `state` a part of the component's state."""
 
 
 def _kept(path: Path, calibration: Calibration) -> Kept:
-    """What was chosen before: in this session, or by whoever made the link."""
+    """The board state of this session, or that of the link."""
     before: Kept | None = st.session_state.get("boards", {}).get(str(path))
     linked = st.query_params.get("calibration") in (None, path.name)
     if before and not (linked and went_back()):
@@ -100,7 +98,7 @@ def _kept(path: Path, calibration: Calibration) -> Kept:
 
 
 def _followed(name: str, calibration: Calibration, kept: Kept) -> Kept:
-    """With what the browser sent since, or, where it sent nothing, the weights that were chosen on other pages."""
+    """The state after the browser's last edit, or, without one, with the weights that were chosen on other pages."""
     sent = _sent(name)
     if sent is None or sent[0] == kept.edit:
         weights = {
@@ -117,7 +115,7 @@ def _followed(name: str, calibration: Calibration, kept: Kept) -> Kept:
 
 
 def _sent(name: str) -> tuple[int, BoardState] | None:
-    """The count and the choice that the browser sent last of these numbers; None where none can be used."""
+    """The browser's last edit number and board state of these numbers; None where it sent no valid one."""
     state: Any = (st.session_state.get(KEY) or {}).get("state")
     if not isinstance(state, Mapping) or state.get("payload") != name:
         return None
@@ -128,12 +126,12 @@ def _sent(name: str) -> tuple[int, BoardState] | None:
 
 
 def _share_weights(choice: BoardState) -> None:
-    """The same weights on every page."""
+    """Set the same weights on every page."""
     for name, weight in choice.weights.items():
         st.session_state[weight_key(choice.unit, name)] = min(1.0, weight)
 
 
 def write_link(query: dict[str, str]) -> None:
-    """Makes the page's address one that shows what is on it."""
+    """Set the page's address to a link to its current state."""
     if st.query_params.to_dict() != query:
         st.query_params.from_dict(query)

@@ -1,4 +1,4 @@
-"""The workspace's checkpoints as a form offers them, and what they were cut from."""
+"""The workspace's checkpoints as a form offers them, and the model that they were pruned from."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from slim.pruning import held_out
 
 
 def checkpoint_names() -> dict[str, str]:
-    """A short name for each checkpoint of the workspace, by its place."""
+    """A short name for each checkpoint of the workspace, by its path."""
     with plain_errors():
         known = held_out.labels([str(path) for path in runs("checkpoint")])
     return {source: name for name, source in known.items()}
 
 
 def cut_from(chosen: Sequence[str]) -> tuple[str | None, str | None]:
-    """What all of `chosen` were cut from, or why that is not known."""
+    """Return the model that all of `chosen` were pruned from, or why it is unknown."""
     if not chosen:
         return None, None
     try:

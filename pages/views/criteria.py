@@ -1,27 +1,30 @@
-"""What each criterion is worth: the check's figures on a page, and the button that starts one."""
+"""The check of the importance criteria: its figures on a page, and the button that starts one."""
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from pages.views.frame import PLOT, duration, escaped, newest_job, show_job
+from pages.views.frame import PLOT, duration, newest_job, show_job
 from pages.views.head_detail import NAMES, Shown, clickable, title_of
 from slim import jobs
 from slim.calibration import check, check_charts, scores
-from slim.calibration.check_record import CriterionCheck, Verdict, rank_correlation
+from slim.calibration.check_record import SHARES, CriterionCheck, Verdict, rank_correlation
 from slim.calibration.record import Calibration
+from slim.calibration.request import CheckRequest
+from slim.core.markdown import escaped
 from slim.core.resources import seconds_of
 from slim.models.load import resolve_device, resolve_dtype
 
 
-def show_faithfulness(shown: Shown) -> None:
-    """What each criterion is worth, measured."""
+def show_check(shown: Shown) -> None:
+    """Show the criterion check, and the button that starts one."""
     found, job = shown.calibration.check, newest_job("check")
     mine = job is not None and job.arguments.get("calibration") == str(shown.path)
+    request = CheckRequest.asked(calibration=shown.path, weights=shown.weights)
     if found is None:
         st.info(
-            "Not checked yet. Checking leaves heads out on rows of their own, one by one and together, and holds every "
-            "criterion against what it cost. It also corrects the forecast.",
+            "Not checked yet. Checking ablates heads on rows of their own, one at a time and together, and compares "
+            "every criterion with the loss increase. It also corrects the forecast.",
             icon=":material/rule:",
         )
     else:
@@ -37,25 +40,25 @@ def show_faithfulness(shown: Shown) -> None:
             icon=":material/rule:",
             disabled=busy,
         ):
-            jobs.start("check", calibration=str(shown.path), weights=dict(shown.weights))
+            jobs.start(request)
             st.rerun()
         if not busy:
-            st.caption(f"Takes about {duration(check_seconds(shown.calibration))}.")
+            st.caption(f"Takes about {duration(check_seconds(shown.calibration, request))}.")
 
 
-def check_seconds(calibration: Calibration) -> float:
-    """About how long a check takes here: each head alone runs a part of the model, each joint removal all of it."""
+def check_seconds(calibration: Calibration, request: CheckRequest) -> float:
+    """Return about how long a check takes here: a head alone runs a part of the model, a joint removal all of it."""
     facts = calibration.facts
     length = facts.dataset.tokens / facts.dataset.rows
     orders = len(check.criteria(calibration, scores.default_weights(calibration)))
-    heads = min(check.HEADS, facts.model.layers * facts.model.heads)
-    forwards = check.ROWS * length * (0.6 * heads + orders * len(check.SHARES))
+    heads = min(request.heads, facts.model.layers * facts.model.heads)
+    forwards = request.samples * length * (0.6 * heads + orders * len(SHARES))
     device, dtype = resolve_device(facts.settings.device), resolve_dtype(facts.settings.dtype)
     return seconds_of(facts.model, forwards, device, dtype)
 
 
 def show_verdicts(shown: Shown, found: CriterionCheck) -> None:
-    """The check's figures, and what they say in words."""
+    """Show the check's figures, and their meaning in words."""
     order = check_charts.ranked(found)
     if order:
         st.markdown(in_words(found))
@@ -85,8 +88,8 @@ def show_verdicts(shown: Shown, found: CriterionCheck) -> None:
         st.caption(correction_in_words(found))
     rows = "rows that took no part in the calibration" if found.unseen else "rows of the calibration, as it had no more"
     st.caption(
-        f"Measured on {found.tokens:,} predicted tokens of {found.rows} {rows}; {len(found.heads)} heads left out "
-        f"alone; {duration(found.seconds)}. Intervals are over resampled heads."
+        f"Measured on {found.tokens:,} predicted tokens of {found.rows} {rows}; {len(found.heads)} heads ablated "
+        f"one at a time; {duration(found.seconds)}. Intervals are over resampled heads."
     )
     with st.expander("The perplexities as a table"):
         shares = [removal.share for removal in found.verdicts[0].removals]
@@ -104,7 +107,7 @@ def show_verdicts(shown: Shown, found: CriterionCheck) -> None:
 
 
 def in_words(found: CriterionCheck) -> str:
-    """Which criterion to follow here and which not, from the record alone."""
+    """Say which criterion to follow here and which not, from the record alone."""
     order = check_charts.ranked(found)
     best, worst, chance = order[0], order[-1], found.verdict("random")
     at = min(1, len(worst.removals) - 1)
@@ -136,7 +139,7 @@ def _signed(verdict: Verdict) -> str:
 
 
 def correction_in_words(found: CriterionCheck) -> str:
-    """What the correction does to a forecast."""
+    """Say how the correction changes a forecast."""
     fit = found.correction
     if fit is None:
         return "Too few removals to correct the forecast by."

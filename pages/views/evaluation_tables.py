@@ -12,7 +12,7 @@ from slim.evaluation.record import EvaluationFacts
 from slim.evaluation.tables import STANDINGS, in_short, quality_table, size_table, speed_table
 
 TONES: dict[Standing, str] = {"better": "#0d9488", "worse": "#e4572e"}
-"""Of what is sure; the rest is grey."""
+"""Colors of differences whose interval excludes 0; the others are gray."""
 STYLE = """<style>
 .slim-table { overflow-x: auto; }
 .slim-table table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
@@ -29,35 +29,35 @@ STYLE = """<style>
 
 
 def show_summary(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> None:
-    """A card for each checkpoint: what it has more or less than the original, and whether that is sure."""
+    """A card for each checkpoint: its differences from the original, and whether their intervals exclude 0."""
     if len(facts.models) == 1:
         st.info("There is no checkpoint beside the original in this evaluation.", icon=":material/info:")
         return
-    told = in_short(found)
+    shown = in_short(found)
     cards = [
         f"<div><b>{html.escape(facts.models[model].name)}</b>"
-        + _table([], [_card_line(one, model) for one in told if one.changes[model] is not None])
+        + _table([], [_card_line(one, model) for one in shown if one.changes[model] is not None])
         + "</div>"
         for model in range(1, len(facts.models))
     ]
     st.html(f"<div class='slim-cards'>{STYLE}{''.join(cards)}</div>")
     st.caption(
         "Differences of quality with 95% intervals over the same rows of both; of speed with the lowest and highest of "
-        "runs side by side. “No sure difference”: the interval holds 0. KL is the distance to the original itself."
+        "runs side by side. “No sure difference”: the interval contains 0. KL is the distance to the original itself."
     )
 
 
-def _card_line(quantity: ComparedMetric, model: int) -> list[str]:
-    standing = quantity.standing(model) or "unknown"
+def _card_line(metric: ComparedMetric, model: int) -> list[str]:
+    standing = metric.standing(model) or "unknown"
     return [
-        f"{html.escape(quantity.title)}<small>{'more' if quantity.higher_is_better else 'less'} is better</small>",
-        html.escape(quantity.change_in_words(model)),
+        f"{html.escape(metric.title)}<small>{'more' if metric.higher_is_better else 'less'} is better</small>",
+        html.escape(metric.change_in_words(model)),
         f"<span style='color:{TONES.get(standing, QUIET)}'>●</span>&nbsp;{STANDINGS[standing]}",
     ]
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already: whoever makes them escapes what a person or a file has named."""
+    """A table of cells that are HTML already: whoever makes them escapes names of users and files."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
@@ -68,18 +68,19 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _show(frame: pd.DataFrame) -> None:
-    """A table of plain text."""
+    """Show a table of plain text."""
     head = [html.escape(str(name)) for name in frame.columns]
     lines = [[html.escape(str(cell)) for cell in line] for line in frame.itertuples(index=False)]
     st.html(STYLE + _table(head, lines))
 
 
 def show_tables(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> None:
+    """A table each of quality, of speed for every batch size, and of size."""
     if facts.measures:
         st.subheader("Quality", anchor=False)
         _show(quality_table(facts, found))
-    for place, pace in enumerate(facts.original.pace):
-        st.subheader(f"Speed, {pace.rows} row{'s' if pace.rows > 1 else ''} at a time", anchor=False)
+    for place, speed in enumerate(facts.original.pace):
+        st.subheader(f"Speed, {speed.rows} row{'s' if speed.rows > 1 else ''} at a time", anchor=False)
         _show(speed_table(facts, place))
     if facts.original.pace:
         st.caption(

@@ -24,7 +24,7 @@ def _evaluation(path: str, written: int) -> Evaluation:
 
 
 def show_past(key: str) -> None:
-    """The evaluation that is chosen among those of the workspace, the newest first; the page's link remembers it."""
+    """Show the chosen evaluation of the workspace, the newest first; the page's link keeps the choice."""
     path = choose_run("evaluation", "Evaluation", key, "pages/evaluate.py")
     st.query_params["evaluation"] = path.name
     record = path / "record.json"
@@ -38,7 +38,7 @@ def show_past(key: str) -> None:
 
 
 def show_evaluation(done: Evaluation, name: str) -> None:
-    """All of it. `name` is that of the files a person takes along."""
+    """All of it. `name` is that of the downloads."""
     facts = done.facts
     found = compare_models(facts)
     st.caption(sentence(_about(facts)))
@@ -64,7 +64,7 @@ def _about(facts: EvaluationFacts) -> str:
 
 
 def _saved_as(name: str, chart: str) -> dict[str, Any]:
-    """A chart whose one button, always to be seen, is the camera that saves it as a picture."""
+    """The settings of a chart whose one button, always in sight, is the camera that saves it as a picture."""
     return {
         "displayModeBar": True,
         "displaylogo": False,
@@ -100,10 +100,10 @@ def _show_changes(found: Sequence[ComparedMetric], names: Sequence[str], name: s
     if way == "Radar":
         figure = radar(in_short(found), names)
         if figure is None:
-            st.info("A radar needs three figures that all models have; the bars show what there is.")
+            st.info("A radar needs three figures that all models have; the bars need fewer.")
             return
         st.plotly_chart(figure, key="evaluate-radar", config=_saved_as(name, "radar"))
-        st.caption("A radar shows no intervals: what looks like a difference may be none. The bars show them.")
+        st.caption("A radar shows no intervals, so a difference in it may be chance. The bars show them.")
         return
     figure = change_bars([one for one in found if one.group == group], names)
     st.plotly_chart(figure, key="evaluate-bars", config=_saved_as(name, f"{group}-bars"))
@@ -115,7 +115,7 @@ def _show_trade_off(found: Sequence[ComparedMetric], names: Sequence[str], name:
     small = sorted((one for one in found if one.group != "quality"), key=lambda one: one.name != "parameters")
     good = [one for one in found if one.group == "quality"] or [one for one in small if one.group == "speed"]
     if not good:
-        st.info("Nothing of quality or speed was measured.", icon=":material/info:")
+        st.info("Neither quality nor speed was measured.", icon=":material/info:")
         return
     left, right = st.columns(2)
     with left:

@@ -1,9 +1,9 @@
-"""What the pages share: watching a job, choosing a run, showing a calibration's maps."""
+"""Shared by the pages: watching a job, choosing a run, showing a calibration's maps."""
 
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import streamlit as st
@@ -17,10 +17,12 @@ from slim.calibration.criteria import CRITERIA
 from slim.calibration.record import CHECK_FILE, Calibration
 from slim.core import paths
 from slim.core.errors import SlimError
-from slim.core.records import Unit
+from slim.core.markdown import escaped
 from slim.core.run_index import runs
 from slim.core.workspace import Kind
 from slim.jobs import Job
+from slim.jobs.kinds import kind_of
+from slim.models.units import UnitName
 from slim.planning.board_choice import first_state, metrics_of
 
 PAGES = {
@@ -34,6 +36,7 @@ PAGES = {
     "runs": "account_tree",
 }
 """Each page's file and its icon, in the order of the pipeline."""
+ICON = Path(__file__).parent.parent / "assets" / "icon.png"
 LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
 _framed = False
@@ -45,15 +48,19 @@ gc.freeze()
 
 
 def navigation() -> st.Page:
-    """The pages, and the one that was asked for; for who is not let in, the way in stands at the address of each."""
+    """Register the pages, and return the requested one; visitors without access get the login at each address.
+
+    Every run of a page calls this, so jobs are tended here.
+    """
     global _framed  # noqa: PLW0603
     _framed = True
-    st.set_page_config(page_title="Slim", page_icon="pages/assets/icon.png", layout="wide")
+    st.set_page_config(page_title="Slim", page_icon=ICON, layout="wide")
     login.warn_once()
     paths.confine(shared=login.is_shared())
     if not login.admitted():
         gates = [st.Page(login.show_gate, title="Slim", url_path=page, default=page == "home") for page in PAGES]
         return st.navigation(gates, position="hidden")
+    tend_jobs()
     return st.navigation(
         [
             st.Page(f"pages/{page}.py", title=page.capitalize(), icon=f":material/{icon}:", default=page == "home")
@@ -63,24 +70,30 @@ def navigation() -> st.Page:
     )
 
 
+def tend_jobs() -> None:
+    """Record the ends of dead jobs, and start queues that wait; listing jobs does neither."""
+    with suppress(SlimError):  # of a workspace that cannot be used, which the page itself reports
+        jobs.tend()
+
+
 def page_title(text: str) -> None:
-    """A page's heading.
+    """Show a page's heading.
 
     The first visitor of a fresh server may ask for a page directly. Streamlit then runs that file alone, because it
     takes any folder named pages for its older kind of app until st.navigation was called once: so call it, start over.
-    The same goes for a visitor who is not let in and came here in that moment: they see the way in, and nothing else.
+    The same holds for a visitor without access who came here in that moment: they see the login, and nothing else.
     """
     if not _framed or not login.admitted():
         navigation()
         st.rerun()
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.title(text)
-        login.show_person()
+        login.show_user()
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Shows an error a user can meet as one sentence and ends the page there."""
+    """Show an error a user can meet as one sentence and ends the page there."""
     try:
         yield
     except SlimError as error:
@@ -89,30 +102,24 @@ def plain_errors() -> Iterator[None]:
 
 
 def sentence(text: str) -> str:
-    """An error's text as shown on a page: with a capital and without Markdown's signs taking effect."""
+    """An error's text for a page: capitalized, with Markdown escaped."""
     return escaped(text[:1].upper() + text[1:])
 
 
-def escaped(text: str) -> str:
-    """Text that a person, a file or a record gave, so that Markdown shows it as it is: no links, pictures or lines."""
-    for sign in r"\`*_$[]<>~#:|&":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.splitlines())
-
-
 def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
+    """Seconds in words, in whole minutes from 90 s on."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min"
 
 
 def newest_job(kind: str) -> Job | None:
+    """The newest job of a kind. Raises SlimError for a workspace that cannot be used."""
     return next(iter(jobs.jobs(kind)), None)
 
 
 def show_job(job: Job | None) -> None:
-    """Progress while a job runs, its error when it failed. The page reruns when it ends."""
+    """Show progress while a job runs, and its error when it failed. The page reruns when it ends."""
     if job is None:
         return
     if job.unfinished:
@@ -120,12 +127,19 @@ def show_job(job: Job | None) -> None:
     elif job.state == "failed":
         st.error(sentence(job.error or "It failed without a reason."), icon=":material/error:")
     elif job.state == "cancelled":
-        said = "Paused" if job.kind == "finetune" else "Cancelled"
-        st.info(f"{said}. {jobs.what_is_kept(job)}", icon=":material/cancel:")
+        stopped = "Paused" if stop_word(job) == "Pause" else "Cancelled"
+        st.info(f"{stopped}. {jobs.what_is_kept(job)}", icon=":material/cancel:")
+
+
+def stop_word(job: Job) -> str:
+    """The word for stopping a job: a training, which goes on where it was stopped, is paused."""
+    kind = kind_of(job.kind)
+    return kind.stop if kind else "Cancel"
 
 
 @st.fragment(run_every=1.0)
 def _watch(job_id: str) -> None:
+    tend_jobs()
     job = jobs.state_of(job_id)
     if job is None or not job.unfinished:
         st.rerun()
@@ -136,20 +150,19 @@ def _watch(job_id: str) -> None:
         words.append(f"about {duration(left)} left")
     bar, button = st.columns([6, 1], vertical_alignment="bottom")
     bar.progress(job.fraction, " · ".join(words))
-    label = "Pause" if job.kind == "finetune" else "Cancel"
-    if button.button(label, key=f"cancel-{job_id}", width="stretch", disabled=job.state == "cancelling"):
+    if button.button(stop_word(job), key=f"cancel-{job_id}", width="stretch", disabled=job.state == "cancelling"):
         jobs.cancel(job_id)
         st.rerun()
 
 
 def next_step(label: str, page: str, icon: str) -> None:
-    """A button that leads on to the page where the work continues."""
+    """Show a button that leads to the page where the work continues."""
     if st.button(label, type="primary", icon=icon):
         st.switch_page(page)
 
 
 def result_of(job: Job | None) -> Path | None:
-    """What a finished job made, while it is still there."""
+    """The result of a finished job, while it still exists."""
     if job is None or job.state != "done" or job.result is None:
         return None
     path = Path(job.result)
@@ -157,7 +170,7 @@ def result_of(job: Job | None) -> Path | None:
 
 
 def choose_run(kind: Kind, label: str, key: str, maker: str) -> Path:
-    """A select box over the workspace's runs, the newest first. Without any, the page leads to `maker` and ends."""
+    """Ask for one of the workspace's runs, the newest first. Without any, the page leads to `maker` and ends."""
     with plain_errors():
         found = runs(kind)
     if not found:
@@ -175,7 +188,7 @@ def _calibration(path: str, written: int) -> Calibration:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """A calibration, kept in memory while few others are. Raises InputError as `calibration.load` does."""
+    """A calibration, from a small cache in memory. Raises InputError as `calibration.load` does."""
     files = [path / "record.json", path / CHECK_FILE]
     return _calibration(str(path), max(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
 
@@ -187,13 +200,13 @@ def open_calibration(path: Path) -> Calibration:
 
 
 def went_back() -> bool:
-    """Whether the browser's Back or Forward brought this run, so that its link counts and not what was kept."""
+    """Return whether the browser's Back or Forward caused this run, so that its link counts and not the session."""
     context = get_script_run_ctx()
     return context is not None and context.is_history_navigation
 
 
 def follow_link(kind: Kind, key: str) -> None:
-    """Chooses under `key` the run that the page's link names, where nothing was chosen since it was opened."""
+    """Choose under `key` the run that the page's link names, where nothing was chosen since it was opened."""
     name = st.query_params.get(kind)
     if name and (key not in st.session_state or went_back()):
         with plain_errors():
@@ -205,9 +218,9 @@ def follow_link(kind: Kind, key: str) -> None:
 
 
 def follow_job(job: Job | None, kind: Kind, key: str) -> bool:
-    """Chooses under `key` what a job made that was watched here, or what the link names. Whether the job is unfinished.
+    """Choose under `key` a job's result, or the run that the link names; return whether the job is unfinished.
 
-    What `kind` of run it makes is also what the link calls it.
+    The link names it by the `kind` of run that it makes.
     """
     watched = f"{key}-watched"
     if job is not None and job.unfinished:
@@ -219,19 +232,19 @@ def follow_job(job: Job | None, kind: Kind, key: str) -> bool:
 
 
 def chosen_calibration(key: str) -> tuple[Path, Calibration]:
-    """The calibration chosen on a page, at first the one that the link names."""
+    """The calibration chosen on a page, initially the one that the link names."""
     follow_link("calibration", key)
     path = choose_run("calibration", "Calibration", key, "pages/calibrate.py")
     return path, open_calibration(path)
 
 
-def weight_key(unit: Unit, name: str) -> str:
-    """Under which a metric's weight is kept in the session, the same on every page."""
+def weight_key(unit: UnitName, name: str) -> str:
+    """The key of a criterion's weight in the session, the same on every page."""
     return f"weight-{unit}-{name}"
 
 
-def weight_sliders(calibration: Calibration, unit: Unit) -> dict[str, float]:
-    """A slider for each metric that may weigh in the score of a `unit`."""
+def weight_sliders(calibration: Calibration, unit: UnitName) -> dict[str, float]:
+    """Ask for the weight of each criterion in the score of a `unit`, by sliders."""
     for name, weight in first_state(calibration, unit).weights.items():
         st.session_state.setdefault(weight_key(unit, name), weight)
     return {
@@ -241,18 +254,18 @@ def weight_sliders(calibration: Calibration, unit: Unit) -> dict[str, float]:
 
 
 def facts_line(calibration: Calibration) -> str:
-    """What was calibrated, for Markdown."""
+    """The model and the rows of a calibration, for Markdown."""
     facts = calibration.facts
-    known = f", {facts.reused:.0%} of it from the cache" if facts.reused else ""
+    cached = f", {facts.reused:.0%} of it from the cache" if facts.reused else ""
     notes = "".join(f"; {note}" for note in facts.notes)
     return escaped(
         f"{facts.model.source} on {facts.dataset.source}, {facts.dataset.rows} rows of {facts.dataset.split}, "
-        f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}{known}{notes}"
+        f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}{cached}{notes}"
     )
 
 
 def show_maps(calibration: Calibration, key: str) -> None:
-    """The four maps, layers × heads: KL, entropy, variance and the composite score."""
+    """Show the four maps, layers × heads: KL, entropy, variance and the composite score."""
     heads = calibration.level("head")
     score = scores.composite(calibration, scores.default_weights(calibration), "head")
     figures = [

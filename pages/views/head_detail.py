@@ -1,4 +1,4 @@
-"""One head in detail: which one is chosen, its figures, what removing it costs, and where it looks on a real row."""
+"""One head in detail: the choice of it, its figures, the loss increase of its removal, and its attention on a row."""
 
 import html
 from collections.abc import Mapping
@@ -19,30 +19,31 @@ from slim.calibration import charts, head_detail
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.head_detail import HeadScore
 from slim.calibration.record import Calibration
+from slim.calibration.reload import calibrated_rows, check_model
 from slim.core.chart_style import Head
 from slim.core.errors import SlimError
-from slim.core.records import Keep, ModelFacts
+from slim.core.records import ModelFacts
 from slim.data.tasks import Encoded
 from slim.models.load import Loaded
-from slim.planning.sizes import everything
+from slim.models.units import Keep, LayerKeep, whole_model
 
 HEAD, LINK = "explore-head", "head"
 NAMES: dict[str, str] = {"composite": "Composite score", "random": "Chance", "sketch": "Loss sketch"} | {
     name: criterion.title for name, criterion in CRITERIA.items()
 }
 NO_UNIT = ("0..1", "0..2", "1 = first to go")
-"""Ranges that a figure needs no reminder of where space is short."""
+"""Ranges that are omitted where space is short."""
 TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:.875rem;line-height:1.6;max-height:18rem;overflow-y:auto"
 
 
 def title_of(criterion: str) -> str:
-    """A criterion as a person reads it."""
+    """The name of a criterion for display."""
     return NAMES.get(criterion, criterion)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What every view of the page shows."""
+    """The data that all views of the page share."""
 
     path: Path
     calibration: Calibration
@@ -52,7 +53,7 @@ class Shown:
 
 
 def clickable(figure: go.Figure, key: str, place: Any = st) -> None:
-    """A figure in which a click on a head chooses it."""
+    """Show a figure in which a click on a head chooses it."""
     place.plotly_chart(
         figure,
         key=key,
@@ -71,7 +72,7 @@ def _clicked(key: str) -> None:
 
 
 def head_table(table: pd.DataFrame, key: str, **options: Any) -> None:
-    """A table with columns `layer` and `head` in which ticking a row chooses its head."""
+    """Show a table with columns `layer` and `head` in which ticking a row chooses its head."""
     st.dataframe(
         table, hide_index=True, key=key, on_select=partial(_ticked, key, table), selection_mode="single-row", **options
     )
@@ -83,12 +84,12 @@ def _ticked(key: str, table: pd.DataFrame) -> None:
 
 
 def choose(layer: int, head: int) -> None:
-    """Opens a head's detail."""
+    """Open a head's detail."""
     st.session_state[HEAD] = (layer, head)
 
 
 def chosen_head(calibration: Calibration) -> Head:
-    """The head that was clicked or that the link names; at first the one whose loss costs most. The link follows."""
+    """The head that was clicked or that the link names; initially the one of the largest loss. Updates the link."""
     facts = calibration.facts.model
     named = [st.session_state.get(HEAD), _linked()]
     there = [head for head in named if head and 0 <= head[0] < facts.layers and 0 <= head[1] < facts.heads]
@@ -110,7 +111,7 @@ def _costliest(calibration: Calibration) -> Head:
 
 
 def show_head(shown: Shown) -> None:
-    """The panel of the chosen head."""
+    """Show the panel of the chosen head."""
     facts = shown.calibration.facts.model
     layer, head = shown.head
     st.subheader(f"Layer {layer}, head {head}", anchor=False)
@@ -124,13 +125,14 @@ def show_head(shown: Shown) -> None:
     if st.toggle("Answers without it", key="without", bind="query-params"):
         show_preview(facts.source, _all_but(layer, head, facts), "explore-preview", f"Without {layer}.{head}")
     st.markdown(_figures_table(shown.measures, layer, head))
-    st.caption("In brackets the 95% interval over resampled rows. Place 1 would go first.")
+    st.caption("In brackets the 95% interval over resampled rows. Place 1 is pruned first.")
 
 
 def _all_but(layer: int, head: int, facts: ModelFacts) -> Keep:
-    """The plan that removes one head alone, legal or not."""
-    whole = everything(facts)
-    return (*whole[:layer], tuple(other for other in whole[layer] or () if other != head), *whole[layer + 1 :])
+    """The plan that removes one head alone, even where the layer's shape is then not valid."""
+    keep = list(whole_model(facts))
+    keep[layer] = LayerKeep(heads=tuple(other for other in keep[layer].heads if other != head))
+    return tuple(keep)
 
 
 def _stepped() -> None:
@@ -138,19 +140,19 @@ def _stepped() -> None:
 
 
 def _show_costs(shown: Shown) -> None:
-    """What removing the head, its group and its block costs."""
+    """Show the loss increase of removing the head, its group and its block."""
     costs = head_detail.costs(shown.calibration, *shown.head)
     if not costs:
-        st.caption("No forecast of what it costs: this calibration was made without KL.")
+        st.caption("No forecast of its loss increase: this calibration was made without KL.")
         return
-    rows = ["| Removing | costs, nats/token | |", "|:--|:--|:--|"]
+    rows = ["| Removing | loss increase, nats/token | |", "|:--|:--|:--|"]
     for cost in costs:
         interval = "" if cost.measured and cost.low is None else _interval(cost.low, cost.high)
         how = "measured" if cost.measured else "forecast"
         rows.append(f"| {cost.what} | **{cost.value:.3g}** {interval} | {how} |")
     st.markdown("\n".join(rows))
     if shown.calibration.check is None:
-        st.caption("The forecast is that of rows that did not choose. It was not checked yet: see Faithfulness.")
+        st.caption("The forecast is that of the held-out fold. It was not checked yet: see Criterion check.")
     else:
         st.caption(f"The check corrects the forecast of this head by × {costs[0].factor:.2f}.")
 
@@ -160,7 +162,7 @@ def _figures_table(measures: Mapping[str, HeadScore], layer: int, head: int) -> 
     rows = [f"| Figure | | place of {count} |", "|:--|:--|--:|"]
     for measure in measures.values():
         place = measure.place(layer, head)
-        if place is None or measure.name == "damage":  # which is measured on some heads only
+        if place is None or measure.name == "damage":  # damage is measured on some heads only
             continue
         estimate = measure.estimate
         value, low, high = (float(part[layer, head]) for part in (estimate.value, estimate.low, estimate.high))
@@ -178,7 +180,8 @@ def _interval(low: float | None, high: float | None) -> str:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the rows")
 def _rows(path: str, started: str, _calibration: Calibration, _loaded: Loaded) -> Encoded:
-    return head_detail.rows_of(_calibration, _loaded)
+    check_model(_calibration, _loaded)
+    return calibrated_rows(_calibration, _loaded)
 
 
 @st.cache_data(max_entries=16, show_spinner="Running the model on the row")
@@ -190,7 +193,7 @@ def _attention(
 
 
 def _show_attention(calibration: Calibration, layer: int, head: int) -> None:
-    """Where the head looks on a row of the calibration: a map, and the text shaded."""
+    """Show the head's attention on a row of the calibration: a map, and the text shaded."""
     facts, key = calibration.facts, (str(calibration.path), calibration.facts.started)
     try:
         loaded = open_model(facts.model.source, facts.settings.device, facts.settings.dtype)
@@ -217,7 +220,7 @@ def _show_attention(calibration: Calibration, layer: int, head: int) -> None:
 
 
 def _choose_query(row: int, words: list[str]) -> int | None:
-    """The token whose attention shades the text, or None for the average over all."""
+    """Ask for the token whose attention shades the text; None is the average over all."""
     shade = st.segmented_control(
         "Shade the text by what it receives from",
         ["All tokens", "One token"],
@@ -232,7 +235,7 @@ def _choose_query(row: int, words: list[str]) -> int | None:
 
 
 def _shaded(words: list[str], received: NDArray[np.float64], query: int | None) -> str:
-    """The row with each token shaded by what it receives; the strongest after the first is darkest."""
+    """The row with each token shaded by the attention it receives; the strongest after the first is darkest."""
     most = float(received[1:].max()) if len(received) > 1 else 1.0
     parts = []
     for place, (word, weight) in enumerate(zip(words, received, strict=True)):

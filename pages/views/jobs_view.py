@@ -1,24 +1,28 @@
-"""The workspace's jobs, those of the page and those of commands: what runs, what waits in its order, what is over."""
+"""The workspace's jobs, those of the page and those of commands: running, waiting in their order, and over."""
 
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
-from pages.views.frame import duration, plain_errors, sentence
+from pages.views.frame import duration, plain_errors, sentence, stop_word, tend_jobs
 from slim import jobs
-from slim.core.errors import SlimError
+from slim.core.errors import InputError, SlimError
 from slim.jobs import Job
+from slim.jobs.job import State
+from slim.jobs.kinds import kind_of
 
+Color = Literal["gray", "blue", "orange", "red", "green"]
 LOOK = 1.5
-"""Seconds between two looks."""
+"""Seconds between two updates."""
 MOST = 12
-"""Jobs that are over and shown without being asked for."""
+"""Finished jobs that are shown by default."""
 LOG, LINES = 240, 8
-"""Pixels of a log that is longer than so many lines."""
-BADGES = {
+"""Pixels of a log that is longer than `LINES` lines."""
+BADGES: dict[State, tuple[str, str, Color]] = {
     "queued": ("Queued", ":material/hourglass_empty:", "gray"),
     "running": ("Running", ":material/play_arrow:", "blue"),
     "cancelling": ("Cancelling", ":material/stop:", "orange"),
@@ -26,17 +30,16 @@ BADGES = {
     "failed": ("Failed", ":material/error:", "red"),
     "done": ("Done", ":material/check_circle:", "green"),
 }
-SUBJECTS = ("source", "pruned", "checkpoints", "model", "calibration", "plan", "folder")
-"""Arguments that name what a job works on, the most telling first."""
 
 
 @st.fragment(run_every=LOOK)
 def show_jobs() -> None:
-    """Every job with its state, progress and memory, and what can be done with it; it follows by itself."""
+    """Show every job with its state, progress, memory and buttons; the list updates itself."""
+    tend_jobs()
     with plain_errors():
         found = jobs.in_order(jobs.jobs())
     if not found:
-        st.info("There are no jobs yet: what takes long shows up here while it runs.", icon=":material/info:")
+        st.info("There are no jobs yet. Long work is listed here.", icon=":material/info:")
         return
     current, over = [job for job in found if job.unfinished], [job for job in found if not job.unfinished]
     for job in current:
@@ -76,19 +79,25 @@ def _show(job: Job, queue: list[str]) -> None:
 
 
 def _title(job: Job) -> str:
-    """What is done, and to what."""
-    subject = next((job.arguments[name] for name in SUBJECTS if job.arguments.get(name)), "")
-    given = subject if isinstance(subject, list | tuple) else [subject]
-    names = [Path(str(one).removeprefix("bundled:")).name for one in given]
-    return sentence(f"{job.kind} {', '.join(names)}".strip())
+    """The kind of a job, and the names of the models or runs that it works on."""
+    kind = kind_of(job.kind)
+    if kind is None:
+        return sentence(job.kind)
+    try:
+        subject = getattr(jobs.request_of(job), kind.subject)
+    except InputError:  # of a newer Slim on the same workspace
+        subject = ()
+    subjects = subject if isinstance(subject, tuple) else (subject,)
+    names = [Path(str(one).removeprefix("bundled:")).name for one in subjects]
+    return sentence(f"{kind.request.verb} {', '.join(names)}".strip())
 
 
 def _badge(job: Job) -> None:
     if job.silent():
         st.badge("Not answering", icon=":material/question_mark:", color="orange")
         return
-    name, icon, colour = BADGES[job.state]
-    st.badge(name, icon=icon, color=colour)  # type: ignore[arg-type]
+    name, icon, color = BADGES[job.state]
+    st.badge(name, icon=icon, color=color)
 
 
 def _progress(job: Job) -> str:
@@ -98,7 +107,7 @@ def _progress(job: Job) -> str:
 
 
 def _facts(job: Job, queue: list[str]) -> str:
-    """Where and since when, what it takes, who started it."""
+    """Place, start, memory and origin of a job."""
     words = [f"{job.id[:8]}", f"on {job.device}", f"from the {job.origin}"]
     if job.state == "queued" and job.id in queue:
         place = queue.index(job.id)
@@ -122,11 +131,11 @@ def _buttons(job: Job, queue: list[str]) -> None:
         ahead = queue[queue.index(job.id) - 1]
         _button("Move up", "arrow_upward", job, lambda: jobs.move(job.id, before=ahead))
     if job.unfinished:
-        _button("Cancel", "close", job, lambda: jobs.cancel(job.id), disabled=job.state == "cancelling")
+        _button(stop_word(job), "close", job, lambda: jobs.cancel(job.id), disabled=job.state == "cancelling")
         return
     label, icon = ("Go on", "resume") if job.state != "done" and jobs.resumes(job) else ("Again", "refresh")
     _button(label, icon, job, lambda: jobs.again(job.id), help=None if job.state == "done" else jobs.what_is_kept(job))
-    gone = "Takes it off this list, with its log. What it made stays."
+    gone = "Takes it off this list, with its log. Its result stays."
     _button("Delete", "delete", job, lambda: jobs.forget(job.id), help=gone)
 
 
@@ -138,7 +147,7 @@ def _button(
 
 
 def _do(action: Callable[[], object]) -> None:
-    """Before the list is drawn again; what the job itself has overtaken in the meantime is only said."""
+    """Act before the list is drawn again; an action that comes too late is only reported."""
     try:
         action()
     except SlimError as error:
@@ -151,10 +160,10 @@ def _forget_all(found: list[Job]) -> None:
 
 
 def _show_log(job: Job) -> None:
-    """The last lines of what its process printed, read only where they are looked at."""
+    """Show the last lines of a job's log, read only where they are shown."""
     if job.started is None:
         return
     place = st.expander("Log", icon=":material/article:", key=f"jobs-log-{job.id}", on_change="rerun")
     if place.open:
-        said = jobs.log_of(job.id).strip() or "It printed nothing."
-        place.code(said, language=None, height=LOG if said.count("\n") > LINES else "content")
+        printed = jobs.log_of(job.id).strip() or "The log is empty."
+        place.code(printed, language=None, height=LOG if printed.count("\n") > LINES else "content")

@@ -1,25 +1,26 @@
-"""What a person asks of a judge: which two models, on what rows, who judges, and what that will take."""
+"""The form of a judgement: two models, the rows they answer, the judge, and a dry-run estimate."""
 
-import json
 import os
 from typing import Any
 
 import streamlit as st
 
 from pages.views.checkpoints import checkpoint_names, cut_from
+from pages.views.fields import KEEP, ask, option_of
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task
+from pages.views.task_data import choose_data, choose_source, open_task, options_of
 from slim.core import paths
 from slim.data.tasks import Example, Task
-from slim.evaluation.answers import AnswerSettings
+from slim.evaluation.settings import AnswerSettings
+from slim.judging.address import KEYS
 from slim.judging.cost import estimate
-from slim.judging.endpoint import KEYS, UNNAMED, Endpoint, base_url
+from slim.judging.endpoint import UNNAMED, Endpoint
 from slim.judging.prompt import RUBRIC
 from slim.judging.reference import ReferenceMeasure, referee
+from slim.judging.request import JudgeRequest
 from slim.models import bundled
 from slim.pruning import held_out
 
-KEEP = "session"
 DATA = "judge-data"
 REFERENCE, ENDPOINT, LOCAL = "The dataset's own answers", "An endpoint", "A local model, started for you"
 MEASURES: dict[ReferenceMeasure, str] = {
@@ -29,32 +30,31 @@ MEASURES: dict[ReferenceMeasure, str] = {
 }
 
 
-def request() -> tuple[dict[str, Any], bool]:
-    """The form: the arguments of `judge` as a job takes them, and whether they are enough to start.
+def request() -> JudgeRequest | None:
+    """Show the form, and return its request; None while a model or the judge is not chosen.
 
     The page ends with one sentence where a dataset or a setting cannot be used.
     """
     original, pruned = _models()
-    st.session_state.setdefault(f"{DATA}-part", "test")  # rows that calibrations do not take by themselves
+    st.session_state.setdefault(f"{DATA}-part", "test")  # rows that calibrations do not use by default
     st.session_state.setdefault(f"{DATA}-split", "test")
     data = choose_data(choose_source(st, DATA), DATA)
-    samples, settings = _answers()
+    answers = _answers()
     with plain_errors():
-        asked, enough = _judge()
-    asked["min_coverage"] = _coverage()
+        judge, chosen = _judge()
+    models = {"original": original, "pruned": pruned or ""}  # without a name it is only estimated
     with plain_errors():
-        _tell(open_task(data), data, (original, pruned), samples, settings, asked)
-    arguments = {"original": original, "pruned": pruned, "dataset": data.pop("source"), **data, "samples": samples}
-    arguments |= {"settings": settings.model_dump(), **asked}
-    return arguments, enough and bool(original and pruned)
+        asked = JudgeRequest.asked(**models, **options_of(data), **answers, **judge, min_coverage=_coverage())
+        _show_estimate(asked, open_task(data), [name for name in (pruned, original) if name], "measure" in judge)
+    return asked if chosen and original and pruned else None
 
 
 def _models() -> tuple[str | None, str | None]:
-    """The original and the pruned model, as far as they are known."""
+    """Ask for the original and the pruned model; None where one is not chosen."""
     names = checkpoint_names()
     left, right = st.columns(2)
     pruned = right.selectbox(
-        "Pruned model",
+        option_of(JudgeRequest, "pruned").title,
         list(names),
         index=0 if names else None,
         format_func=lambda source: names.get(source) or str(source),
@@ -66,11 +66,11 @@ def _models() -> tuple[str | None, str | None]:
     )
     source, problem = cut_from([pruned] if pruned else [])
     original = left.selectbox(
-        "Original",
+        option_of(JudgeRequest, "original").title,
         [bundled.NAME],
         index=None,
         accept_new_options=True,
-        placeholder=f"What it was cut from{f': {source}' if source else ''}",
+        placeholder=f"The model it was cut from{f': {source}' if source else ''}",
         key="judge-original",
         persist_state=KEEP,
     )
@@ -82,86 +82,64 @@ def _models() -> tuple[str | None, str | None]:
     return original or source, pruned
 
 
-def _answers() -> tuple[int, AnswerSettings]:
-    """How many rows are answered, and how."""
-    one, two, three, four, five = st.columns(5, vertical_alignment="bottom")
-    samples = one.number_input(
-        "Rows", 1, 100_000, 50, key="judge-samples", persist_state=KEEP, help="More rows, shorter intervals."
-    )
-    length = two.number_input("Longest answer, tokens", 1, 32_768, 128, key="judge-length", persist_state=KEEP)
-    batch = three.number_input("Answered at a time", 1, 1024, 16, key="judge-batch", persist_state=KEEP)
-    temperature = four.number_input(
-        "Temperature", 0.0, 5.0, 0.0, 0.1, key="judge-temperature", persist_state=KEEP, help="0: greedy."
-    )
-    seed = five.number_input("Seed", 0, 2**31 - 1, 0, key="judge-seed", persist_state=KEEP)
-    return samples, AnswerSettings(max_new_tokens=length, batch_size=batch, temperature=temperature, seed=seed)
+def _answers() -> dict[str, Any]:
+    """Ask for the rows and the settings of answers."""
+    columns = st.columns(5, vertical_alignment="bottom")
+    keys = {
+        "samples": "judge-samples",
+        "max_new_tokens": "judge-length",
+        "batch_size": "judge-batch",
+        "temperature": "judge-temperature",
+        "seed": "judge-seed",
+    }
+    return {name: ask(JudgeRequest, name, key, place) for place, (name, key) in zip(columns, keys.items(), strict=True)}
 
 
 def _judge() -> tuple[dict[str, Any], bool]:
-    """Who judges and how it is asked, as arguments of `judge`, and whether that is enough."""
+    """Ask for the judge; return its options and whether one is chosen. Raises InputError for a forbidden path."""
     who = st.segmented_control(
         "Judge", [REFERENCE, ENDPOINT, LOCAL], default=REFERENCE, required=True, key="judge-who", persist_state=KEEP
     )
     if who == REFERENCE:
-        measure = st.selectbox(
-            "Closer to the dataset's own answer by",
-            list(MEASURES),
-            format_func=MEASURES.__getitem__,
-            help="Exact match for labels, choices and results, else ROUGE-L, which counts shared words.",
-            key="judge-measure",
-            persist_state=KEEP,
-            width=320,
-        )
+        help_of_measure = "Exact match for labels, choices and results, else ROUGE-L, which counts shared words."
+        measure = ask(JudgeRequest, "measure", "judge-measure", labels=MEASURES, help=help_of_measure, width=320)
         return {"measure": measure}, True
     asked = _endpoint() if who == ENDPOINT else _local()
-    chosen = asked.get("endpoint") or asked.get("local_judge")
-    asked["asking"] = _asking(who == LOCAL)
+    chosen = bool(asked.get("endpoint") or asked.get("local_judge"))
+    asked |= _asking(who == LOCAL)
     rubric = st.text_area(
-        "Criteria",
+        option_of(JudgeRequest, "rubric").title,
         RUBRIC,
         height=160,
-        help="What the judge goes by. Left empty, these are used again.",
+        help="The judge applies them. Left empty, these defaults are used.",
         key="judge-rubric",
         persist_state=KEEP,
     ).strip()
-    asked["rubric"] = None if rubric in ("", RUBRIC) else rubric
-    return asked, bool(chosen)
+    return asked | {"rubric": None if rubric in ("", RUBRIC) else rubric}, chosen
 
 
 def _endpoint() -> dict[str, Any]:
-    """Where the endpoint is, its model's name and its prices. Never its key."""
+    """Ask for the endpoint's address, its model's name and its prices, never for its key."""
     one, two, three, four = st.columns([3, 2, 1, 1], vertical_alignment="bottom")
-    url = one.text_input(
-        "Endpoint",
-        placeholder="https://host/v1",
-        help="OpenAI-compatible: its base URL, or with /chat/completions.",
-        key="judge-url",
-        persist_state=KEEP,
-    ).strip()
-    model = two.text_input(
-        "Judge model", placeholder="the endpoint's only one", key="judge-model", persist_state=KEEP
-    ).strip()
-    help_of_prices = "Of a million tokens, in any currency. Left empty, no price is told."
-    prices = [
-        place.number_input(title, 0.0, None, None, key=key, persist_state=KEEP, help=help_of_prices)
-        for place, title, key in ((three, "Price in", "judge-price-in"), (four, "Price out", "judge-price-out"))
-    ]
+    asked = {
+        "endpoint": ask(JudgeRequest, "endpoint", "judge-url", one, placeholder="https://host/v1"),
+        "judge_model": ask(JudgeRequest, "judge_model", "judge-model", two, placeholder="the endpoint's only one"),
+        "price_in": ask(JudgeRequest, "price_in", "judge-price-in", three),
+        "price_out": ask(JudgeRequest, "price_out", "judge-price-out", four),
+    }
     held = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
-    state = f"`{held}` is set" if held else "neither is set, which will do for an endpoint on this machine"
+    state = f"`{held}` is set" if held else "neither is set, which is enough for an endpoint on this machine"
     st.caption(
         f"The key is read from `{KEYS[0]}` or `{KEYS[1]}` of the environment that this app was started in: {state}. "
-        "It is kept in no file and shown nowhere."
+        "It is never saved or shown."
     )
-    asked: dict[str, Any] = {"endpoint": base_url(url) if url else None, "judge_model": model or None}
-    if any(price is not None for price in prices):
-        asked["prices"] = [price or 0.0 for price in prices]
     return asked
 
 
 def _local() -> dict[str, Any]:
-    """The model that is served on this machine while the job runs."""
+    """Ask for the model that is served on this machine while the job runs."""
     model = st.selectbox(
-        "Judge model",
+        option_of(JudgeRequest, "local_judge").title,
         [bundled.NAME],
         index=None,
         accept_new_options=True,
@@ -171,40 +149,24 @@ def _local() -> dict[str, Any]:
         persist_state=KEEP,
     )
     if model == bundled.NAME:
-        st.caption("The bundled model is too small to judge: it mostly prefers a place. Take it for trying this out.")
+        st.caption(
+            "The bundled model is too small to judge: it mostly prefers a position. Use it only to try this out."
+        )
     if model:
         paths.local(model, "local_judge")
     return {"local_judge": model}
 
 
 def _asking(local: bool) -> dict[str, Any]:
-    """How the judge is asked; what is left to its kind is left out."""
+    """Ask for the settings of calls; empty ones have the defaults of the judge's kind."""
     one, two, three, four = st.columns(4, vertical_alignment="bottom")
-    given = {
-        "concurrency": one.number_input(
-            "Calls at a time",
-            1,
-            1000,
-            None,
-            placeholder="1" if local else "16",
-            key="judge-concurrency",
-            persist_state=KEEP,
-        ),
-        "timeout": two.number_input(
-            "Timeout, seconds",
-            0.1,
-            86_400.0,
-            None,
-            placeholder="600" if local else "60",
-            key="judge-timeout",
-            persist_state=KEEP,
-        ),
-        "retries": three.number_input("Retries", 0, 100, 5, key="judge-retries", persist_state=KEEP),
-        "max_tokens": four.number_input(
-            "Longest verdict, tokens", 1, 32_768, 512, key="judge-max-tokens", persist_state=KEEP
-        ),
+    calls, seconds = ("1", "600") if local else ("16", "60")
+    return {
+        "concurrency": ask(JudgeRequest, "concurrency", "judge-concurrency", one, placeholder=calls),
+        "timeout": ask(JudgeRequest, "timeout", "judge-timeout", two, placeholder=seconds),
+        "retries": ask(JudgeRequest, "retries", "judge-retries", three),
+        "max_tokens": ask(JudgeRequest, "max_tokens", "judge-max-tokens", four),
     }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _coverage() -> float:
@@ -212,7 +174,7 @@ def _coverage() -> float:
         "A winner is named where at least so many pairs were judged, percent",
         0,
         100,
-        80,
+        round(100 * option_of(JudgeRequest, "min_coverage").default),
         5,
         key="judge-coverage",
         persist_state=KEEP,
@@ -221,27 +183,21 @@ def _coverage() -> float:
     return percent / 100
 
 
-def _tell(
-    task: Task,
-    data: dict[str, Any],
-    models: tuple[str | None, str | None],
-    samples: int,
-    settings: AnswerSettings,
-    asked: dict[str, Any],
-) -> None:
-    """In one line what it will take, as the command says it."""
-    sources = [source for source in models if source]
+def _show_estimate(asked: JudgeRequest, task: Task, sources: list[str], by_reference: bool) -> None:
+    """Show the dry-run estimate in one line, in the words of the command."""
     if task.stream:
-        rows, why = task.examples[:samples], f"about, by the first rows; split {task.split}"
+        rows, why = task.examples[: asked.samples], f"about, by the first rows; split {task.split}"
     else:
-        rows, why = _drawn(task, json.dumps([data, task.rows]), samples, settings.seed, tuple(reversed(sources)))
+        data = f"{asked.data.model_dump_json()}/{task.rows}"
+        rows, why = _drawn(task, data, asked.samples, asked.seed, tuple(sources))
     words = f"{len(rows):,} pairs, "
-    if "measure" in asked:
-        judge = referee(task.kind, [example.answer for example in task.examples], asked["measure"])
+    if by_reference:
+        judge = referee(task.kind, [example.answer for example in task.examples], asked.measure)
         words += f"no calls: {judge.name}."
     else:
-        judge = Endpoint.checked(url=asked.get("endpoint") or "", model=UNNAMED, **asked["asking"])
-        words += estimate(rows, settings, judge, asked["rubric"] or RUBRIC, asked.get("prices")).sentence()
+        judge = Endpoint.checked(url=asked.endpoint or "", model=UNNAMED, **asked.asking)
+        settings = asked.part(AnswerSettings)
+        words += estimate(rows, settings, judge, asked.rubric or RUBRIC, asked.prices).sentence()
     st.caption(f"{sentence(words)} {sentence(f'rows: {why}')}.", help="Upper bounds: nothing is asked twice.")
 
 

@@ -1,7 +1,6 @@
-"""A plan on a page: what it gives and costs, what it removes, the curve it lies on, and how another one differs."""
+"""A plan on a page: its sizes and forecast loss, its removals, its curve, and how another plan differs."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,40 +9,28 @@ import streamlit as st
 from pages.views.frame import PLOT, plain_errors
 from slim.calibration import charts
 from slim.calibration.facts import Forecast
-from slim.calibration.forecast import forecast, removed_mask
+from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.calibration.scores import composite, default_weights
 from slim.core.errors import InputError
-from slim.core.records import Unit
 from slim.core.run_index import runs
+from slim.models.units import UnitName, removed_heads
 from slim.planning import budget
 from slim.planning.files import load_plan, plan_difference
-from slim.planning.record import Plan, Size
+from slim.planning.quantities import SIZES
+from slim.planning.record import Plan
 from slim.planning.sizes import CONTEXT, speedup
 
 CURVE_POINTS = 50
-SIZES: tuple[tuple[str, Callable[[Size], str], Callable[[Size], int]], ...] = (
-    ("Parameters", lambda size: _scaled(size.parameters, "M", "B"), lambda size: size.parameters),
-    ("Weights on disk", lambda size: _scaled(size.bytes, "MB", "GB"), lambda size: size.bytes),
-    (
-        "KV cache per token",
-        lambda size: f"{size.kv_bytes_per_token / 1024:,.1f} KiB",
-        lambda size: size.kv_bytes_per_token,
-    ),
-    ("Work per token", lambda size: f"{size.flops_per_token / 1e9:,.3f} GFLOP", lambda size: size.flops_per_token),
-)
-
-
-def _scaled(value: int, millions: str, billions: str) -> str:
-    return f"{value / 1e6:,.1f} {millions}" if value < 1e10 else f"{value / 1e9:,.1f} {billions}"
 
 
 def show_projection(made: Plan) -> None:
-    """What the plan would weigh and cost, beside the original."""
+    """Show the plan's sizes and forecast loss beside the original's."""
     columns = [*st.columns(3), *st.columns(3)]
-    for column, (title, words, value) in zip(columns, SIZES, strict=False):
-        change = value(made.after) / value(made.before) - 1 if value(made.before) else 0.0
-        column.metric(title, words(made.after), f"{change:.1%}", delta_color="inverse", border=True)
+    for column, quantity in zip(columns, SIZES, strict=False):
+        before, after = (getattr(size, quantity.field) for size in (made.before, made.after))
+        change = after / before - 1 if before else 0.0
+        column.metric(quantity.title, quantity.words(after), f"{change:.1%}", delta_color="inverse", border=True)
     faster = speedup(made.before, made.after)
     columns[4].metric(
         "Faster at most",
@@ -52,18 +39,18 @@ def show_projection(made: Plan) -> None:
         delta_color="off",
         delta_arrow="off",
         border=True,
-        help=f"Where work alone sets the pace of {CONTEXT} prompt tokens, and where reading weights and cache alone "
-        "sets that of decoding one row. Measure it with `python -m benchmarks.pace`.",
+        help=f"Bounds: from arithmetic alone for {CONTEXT} prompt tokens, and from reading weights and cache alone "
+        "for decoding one row. An evaluation with speed measures the true speed.",
     )
     if made.forecast is None:
         columns[5].metric("Forecast loss", "not measured", border=True, help="Calibrate with KL to get a forecast.")
         return
     f, r = made.forecast, made.repaired
-    words = f"KL to the original: {f}, 95% interval, on {f.sequences} rows that did not choose the plan. "
+    words = f"KL to the original: {f}, 95% interval, on {f.sequences} rows of the held-out fold. "
     value, factor = f"{f.nats_per_token:.3f}", _factor(f)
     if r:
-        words += f"Once it is repaired: {r}, on {r.sequences} rows. "
-        value, factor = f"{value} → {r.nats_per_token:.3f}", f"{factor} → {_factor(r)} once repaired"
+        words += f"After repair: {r}, on {r.sequences} rows. "
+        value, factor = f"{value} → {r.nats_per_token:.3f}", f"{factor} → {_factor(r)} after repair"
     columns[5].metric(
         "Forecast loss",
         f"{value} nats",
@@ -80,7 +67,7 @@ def _factor(forecast: Forecast) -> str:
 
 
 def show_words(made: Plan) -> None:
-    """In a line what goes."""
+    """Show the removals in a line."""
     total = made.model.layers * made.model.heads
     words = [f"{made.removed_heads} of {total} heads go"]
     if made.removed_blocks:
@@ -90,15 +77,15 @@ def show_words(made: Plan) -> None:
     if made.changes:
         kept = sum(change.change == "kept" for change in made.changes)
         more = len(made.changes) - kept
-        words.append(f"to keep every layer's shape legal, {kept} more stay and {more} more go than was asked for")
+        words.append(f"valid shapes keep {kept} more heads and remove {more} more than asked for")
     if made.repaired:
-        words.append(f"chosen for what is left after repair, forecast {made.repaired}")
+        words.append(f"chosen by the forecast after repair, {made.repaired}")
     st.caption("; ".join(words) + ".")
 
 
 def show_map(made: Plan, calibration: Calibration) -> None:
-    """The heads, what goes crossed out."""
-    removed = removed_mask(made.keep, made.model.heads)
+    """Show the heads, the removed ones crossed out."""
+    removed = removed_heads(made.keep, made.model.heads)
     with plain_errors():
         scores = composite(calibration, default_weights(calibration), "head")
     figure = charts.heatmap(scores, "Composite score, crossed out: removed", "1 = first to go", removed=removed)
@@ -106,8 +93,10 @@ def show_map(made: Plan, calibration: Calibration) -> None:
 
 
 @st.cache_data(max_entries=8, show_spinner="Planning 50 budgets")
-def curve(path: str, started: str, unit: Unit, uniform: bool, _calibration: Calibration) -> list[tuple[float, float]]:
-    """Share of the bytes that stays and forecast loss, from the whole model down."""
+def curve(
+    path: str, started: str, unit: UnitName, uniform: bool, _calibration: Calibration
+) -> list[tuple[float, float]]:
+    """The shares of bytes that stay and the forecast losses of many budgets, from the whole model down."""
     points = []
     for share, keep in budget.curve(_calibration, unit, uniform=uniform, points=CURVE_POINTS):
         if (found := forecast(_calibration, keep)) is not None:
@@ -116,7 +105,7 @@ def curve(path: str, started: str, unit: Unit, uniform: bool, _calibration: Cali
 
 
 def show_curve(path: Path, calibration: Calibration, made: Plan) -> None:
-    """Forecast loss against size for many budgets, with the plan on it, once it was asked for."""
+    """Show, on request, forecast loss against size for many budgets, with the plan marked."""
     if made.forecast is None:
         return
     key = f"curve-{path}-{made.unit}-{made.uniform}"
@@ -131,7 +120,7 @@ def show_curve(path: Path, calibration: Calibration, made: Plan) -> None:
 
 
 def compare_plans(made: Plan) -> None:
-    """The plan beside a saved one of the same model."""
+    """Show the plan beside a saved one of the same model."""
     others = {}
     for file in runs("plan"):
         try:
@@ -150,9 +139,9 @@ def compare_plans(made: Plan) -> None:
     table = {
         "": [
             "decided by",
-            *(title for title, _, _ in SIZES),
+            *(quantity.title for quantity in SIZES),
             "Forecast loss",
-            "Forecast loss once repaired",
+            "Forecast loss after repair",
             "heads that only it removes",
         ],
         "this plan": _column(found.one, found.only_one),
@@ -163,7 +152,7 @@ def compare_plans(made: Plan) -> None:
 
 
 def _column(made: Plan, alone: tuple[tuple[int, int], ...]) -> list[str]:
-    sizes = [words(made.after) for _, words, _ in SIZES]
+    sizes = [quantity.words(getattr(made.after, quantity.field)) for quantity in SIZES]
     heads = ", ".join(f"{layer}:{head}" for layer, head in alone[:20]) + (" …" if len(alone) > 20 else "")
     return [
         str(made.reason),

@@ -11,11 +11,12 @@ from slim.pruning.checkpoint import recipe
 
 
 def another() -> None:
-    st.session_state["compare-prompt"] = random.choice(examples()).prompt  # noqa: S311  chance is no secret
+    """Put the prompt of another example into the field."""
+    st.session_state["compare-prompt"] = random.choice(examples()).prompt  # noqa: S311  chance, not a secret
 
 
 def show_playground() -> None:
-    """A prompt, and both models' answers as they come. Without a checkpoint the page leads to Prune and ends."""
+    """Ask for a prompt, and stream both models' answers. Without a checkpoint the page leads to Prune and ends."""
     path = choose_run("checkpoint", "Pruned model", "compare-checkpoint", "pages/prune.py")
     with plain_errors():
         made = recipe(path)

@@ -1,4 +1,4 @@
-"""Trying a plan before anything is cut: the original answers beside itself with the removals passed by."""
+"""A masked trial of a plan before anything is cut: the original answers beside itself with the removals masked."""
 
 import threading
 from typing import Any
@@ -7,14 +7,14 @@ import streamlit as st
 
 from pages.views.frame import plain_errors
 from slim.core import paths
-from slim.core.records import Keep
 from slim.data import tasks
 from slim.evaluation.streaming import Answer, side_by_side
 from slim.models import load
 from slim.models.load import Loaded
+from slim.models.units import Keep
 
 ONE_AT_A_TIME = threading.Lock()
-"""A loaded model is shared between visitors, and one that is looked into serves one at a time."""
+"""A loaded model is shared between visitors, and one with hooks serves one at a time."""
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
@@ -23,7 +23,7 @@ def load_model(source: str, written: int, device: str, dtype: str) -> Loaded:
 
 
 def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """A model, kept in memory while few others are. Raises InputError as `models.load` does."""
+    """A model, from a small cache in memory. Raises InputError as `models.load` does."""
     config = paths.local(source, "model") / "config.json"
     return load_model(source, config.stat().st_mtime_ns if config.exists() else 0, device, dtype)
 
@@ -37,12 +37,13 @@ def examples() -> list[tasks.Example]:
 
 
 def pace(answer: Answer) -> str:
+    """Tokens, speed of generation and time to first token, as a line."""
     speed = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else "…"
     return f"{answer.tokens} tokens · {speed} · first after {answer.first * 1000:.0f} ms"
 
 
 def answer_places(titles: tuple[str, str]) -> list[tuple[Any, Any]]:
-    """Two framed places side by side, for an answer and its pace each."""
+    """Two framed places side by side, each for an answer and its speed."""
     places = []
     for column, title in zip(st.columns(2), titles, strict=True):
         with column.container(border=True, height="stretch"):
@@ -58,7 +59,7 @@ def show_answer(place: tuple[Any, Any], answer: Answer, with_pace: bool = True) 
 
 
 def show_preview(source: str, keep: Keep, key: str, title: str) -> None:
-    """A prompt, and the answers of the original with and without what `keep` leaves out."""
+    """Ask for a prompt, and show the original's answers with and without the units that `keep` removes masked."""
     st.session_state.setdefault(f"{key}-prompt", examples()[0].prompt)
     prompt = st.text_area("Prompt", key=f"{key}-prompt", persist_state="session", height=120)
     asked = st.button(

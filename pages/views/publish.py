@@ -1,15 +1,16 @@
-"""A checkpoint handed on: as one file for llama.cpp, or to a model Hub, where what would go there is shown first."""
+"""Publishing a checkpoint: as one file for llama.cpp, or to a model Hub after its files were listed."""
 
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
+from pages.views.fields import ask
 from pages.views.frame import newest_job, plain_errors, sentence, show_job
 from slim import jobs
 from slim.core import workspace
 from slim.core.errors import InputError
 from slim.serving import push
+from slim.serving.request import ExportRequest, PushRequest
 
 NUMBERS = {
     "auto": "as stored",
@@ -21,23 +22,21 @@ NUMBERS = {
 
 
 def show_export(folder: Path) -> None:
-    """A GGUF file of the checkpoint, written by a job."""
+    """Show the form that writes a GGUF file of the checkpoint by a job."""
     columns = st.columns([3, 1], vertical_alignment="bottom")
-    number = columns[0].selectbox(
-        "Numbers in the file", list(NUMBERS), format_func=NUMBERS.__getitem__, key="export-numbers"
-    )
+    number = ask(ExportRequest, "type", "export-numbers", columns[0], labels=NUMBERS)
     with plain_errors():
         file = workspace.subfolder("exports") / f"{folder.name}-{number}.gguf"
         job = newest_job("export")
-    asked: dict[str, Any] = {"source": str(folder), "output": str(file), "number_format": number}
+    asked = ExportRequest.asked(folder=folder, output=file, type=number)
     busy = job is not None and job.unfinished
     if columns[1].button(
         "Write GGUF", icon=":material/save:", key="export-write", width="stretch", disabled=busy or file.exists()
     ):
         with plain_errors():
-            jobs.start("export", **asked)
+            jobs.start(asked)
         st.rerun()
-    if job is not None and job.arguments == asked:
+    if job is not None and job.arguments == asked.arguments():
         show_job(job)
     if file.exists():
         size = file.stat().st_size / 1e6
@@ -47,19 +46,15 @@ def show_export(folder: Path) -> None:
 
 
 def show_publish(folder: Path) -> None:
-    """The name of a repository, the files that a push would send there, and the button that sends them."""
+    """Show the form of a push: the repository, the files that would be sent, and the button that sends them."""
     columns = st.columns([3, 1], vertical_alignment="bottom")
-    name = columns[0].text_input(
-        "Repository on the Hub", key="publish-name", placeholder="owner/name", persist_state="session"
-    )
-    private = columns[1].checkbox(
-        "Private", value=True, key="publish-private", persist_state="session", help="Only you see it, if it is new."
-    )
-    if not name.strip():
+    name = ask(PushRequest, "repository", "publish-name", columns[0], placeholder="owner/name")
+    private = ask(PushRequest, "private", "publish-private", columns[1], value=True)
+    if name is None:
         st.caption("Name a repository to see what would be sent. Nothing leaves this machine before you press Push.")
         return
     try:
-        upload = push.plan_upload(folder, name.strip(), private)
+        upload = push.plan_upload(folder, name, private)
     except InputError as error:
         st.error(sentence(str(error)), icon=":material/error:")
         return
@@ -68,13 +63,14 @@ def show_publish(folder: Path) -> None:
         f"{sentence(f'{upload.hub}/{upload.repository}')}. Files of these names that are there are replaced."
     )
     st.dataframe([{"file": file, "bytes": size} for file, size in upload.files], hide_index=True, key="publish-files")
+    asked = PushRequest.asked(folder=folder, repository=upload.repository, private=private)
     with plain_errors():
         job = newest_job("push")
     if st.button("Push", icon=":material/cloud_upload:", disabled=job is not None and job.unfinished):
         with plain_errors():
-            jobs.start("push", folder=str(folder), repository=upload.repository, private=private)
+            jobs.start(asked)
         st.rerun()
-    if job is None or job.arguments != {"folder": str(folder), "repository": upload.repository, "private": private}:
+    if job is None or job.arguments != asked.arguments():
         return
     show_job(job)
     if job.state == "done":

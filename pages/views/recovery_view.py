@@ -1,4 +1,4 @@
-"""A checkpoint's recovery on a page: what was lost, how the work goes, and the proof of what it gave."""
+"""A checkpoint's recovery on a page: the loss of pruning, the running job, and each step before and after."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +10,21 @@ import streamlit as st
 from pages.views.frame import PLOT, duration, plain_errors, sentence, show_job
 from pages.views.plan_view import show_words
 from slim import jobs
+from slim.core.errors import InputError
+from slim.core.markdown import escaped
 from slim.jobs import Job
 from slim.planning.record import Plan
-from slim.pruning.history import CurvePoint, Recovery, RecoveryStep
+from slim.pruning.history import ROLES, CurvePoint, Method, Recovery, RecoveryStep
 from slim.recovery.charts import NAMES, changes, curve, in_words
-from slim.recovery.workbench import UNCHANGED
+from slim.recovery.context import UNCHANGED
+from slim.recovery.request import FinetuneRequest, RepairRequest
 
-KINDS = ("repair", "finetune")
+KINDS = (RepairRequest.verb, FinetuneRequest.verb)
 """The jobs that this page starts."""
 WATCH = 2.0
-"""Seconds between two looks at a curve that grows."""
+"""Seconds between two updates of a growing curve."""
 POINTS = 2
-"""Of a curve that can be seen to fall."""
+"""Least points of a curve that is drawn."""
 
 
 def newest_recovery() -> Job | None:
@@ -29,32 +32,35 @@ def newest_recovery() -> Job | None:
 
 
 def show_running(job: Job | None, chosen: Path) -> None:
-    """The job at work with its curve, or how it ended where that was not well, and the button that goes on with it."""
+    """Show the running job with its curve, or a stopped or failed one with the button that resumes it."""
     if job is None or job.state == "done":
         return
-    source = Path(str(job.arguments.get("source")))
+    try:
+        request: Any = jobs.request_of(job)  # of one of KINDS
+    except InputError as error:
+        st.error(sentence(str(error)), icon=":material/error:")
+        return
+    folder, trains = Path(request.folder), isinstance(request, FinetuneRequest)
+    method: Method = request.method if trains else "repair"
+    steps = request.steps if trains else None
     with st.container(border=True):
-        st.markdown(f"**{sentence(f'{_title(job)} of {source.name}')}**")
+        st.markdown(f"**{sentence(f'{NAMES[method]} of {folder.name}')}**")
         show_job(job)
         if job.unfinished:
-            _watch_curve(job.id)
+            _watch_curve(job.id, steps)
             return
-        _show_curve(job)
-        if job.kind == "finetune" or source == chosen:
-            _go_on(job, source)
+        _show_curve(job, steps)
+        if trains or folder == chosen:
+            _go_on(job, folder)
 
 
-def _title(job: Job) -> str:
-    return NAMES[job.arguments.get("method", "kd") if job.kind == "finetune" else "repair"]
-
-
-def _go_on(job: Job, source: Path) -> None:
-    """Starts the same again: a training goes on from its last saved state."""
-    label, icon = ("Go on", ":material/resume:") if job.kind == "finetune" else ("Try again", ":material/refresh:")
+def _go_on(job: Job, folder: Path) -> None:
+    """Start the same request again: a training goes on from its last saved state."""
+    label, icon = ("Go on", ":material/resume:") if jobs.resumes(job) else ("Try again", ":material/refresh:")
     with st.container(horizontal=True):
-        if st.button(label, type="primary", icon=icon, disabled=not source.exists()):
+        if st.button(label, type="primary", icon=icon, disabled=not folder.exists()):
             with plain_errors():
-                jobs.start(job.kind, **job.arguments)
+                jobs.again(job.id)
             st.rerun()
         if st.button("Leave it", icon=":material/close:"):
             jobs.forget(job.id)
@@ -62,19 +68,18 @@ def _go_on(job: Job, source: Path) -> None:
 
 
 @st.fragment(run_every=WATCH)
-def _watch_curve(job_id: str) -> None:
+def _watch_curve(job_id: str, steps: int | None) -> None:
     job = jobs.state_of(job_id)
     if job is not None:
-        _show_curve(job)
+        _show_curve(job, steps)
 
 
-def _show_curve(job: Job) -> None:
+def _show_curve(job: Job, steps: int | None) -> None:
     points = [CurvePoint.model_validate(point) for point in job.curve]
     if len(points) < POINTS:
         if points:
             st.caption(f"Before it: KL to the original {points[0].kl:.3f} nats/token on the validation rows.")
         return
-    steps = job.arguments.get("settings", {}).get("steps")
     st.plotly_chart(curve(points, steps), key="recover-live", config=PLOT)
     first, last = points[0], points[-1]
     st.caption(
@@ -84,7 +89,7 @@ def _show_curve(job: Job) -> None:
 
 
 def show_loss(plan: Plan, recovery: Recovery) -> None:
-    """What was removed, and what that was forecast to cost and does."""
+    """Show the removals, and their loss: forecast and measured."""
     one, two, three, four = st.columns(4)
     share = plan.after.parameters / plan.before.parameters - 1
     one.metric(
@@ -95,15 +100,15 @@ def show_loss(plan: Plan, recovery: Recovery) -> None:
     f, r = plan.forecast, plan.repaired
     words = f"Forecast when it was planned, KL to the original: {f}" if f else "The calibration was made without KL."
     if r:
-        words += f"; once repaired {r}"
+        words += f"; after repair {r}"
     _metric(
         three,
         "Forecast loss",
         f"{f.nats_per_token:.3f}" if f else "not made",
-        f"{r.nats_per_token:.3f} repaired" if r else "nats/token",
+        f"{r.nats_per_token:.3f} after repair" if r else "nats/token",
         words,
     )
-    help_of_measured = "KL to the original on rows that took no part in the recovery, after its last step."
+    help_of_measured = "KL to the original on the test rows, after the last step of recovery."
     if recovery.steps:
         last = recovery.steps[-1].after
         _metric(four, "Measured loss", f"{last.kl:.3f}", f"perplexity {last.ratio:.2f}×", help_of_measured)
@@ -117,7 +122,7 @@ def _metric(place: Any, title: str, value: str, delta: str, help: str | None = N
 
 
 def show_recovery(recovery: Recovery) -> None:
-    """The last step's proof, then every step so far."""
+    """Show the last step's effect, then every step so far."""
     last = recovery.steps[-1]
     show_steps(recovery.steps)
     if len(last.curve) >= POINTS:
@@ -125,11 +130,11 @@ def show_recovery(recovery: Recovery) -> None:
     with st.expander("Every step in figures", icon=":material/table:"):
         st.dataframe(table(recovery), hide_index=True)
         for number, step in enumerate(recovery.steps, 1):
-            st.caption(sentence(f"{number}. {said(step)}"))
+            st.caption(f"{number}. {escaped(details(step))}")
 
 
 def show_steps(steps: Sequence[RecoveryStep]) -> None:
-    """What the last step gave in words, and each of them as a line from before to after."""
+    """Show the last step in words, and each step as a line from before to after."""
     last = steps[-1]
     if last.applied:
         st.success(f"**{NAMES[last.method]}**: {proof(last)}.", icon=":material/check_circle:")
@@ -142,8 +147,8 @@ def show_steps(steps: Sequence[RecoveryStep]) -> None:
 
 
 def proof(step: RecoveryStep) -> str:
-    """Before and after on rows that took no part."""
-    rows = f"{step.after.rows} rows that took no part in it ({step.after.predicted:,} predicted tokens)"
+    """The figures on the test rows before and after a step, as a sentence."""
+    rows = f"{step.after.rows} test rows, which took no part in it ({step.after.predicted:,} predicted tokens)"
     return f"{in_words(step.before, step.after)}, on {rows}"
 
 
@@ -161,25 +166,21 @@ def table(recovery: Recovery) -> pd.DataFrame:
                 "the answer" if step.settings.get("positions") == "answer" else "every token" for step in steps
             ],
             "applied": ["yes" if step.applied else "no: no better" for step in steps],
-            "rows told of": [step.after.rows for step in steps],
+            "test rows": [step.after.rows for step in steps],
             "took": [duration(step.seconds) for step in steps],
         }
     )
 
 
-def said(step: RecoveryStep) -> str:
-    """On which rows, where, and what is to be known of it."""
-    data, roles = step.dataset, step.rows
-    words = [
-        f"{NAMES[step.method]} on {data.source}, split {data.split}: {roles.get('learn', 0)} rows to learn from, "
-        f"{roles.get('choose', 0)} to choose by, {roles.get('decide', 0)} to decide, {roles.get('report', 0)} told of; "
-        f"on {step.device}"
-    ]
+def details(step: RecoveryStep) -> str:
+    """A step's rows by their roles, its device, and its notes."""
+    data, rows = step.dataset, ", ".join(f"{step.rows.get(role, 0)} {role}" for role in ROLES)
+    words = [f"{NAMES[step.method]} on {data.source}, split {data.split}: rows {rows}; on {step.device}"]
     return ". ".join([*words, *(note[:1].upper() + note[1:] for note in step.notes)]) + "."
 
 
 def lead_on(path: Path, recover: bool = False, primary: bool = True) -> None:
-    """The steps that follow, with this checkpoint chosen there; the first of them is `primary`."""
+    """Show buttons to the next steps, with this checkpoint chosen there; the first of them is `primary`."""
     kind = "primary" if primary else "secondary"
     with st.container(horizontal=True):
         if recover and st.button("Recover more of it", type=kind, icon=":material/healing:"):

@@ -1,4 +1,4 @@
-"""Buttons that hand a run on as one file: a page that needs no network, or a model card."""
+"""Buttons that download a run as one file: a page that needs no network, or a model card."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FORMS: tuple[tuple[Form, str, str, str], ...] = (
 
 
 def offer_report(path: Path) -> None:
-    """Downloads of the report of the run at `path`. It is written when a button is pressed, not before."""
+    """Downloads of the report of the run at `path`, which is written when a button is pressed."""
     name = path.stem if path.suffix == ".json" else path.name
     with st.container(horizontal=True):
         for form, label, kind, icon in FORMS:

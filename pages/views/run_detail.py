@@ -1,4 +1,4 @@
-"""One run on a page: its figures, what it is joined to, and what can be done with it."""
+"""One run on a page: its figures, the runs that it is joined to, and its buttons."""
 
 import html
 import tempfile
@@ -8,23 +8,24 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.views.frame import escaped, plain_errors, sentence
+from pages.views.frame import plain_errors, sentence
 from pages.views.report_button import offer_report
 from slim.core.errors import SlimError
 from slim.core.formatting import format_bytes
+from slim.core.markdown import escaped
 from slim.runs import archive, manage
 from slim.runs.lineage import Lineage, Node
 from slim.runs.lineage_chart import COLOURS
 
 LARGEST = 500_000_000
-"""Bytes of an archive that a browser is sent: the server holds all of it in memory."""
+"""Most bytes of an archive for a browser: the server holds all of it in memory."""
 Choose = Callable[[str], None]
 Step = tuple[str, str, str, dict[str, object]]
-"""A button's words and icon, the page it leads to, and what is chosen there."""
+"""A button's words and icon, the page it leads to, and the state of the session that chooses the run there."""
 
 
 def show_run(found: Lineage, node: Node, choose: Choose) -> None:
-    """The detail of a run, or of a model that runs were made of."""
+    """Show the detail of a run, or of a model that runs were made from."""
     with st.container(border=True, key="run-detail"):
         st.html(_heading(node))
         for note in node.notes:
@@ -49,9 +50,9 @@ def show_run(found: Lineage, node: Node, choose: Choose) -> None:
 
 def _heading(node: Node) -> str:
     tags = "".join(f"<span class='run-tag'>{html.escape(tag)}</span>" for tag in node.tags)
-    colour = COLOURS[node.stage]
+    color = COLOURS[node.stage]
     return (
-        f"<div class='run-head'><span class='run-dot' style='background:{colour}'></span>"
+        f"<div class='run-head'><span class='run-dot' style='background:{color}'></span>"
         f"<strong>{html.escape(node.name)}</strong><span class='run-kind'>{node.stage}</span>{tags}</div>"
     )
 
@@ -64,14 +65,14 @@ def _figures(node: Node) -> str:
             "on disk": format_bytes(node.bytes),
             "place": str(node.path),
         }
-    told = "".join(
+    items = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd></div>" for name, words in lines.items()
     )
-    return f"<dl class='run-figures'>{told}</dl>"
+    return f"<dl class='run-figures'>{items}</dl>"
 
 
 def _show_others(title: str, others: Sequence[Node], choose: Choose, key: str) -> None:
-    """Runs that this one is joined to; a click leads there."""
+    """Show parents or children of a run; a click leads there."""
     if others:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(title, width=72)
@@ -81,7 +82,7 @@ def _show_others(title: str, others: Sequence[Node], choose: Choose, key: str) -
 
 
 def steps(node: Node) -> list[Step]:
-    """Where the work with a run goes on, with it chosen there."""
+    """The next steps of the work with a run."""
     path = node.path
     match node.kind:
         case "calibration":
@@ -109,11 +110,11 @@ def steps(node: Node) -> list[Step]:
 
 
 def _show_names(found: Lineage, node: Node) -> None:
-    """Renames and tags. The run stays where it lies, because others name its place."""
+    """Name and tags. The run stays where it lies, because others name its place."""
     name = st.text_input("Name", node.name, key=f"name-{node.key}", max_chars=manage.LONGEST)
-    known = sorted({tag for other in found.runs for tag in other.tags})
+    used = sorted({tag for other in found.runs for tag in other.tags})
     tags = st.multiselect(
-        "Tags", known, default=list(node.tags), accept_new_options=True, key=f"tags-{node.key}", placeholder="Add a tag"
+        "Tags", used, default=list(node.tags), accept_new_options=True, key=f"tags-{node.key}", placeholder="Add a tag"
     )
     if st.button("Save", type="primary", key=f"save-{node.key}"):
         try:
@@ -131,7 +132,7 @@ def _show_names(found: Lineage, node: Node) -> None:
 
 
 def _show_export(found: Lineage, node: Node) -> None:
-    """One file to take along: the report of it, or all of it."""
+    """Downloads: the report of a run, or all of it in one file."""
     if node.path is not None:
         offer_report(node.path)
     whole = st.toggle("With all that it was made from", value=True, key=f"whole-{node.key}")
@@ -153,11 +154,11 @@ def _show_export(found: Lineage, node: Node) -> None:
         icon=":material/download:",
         on_click="ignore",
     )
-    st.caption("Import it on another machine at the foot of this page, or with `slim runs import`.")
+    st.caption("Import it on another machine at the bottom of this page, or with `slim runs import`.")
 
 
 def _packed(found: Lineage, nodes: Sequence[Node]) -> bytes:
-    """The archive, made when it is asked for."""
+    """The archive, written when it is requested."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"runs{archive.SUFFIX}"
         archive.export_runs(found, nodes, file)
@@ -165,7 +166,7 @@ def _packed(found: Lineage, nodes: Sequence[Node]) -> bytes:
 
 
 def _show_delete(found: Lineage, node: Node) -> None:
-    """What would go, what depends on it, and the button."""
+    """The runs that depend on this one, and the button that deletes."""
     after = manage.dependents(found, [node])
     if after:
         names = ", ".join(f"{other.stage} {other.name}" for other in after[: manage.LISTED])
@@ -173,7 +174,7 @@ def _show_delete(found: Lineage, node: Node) -> None:
         st.warning(f"Made from it: {escaped(names)}{more}.", icon=":material/account_tree:")
     all_of_it = bool(after) and st.checkbox("Delete these too", key=f"all-{node.key}")
     if after and not all_of_it:
-        st.caption("They stay, and will not say any more what they were made from.")
+        st.caption("They stay, but no longer name the runs that they were made from.")
     nodes = [node, *after] if all_of_it else [node]
     size = format_bytes(sum(one.bytes for one in nodes))
     words = f"Delete {len(nodes)} runs, {size}" if len(nodes) > 1 else f"Delete it, {size}"

@@ -1,27 +1,28 @@
-"""Two runs side by side, what the disk is used for, cleaning up, and runs from another machine."""
+"""Two runs side by side, disk use, cleaning up, and runs from another machine."""
 
 import pandas as pd
 import streamlit as st
 
-from pages.views.frame import escaped, plain_errors, sentence
+from pages.views.frame import plain_errors, sentence
 from pages.views.run_detail import Choose
 from slim.core.errors import SlimError
 from slim.core.formatting import format_bytes
+from slim.core.markdown import escaped
 from slim.runs import archive, disk_use
 from slim.runs.comparison import compare
 from slim.runs.disk_use import Left
 from slim.runs.lineage import Lineage, Node
 
 LARGEST_UPLOAD = 1000
-"""Megabytes: the server holds an upload in memory."""
+"""Most megabytes of an upload: the server holds it in memory."""
 
 
 def show_comparison(found: Lineage, chosen: str) -> None:
-    """Any two runs, what differs first."""
+    """Any two runs, their differences first."""
     with st.expander(
         "Compare two runs", icon=":material/difference:", key="runs-comparing", on_change="rerun"
     ) as opened:
-        if not opened.open:  # so that nothing is read that nobody looks at
+        if not opened.open:  # so that nothing is read that is not shown
             return
         nodes = {node.key: node for node in found.runs}
         if len(nodes) < 2:
@@ -46,7 +47,7 @@ def show_comparison(found: Lineage, chosen: str) -> None:
                 f"Both remove {both.plans.shared} heads; {len(both.plans.only_one)} only the one, "
                 f"{len(both.plans.only_other)} only the other."
             )
-        all_of_it = st.toggle("Also what is the same", key="runs-same")
+        all_of_it = st.toggle("Also what they share", key="runs-same")
         lines = [line for line in both.lines if line.differs or all_of_it]
         if not lines:
             st.caption("They do not differ.")
@@ -60,11 +61,11 @@ def _called(node: Node) -> str:
 
 
 def show_care(found: Lineage) -> None:
-    """What the disk is used for, and what of it may go."""
+    """Disk use, and leftovers that may be removed."""
     with st.expander(
         "Disk use and clean-up", icon=":material/hard_drive:", key="runs-care", on_change="rerun"
     ) as opened:
-        if not opened.open:  # all of the workspace's files are counted
+        if not opened.open:  # counting all of the workspace's files takes time
             return
         with plain_errors():
             used, left = disk_use.use(found), disk_use.leftovers(found)
@@ -76,9 +77,9 @@ def show_care(found: Lineage) -> None:
         counts = {kind: sum(one.what == kind for one in left) for kind in disk_use.LEFT}
         there: list[Left] = [kind for kind in disk_use.LEFT if counts[kind]]
         if not there:
-            st.caption("Nothing is left over.")
+            st.caption("There are no leftovers.")
             return
-        st.caption("What may go:")
+        st.caption("Leftovers that may be removed:")
         chosen: list[Left] = [
             kind
             for kind in there
@@ -96,7 +97,7 @@ def show_care(found: Lineage) -> None:
 
 
 def show_import(choose: Choose) -> None:
-    """Takes the runs of an archive in, once all of it was looked at."""
+    """The import of an archive, once all of it was checked."""
     with st.expander("Import runs from another machine", icon=":material/unarchive:"):
         turn = st.session_state.setdefault("runs-import-turn", 0)
         upload = st.file_uploader(
@@ -114,5 +115,5 @@ def show_import(choose: Choose) -> None:
                 return
             choose(taken[-1].key)
             st.session_state["runs-import-turn"] = turn + 1
-            st.toast(escaped(f"{len(taken)} runs came in"))
+            st.toast(escaped(f"{len(taken)} runs imported"))
             st.rerun()

@@ -1,4 +1,4 @@
-"""The runs of the workspace on a page: their lineage, a table, and the one that is chosen in detail."""
+"""The runs of the workspace on a page: their lineage, a table, and the chosen one in detail."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,17 +15,17 @@ from slim.runs.lineage_chart import chart
 
 CHOSEN, LINK = "runs-chosen", "run"
 TALLEST = 620
-"""Pixels of the graph beyond which it scrolls."""
+"""Height in pixels beyond which the graph scrolls."""
 CSS = Path(__file__).parent.parent / "assets" / "runs.css"
 
 
 def choose(key: str) -> None:
-    """Opens a run's detail."""
+    """Open a run's detail."""
     st.session_state[CHOSEN] = key
 
 
 def show_runs() -> None:
-    """All of the page below its title."""
+    """Show the page below its title."""
     st.html(CSS)
     with plain_errors():
         found = lineage.read_lineage()
@@ -42,7 +42,7 @@ def show_runs() -> None:
         near = st.toggle(
             "Only the chosen run's lineage",
             key="runs-near",
-            help="What it was made from, and what was made from it",
+            help="Runs that it was made from, and runs that were made from it",
         )
     shown = found
     if near:
@@ -61,7 +61,7 @@ def show_runs() -> None:
 
 
 def _chosen(found: Lineage) -> str:
-    """The key of the run that was clicked, or that the link names; at first the newest. The link follows."""
+    """The key of the run that was clicked, or that the link names; initially the newest. Updates the link."""
     linked = st.query_params.get(LINK)
     if linked and (CHOSEN not in st.session_state or went_back()):
         if linked in found.nodes:
@@ -80,22 +80,22 @@ def _keys(nodes: list[Node]) -> set[str]:
 
 
 def matching(found: Lineage, words: str) -> Lineage:
-    """The nodes that all of the words are found in, and the models that these are of."""
+    """The nodes that contain all of the words, and their models."""
     sought = words.casefold().split()
     if not sought:
         return found
-    keys = {node.key for node in found.runs if all(word in _said(node) for word in sought)}
+    keys = {node.key for node in found.runs if all(word in _text(node) for word in sought)}
     models = {other.key for key in keys for other in found.ancestors(key) if other.path is None}
     return found.part(keys | models)
 
 
-def _said(node: Node) -> str:
-    told = (node.name, str(node.path), node.stage, *node.tags, *node.figures.values(), *node.notes)
-    return " ".join(told).casefold()
+def _text(node: Node) -> str:
+    texts = (node.name, str(node.path), node.stage, *node.tags, *node.figures.values(), *node.notes)
+    return " ".join(texts).casefold()
 
 
 def show_graph(shown: Lineage, chosen: str) -> None:
-    """The lineage; a click on a node chooses it."""
+    """Show the lineage; a click on a node chooses it."""
     figure = chart(shown, chosen)
     height = int(figure.layout.height)  # type: ignore[attr-defined]
     with st.container(height=TALLEST if height > TALLEST else "content", border=height > TALLEST):
@@ -105,9 +105,9 @@ def show_graph(shown: Lineage, chosen: str) -> None:
             on_select=_clicked,
             selection_mode="points",
             config=PLOT,
-            alt="What was made from what. Click a run to see it in detail.",
+            alt="The runs and the runs that each was made from. Click a run to see it in detail.",
         )
-    st.caption("Click a run to see it in detail. A cross: what it was made from is gone, or it cannot be read.")
+    st.caption("Click a run to see it in detail. A cross: a run that it was made from is gone, or it cannot be read.")
 
 
 def _clicked() -> None:
@@ -118,7 +118,7 @@ def _clicked() -> None:
 
 
 def show_table(shown: Lineage) -> None:
-    """Every run with its figures; ticking a row chooses it."""
+    """Show every run with its figures; ticking a row chooses it."""
     nodes = shown.runs
     table = pd.DataFrame(
         {

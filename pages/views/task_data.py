@@ -1,7 +1,6 @@
-"""The task data on a page: which dataset, an upload, which column is what, and the exact text the model will read."""
+"""The task data on a page: the dataset or an upload, the column mapping, and the exact text that the model reads."""
 
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,33 @@ import streamlit as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pages.views.frame import escaped, plain_errors, sentence
-from slim.calibration.facts import CalibrationSettings
+from pages.views.fields import KEEP
+from pages.views.frame import plain_errors, sentence
+from slim.calibration.request import CalibrateRequest
 from slim.calibration.resources import workload
 from slim.core import paths
 from slim.core.errors import InputError, SlimError
+from slim.core.markdown import escaped
 from slim.core.records import ModelFacts
 from slim.data import tasks, uploads
 from slim.data.columns import fit_mapping, suggest_mapping
+from slim.data.request import DataSource
 from slim.data.sources import FORMATS, is_hub_id
-from slim.data.tasks import TEMPLATES, Example, Positions, Task
+from slim.data.tasks import TEMPLATES, Example, Task
 from slim.models.load import resolve_device, resolve_dtype
 from slim.models.tokenizer import facts_at_hand, load_tokenizer
 
 SHOWN = 3
 """Rows whose text is shown."""
 COUNTED = 256
-"""Rows whose tokens are counted on the page; of more, the first that are drawn."""
+"""Most rows whose tokens are counted on the page; of more rows, the first that are drawn."""
 WHOLE = 2**31
-"""More tokens than any row has."""
-KEEP = "session"
+"""A token count that no row reaches."""
 TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:.875rem;max-height:22rem;overflow-y:auto"
 
 
 def choose_source(place: Any, key: str) -> str:
-    """A select box over the bundled datasets and earlier uploads that takes any other name as well."""
+    """Ask for a bundled dataset, an earlier upload, or any other name."""
     kept = [str(path) for path in uploads.kept_uploads()]
     return place.selectbox(
         "Task data",
@@ -48,12 +49,11 @@ def choose_source(place: Any, key: str) -> str:
 
 
 def choose_data(source: str, key: str) -> dict[str, Any]:
-    """The arguments of `tasks.load_task`: everything about the data, guessed and open to change in an expander.
+    """Ask for the fields of a `DataSource`, which are guessed and can be changed in an expander.
 
     `key` is that of the select box of `choose_source`. Ends the page with one sentence where the data cannot be used.
     """
-    data: dict[str, Any] = dict.fromkeys(("config", "split", "revision", "template", "columns", "prompt"))
-    data["source"] = source
+    data = DataSource(source=source).model_dump()
     details = st.expander("Your own file, columns and prompt", icon=":material/table_rows:")
     with details:
         left, right = st.columns(2)
@@ -63,7 +63,7 @@ def choose_data(source: str, key: str) -> dict[str, Any]:
             key=f"{key}-upload",
             on_change=_keep_upload,
             args=(key,),
-            help="It is kept in the workspace. For a file beyond the limit type its path as task data instead.",
+            help="It is saved in the workspace. For a file beyond the limit, enter its path as task data instead.",
         )
         with right, plain_errors():
             data |= _where(source, key)
@@ -77,6 +77,11 @@ def choose_data(source: str, key: str) -> dict[str, Any]:
     return data
 
 
+def options_of(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `DataSource` as a request names them."""
+    return {"dataset" if name == "source" else name: value for name, value in data.items()}
+
+
 def _keep_upload(key: str) -> None:
     uploaded = st.session_state[f"{key}-upload"]
     if uploaded is None:
@@ -88,7 +93,7 @@ def _keep_upload(key: str) -> None:
 
 
 def _where(source: str, key: str) -> dict[str, str | None]:
-    """What else a source needs: a bundled dataset its split, one of the Hub also its configuration and revision."""
+    """Ask for the split of a bundled dataset, and for a Hub dataset's configuration and revision as well."""
     path = paths.local(source, "dataset")
     if path.is_file():
         size = path.stat().st_size
@@ -107,7 +112,7 @@ def _where(source: str, key: str) -> dict[str, str | None]:
 
 
 def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[str, Any]:
-    """The template, which column is what, and the wording; the guess is chosen already."""
+    """Ask for the template, the column mapping and the wording; the guess is the initial value."""
     try:
         guess: str | None = fit_mapping(names).template.name
     except InputError:
@@ -154,14 +159,13 @@ def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[st
 
 
 def open_task(data: dict[str, Any]) -> Task:
-    """The task, kept in memory while few others are. Ends the page with one sentence where it cannot be had."""
+    """The task, from a small cache in memory. Ends the page with one sentence where it cannot be read."""
     with plain_errors():
-        columns = None if data["columns"] is None else tuple(sorted(data["columns"].items()))
-        return _task(**(data | {"columns": columns}), written=_written(data["source"]))
+        return _task(data, _written(data["source"]))
 
 
 def _written(source: str) -> int:
-    """When a file was last changed, so that what is kept of it is not used after that."""
+    """The modification time of a file, as a part of cache keys."""
     path = paths.local(source, "dataset")
     return path.stat().st_mtime_ns if path.is_file() else 0
 
@@ -172,8 +176,8 @@ def _columns(source: str, config: str | None, split: str | None, revision: str |
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the dataset")
-def _task(columns: tuple[tuple[str, str], ...] | None, written: int, **data: Any) -> Task:
-    return tasks.load_task(columns=None if columns is None else dict(columns), **data)
+def _task(data: dict[str, Any], written: int) -> Task:
+    return tasks.load_task(DataSource.checked(**data))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the tokenizer")
@@ -181,39 +185,28 @@ def _tokenizer(model: str) -> PreTrainedTokenizerBase:
     return load_tokenizer(model)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What decides how the rows look to the model."""
-
-    model: str
-    samples: int
-    max_length: int
-    seed: int
-    positions: Positions
-
-
-def show_counts(task: Task, data: dict[str, Any], reading: Reading, settings: CalibrationSettings) -> None:
-    """One line: how many rows and tokens, what is cut, and what the calibration will take."""
+def show_counts(task: Task, request: CalibrateRequest) -> None:
+    """Show in one line the rows and tokens, the truncation, and the dry-run estimate of the calibration."""
     with plain_errors():
-        counts = _counts(task, _key(data), reading)
+        counts = _counts(task, request.model_dump_json(), _written(task.source), request)
     of = f"about {task.rows:,}" if task.stream else f"{task.rows:,}"
-    words = [f"{min(reading.samples, task.rows):,} of {of} rows"]
-    if task.stream or counts.looked_at < min(reading.samples, task.rows):
+    words = [f"{min(request.samples, task.rows):,} of {of} rows"]
+    if task.stream or counts.looked_at < min(request.samples, task.rows):
         words.append(f"by the first {counts.looked_at:,}")
     words.append(f"{sum(counts.lengths):,} tokens")
     words.append(
         f"{counts.truncated:,} rows are cut, {counts.lost:,} tokens lost" if counts.truncated else "none is cut"
     )
     if counts.left_out:
-        words.append(f"{counts.left_out:,} predict nothing and are left out")
+        words.append(f"{counts.left_out:,} have no tokens to predict and are left out")
     with plain_errors():
-        facts = _facts(reading.model)
+        facts = _facts(str(request.model))
     if facts is None:
-        words.append("what it takes is known once the model is unpacked")
+        words.append("the estimate follows once the model is unpacked")
     else:
-        repeated = -(-min(reading.samples, task.rows) // max(1, len(counts.lengths)))
-        device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
-        work = workload(facts, counts.lengths * repeated, settings, device, dtype)
+        repeated = -(-min(request.samples, task.rows) // max(1, len(counts.lengths)))
+        device, dtype = resolve_device(request.device), resolve_dtype(request.dtype)
+        work = workload(facts, counts.lengths * repeated, request, device, dtype)
         words.append(f"about {work.time()}, {work.memory / 1e9:.1f} GB of memory")
         if work.too_much:
             st.warning(work.too_much, icon=":material/memory:")
@@ -237,30 +230,30 @@ class Counts:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def _counts(_task: Task, data: str, reading: Reading) -> Counts:
-    drawn = _drawn(_task, reading)
-    encoded = tasks.encode(drawn, _tokenizer(reading.model), reading.max_length, reading.positions)
+def _counts(_task: Task, asked: str, written: int, _request: CalibrateRequest) -> Counts:
+    drawn = _drawn(_task, _request)
+    encoded = tasks.encode(drawn, _tokenizer(str(_request.model)), _request.max_length, _request.positions)
     return Counts(len(drawn), encoded.lengths, encoded.truncated_rows, encoded.lost_tokens, encoded.left_out)
 
 
-def _drawn(task: Task, reading: Reading) -> list[Example]:
-    """The rows that a calibration would take, the first of them where they are many or the source is large."""
+def _drawn(task: Task, request: CalibrateRequest) -> list[Example]:
+    """The rows that a calibration would use, the first of them where they are many or the source is large."""
     if task.stream:
-        return list(task.examples[: min(reading.samples, COUNTED)])
-    return tasks.choose(task, reading.samples, reading.seed)[:COUNTED]
+        return list(task.examples[: min(request.samples, COUNTED)])
+    return tasks.choose(task, request.samples, request.seed)[:COUNTED]
 
 
-def show_text(task: Task, reading: Reading) -> None:
-    """The exact text of the first drawn rows, chat template and special tokens included."""
+def show_text(task: Task, request: CalibrateRequest) -> None:
+    """Show the exact text of the first drawn rows, chat template and special tokens included."""
     with plain_errors():
-        tokenizer = _tokenizer(reading.model)
-        whole = tasks.encode(_drawn(task, reading)[:SHOWN], tokenizer, WHOLE, reading.positions)
+        tokenizer = _tokenizer(str(request.model))
+        whole = tasks.encode(_drawn(task, request)[:SHOWN], tokenizer, WHOLE, request.positions)
     st.caption(
         f"The first rows {'of the file' if task.stream else 'drawn'}, special tokens included. "
-        "Pale tokens do not count for loss and KL; what is struck out lies beyond the longest row."
+        "Pale tokens do not count for loss and KL; struck-out tokens are beyond the longest row."
     )
     for index, row in enumerate(whole.rows):
-        start, end = whole.start(index), min(reading.max_length, len(row))
+        start, end = whole.start(index), min(request.max_length, len(row))
         parts = (
             ("opacity:.55", row[: min(start, end)]),
             ("", row[start:end]),
@@ -277,7 +270,3 @@ def show_text(task: Task, reading: Reading) -> None:
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
     return html.escape(str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
-
-
-def _key(data: dict[str, Any]) -> str:
-    return json.dumps([data, _written(data["source"])])

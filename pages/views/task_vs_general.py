@@ -1,4 +1,4 @@
-"""Task against general text: the map of what this task needs more and less, and the calibration it needs for that."""
+"""Task against general text: the map of the heads that this task needs more or less, and the second calibration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from slim import jobs
 from slim.calibration import charts, task_vs_general
 from slim.calibration.facts import CalibrationFacts
 from slim.calibration.record import Calibration
+from slim.calibration.request import CalibrateRequest
 from slim.calibration.task_vs_general import TaskDifference
 from slim.core.run_index import runs
 from slim.data import tasks
@@ -21,9 +22,9 @@ GENERAL = f"bundled:{tasks.GENERAL}"
 
 
 def show_difference(shown: Shown) -> None:
-    """Which heads this task does not need though general text does. Raises SlimError where that cannot be said."""
+    """Show the heads that general text needs more than this task. Raises SlimError where they cannot be compared."""
     if shown.calibration.sketch is None:
-        st.info("This calibration was made without KL, so it does not know what a head costs.", icon=":material/info:")
+        st.info("This calibration was made without KL, so it has no loss increase of a head.", icon=":material/info:")
         return
     facts = shown.calibration.facts
     others = task_vs_general.of_same_model(facts.model, runs("calibration"), but=shown.path)
@@ -37,7 +38,7 @@ def show_difference(shown: Shown) -> None:
 
 
 def offer_general(facts: CalibrationFacts, first: bool) -> None:
-    """The button that calibrates the same model on general text, with the same settings."""
+    """Show the button that calibrates the same model on general text, with the same settings."""
     job = newest_job("calibrate")
     if job is not None and job.arguments.get("dataset") == GENERAL:
         show_job(job)
@@ -48,16 +49,17 @@ def offer_general(facts: CalibrationFacts, first: bool) -> None:
             icon=":material/speed:",
             disabled=job is not None and job.unfinished,
         ):
-            jobs.start("calibrate", model=facts.model.source, dataset=GENERAL, settings=facts.settings.model_dump())
+            settings = facts.settings.model_dump()
+            jobs.start(CalibrateRequest.asked(model=facts.model.source, dataset=GENERAL, **settings))
             st.rerun()
-        words = "Plain prose that comes along, with the settings of this calibration"
+        words = "The bundled plain prose, with the settings of this calibration"
         if facts.reused < 0.5:
             words += f": about {duration(facts.seconds / (1 - facts.reused))}"
         st.caption(f"{words}.")
 
 
 def compare(shown: Shown, others: Mapping[Path, str]) -> None:
-    """The difference map and the heads that this task needs least."""
+    """Show the difference map and the heads that this task needs least."""
     names: dict[str, Path] = {}
     for path in others:
         names.setdefault(path.name, path)
@@ -96,7 +98,7 @@ def compare(shown: Shown, others: Mapping[Path, str]) -> None:
 
 
 def show_least_needed(found: TaskDifference) -> None:
-    """The heads that this task needs least, as a short table."""
+    """Show the heads that this task needs least, as a short table."""
     first = found.least_needed(8)
     if not first:
         st.caption("There is no head that this task surely needs less than general text.")

@@ -1,4 +1,4 @@
-"""A judgement on a page: who won and how sure that is, every pair with its verdicts, and files to take along."""
+"""A judgement on a page: the winner and the intervals, every pair with its verdicts, and downloads."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +25,17 @@ VIEWS = ("Verdicts", "Vote blind", "Agreement")
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the judgement")
-def _judgement(path: str, written: int) -> Judgment:
+def _judgment(path: str, written: int) -> Judgment:
     return judge.load_judgment(Path(path))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Comparing with the references")
-def _scores(path: str, written: int, _judgement: Judgment) -> dict[int, tuple[float, float]]:
-    return review.reference_scores(_judgement)
+def _scores(path: str, written: int, _judgment: Judgment) -> dict[int, tuple[float, float]]:
+    return review.reference_scores(_judgment)
 
 
 def show_past(key: str) -> None:
-    """The judgement that is chosen among those of the workspace, the newest first; the page's link remembers it."""
+    """Show the chosen judgement of the workspace, the newest first; the page's link keeps the choice."""
     st.html(CSS)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         path = choose_run("judgement", "Judgement", key, "pages/compare.py")
@@ -45,7 +45,7 @@ def show_past(key: str) -> None:
     st.query_params["judgement"] = path.name
     with plain_errors():
         written = path.stat().st_mtime_ns
-        found, given = _judgement(str(path), written), votes.load_votes(path)
+        found, given = _judgment(str(path), written), votes.load_votes(path)
     if view == "Vote blind":
         show_vote(path, found, given, lambda place: _show_pair(found, place, given, None))
     elif view == "Agreement":
@@ -58,7 +58,7 @@ def show_past(key: str) -> None:
 
 
 def _show_headline(found: Judgment) -> None:
-    """Who judged, who won, and the figures."""
+    """The judge, the winner and the figures."""
     figures = found.figures
     st.caption(sentence(_about(found)))
     judged = figures.win + figures.loss + figures.tie
@@ -67,7 +67,7 @@ def _show_headline(found: Judgment) -> None:
         st.warning(
             sentence(
                 f"no winner is named: {figures.coverage:.0%} of the pairs were judged, not {found.min_coverage:.0%} "
-                f"({reasons}). The same request asks only for what is missing."
+                f"({reasons}). The same request asks only for missing verdicts."
             ),
             icon=":material/block:",
         )
@@ -80,9 +80,9 @@ def _show_headline(found: Judgment) -> None:
     one, two, three, four = st.columns(4)
     show_figure(one, "Pruned win rate", figures.win_rate, "{:.1%}", "(wins + ½ ties) / judged, and its 95% interval")
     show_figure(
-        two, "At equal length", figures.length_controlled, "{:.1%}", "Read from a model of the verdict by length"
+        two, "At equal length", figures.length_controlled, "{:.1%}", "Predicted by a model of the verdict by length"
     )
-    flips = "one order says all" if figures.flip_rate is None else f"{figures.flips:,} flips, {figures.flip_rate:.1%}"
+    flips = "one order suffices" if figures.flip_rate is None else f"{figures.flips:,} flips, {figures.flip_rate:.1%}"
     show_metric(three, "Wins · losses · ties", f"{figures.win:,} · {figures.loss:,} · {figures.tie:,}", flips)
     show_metric(four, "Coverage", f"{figures.coverage:.1%}", f"{judged:,} of {found.num_samples:,} pairs")
     lengths, made = figures.mean_length, found.generated
@@ -105,7 +105,7 @@ def _about(found: Judgment) -> str:
 
 
 def _show_pairs(found: Judgment, given: Votes, scores: Callable[[], review.Scores]) -> None:
-    """The pairs that are wanted, `SHOWN` at a time."""
+    """The pairs that the filters let through, `SHOWN` at a time."""
     places = review.chosen(found, _wanted(found))
     if _sorted_by(found) == BY_REFERENCE:
         places = review.by_disagreement(found, places, scores())
@@ -125,7 +125,7 @@ def _first_page() -> None:
 
 
 def _wanted(found: Judgment) -> Wanted:
-    """What is chosen to be seen; every change begins at the first page again."""
+    """The filters; every change begins at the first page again."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kinds = st.pills(
             "Verdict",
@@ -171,7 +171,7 @@ def _wanted(found: Judgment) -> Wanted:
 
 
 def _sorted_by(found: Judgment) -> str:
-    if not any(map(review.has_reference, found.comparisons)):  # a reference that judged agrees with itself
+    if not any(map(review.has_reference, found.comparisons)):  # a reference judge agrees with itself
         return BY_ROW
     chosen = st.segmented_control(
         "Sort by",
@@ -192,7 +192,7 @@ def _show_pair(found: Judgment, place: int, given: Votes, scores: tuple[float, f
 
 
 def _show_downloads(path: Path, found: Judgment, given: Votes) -> None:
-    """The judgement's file as it is, and the pairs as a table."""
+    """Buttons for the judgement's file and for a table of the pairs."""
     with st.container(horizontal=True):
         st.download_button(
             "Judgement as JSON", path.read_bytes, path.name, "application/json", icon=":material/download:"
@@ -207,6 +207,6 @@ def _show_downloads(path: Path, found: Judgment, given: Votes) -> None:
 
 
 def as_csv(found: Judgment, given: Votes) -> str:
-    """A line for each pair, its scores against the reference and the person's vote in it."""
+    """A line for each pair, with its scores against the reference and your vote."""
     rows = review.table(found, review.reference_scores(found), votes.choices(found, given))
     return pd.DataFrame(rows).to_csv(index=False)

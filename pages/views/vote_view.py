@@ -1,4 +1,4 @@
-"""The person's own vote: two answers without their models' names, and afterwards how far person and judge agree."""
+"""Your own vote: two answers without their models' names, and afterwards the agreement of votes and judge."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ from slim.judging.votes import FEW, SIDES, Ballot, Votes
 BALLOTS: dict[Ballot, str] = {"A": "A is better", "B": "B is better", "tie": "Tie", "skip": "Skip"}
 SIDE_NAMES = {"original_model": "original", "tie": "tie", "pruned_model": "pruned"}
 AT = "compare-vote-at"
-"""Of the session: the judgement's file, and the place of the pair that was voted on last and is shown named."""
+"""The key in the session of the judgement's file and of the pair voted on last, which is shown named."""
 
 
 def show_vote(path: Path, found: Judgment, given: Votes, show_named: Callable[[int], None]) -> None:
-    """The next pair without a vote, blind; after a vote the same pair with its models named by `show_named`.
+    """Show the next pair without a vote, blind; after a vote the same pair with its models named by `show_named`.
 
-    Until then nothing that the browser is sent depends on which answer is whose but the answers themselves.
+    Until then nothing that the browser is sent depends on which answer is whose, the answers apart.
     """
     places = votes.queue(found)
     voted = votes.choices(found, given)
@@ -52,7 +52,7 @@ def show_vote(path: Path, found: Judgment, given: Votes, show_named: Callable[[i
                 [("Answer A", first, "one"), ("Answer B", second, "one")],
             )
         )
-    st.caption("Which answer is better? Whose is which is said after the vote.")
+    st.caption("Which answer is better? The models are named after the vote.")
     _buttons(path, found, one, place, "vote")
 
 
@@ -81,7 +81,7 @@ def _show_named(path: Path, found: Judgment, place: int, show_named: Callable[[i
 
 
 def show_agreement(found: Judgment, given: Votes) -> None:
-    """Person and judge compared: counts, the share on which they say the same, and Cohen's kappa."""
+    """Votes beside the judge's verdicts: counts, the share on which they agree, and Cohen's kappa."""
     both = votes.agreement(found, given)
     skipped = f" Skipped: {both.skipped:,}." if both.skipped else ""
     if not both.pairs:
@@ -89,10 +89,12 @@ def show_agreement(found: Judgment, given: Votes) -> None:
         return
     one, two = st.columns(2)
     of = f"{both.same:,} of {both.pairs:,}"
-    show_figure(one, "You and the judge say the same", both.share, "{:.1%}", of)
+    show_figure(one, "You and the judge agree", both.share, "{:.1%}", of)
     show_figure(two, "Cohen's kappa", both.kappa, "{:.2f}", "1: always the same; 0: as often as by chance")
     if both.pairs < FEW:
-        st.warning(f"Too few votes to say much: {both.pairs:,} so far, {FEW} or more will do.", icon=":material/scale:")
+        st.warning(
+            f"Too few votes for a conclusion: {both.pairs:,} so far, {FEW} or more are enough.", icon=":material/scale:"
+        )
     rows = {f"you: {SIDE_NAMES[side]}": both.counts[place] for place, side in enumerate(SIDES)}
     columns = [f"judge: {SIDE_NAMES[side]}" for side in SIDES]
     st.dataframe(pd.DataFrame.from_dict(rows, orient="index", columns=columns), key="agreement-counts", width=560)
@@ -100,14 +102,15 @@ def show_agreement(found: Judgment, given: Votes) -> None:
     st.caption(f"Pairs with your vote and the judge's verdict: {both.pairs:,}.{skipped}{changed}")
 
 
-def show_figure(place: Any, title: str, figure: Figure | None, form: str, told: str) -> None:
-    """A figure with its interval below it."""
+def show_figure(place: Any, title: str, figure: Figure | None, form: str, help: str) -> None:
+    """A figure with its interval below it, in the format `form`."""
     if figure is None or figure.low is None or figure.high is None:
         below = "no interval"
     else:
         below = f"{form.format(figure.low)} to {form.format(figure.high)}"
-    show_metric(place, title, "unknown" if figure is None else form.format(figure.value), below, told)
+    show_metric(place, title, "unknown" if figure is None else form.format(figure.value), below, help)
 
 
-def show_metric(place: Any, title: str, value: str, below: str, told: str | None = None) -> None:
-    place.metric(title, value, below, delta_color="off", delta_arrow="off", border=True, help=told)
+def show_metric(place: Any, title: str, value: str, below: str, help: str | None = None) -> None:
+    """A figure in words, with a line below it."""
+    place.metric(title, value, below, delta_color="off", delta_arrow="off", border=True, help=help)

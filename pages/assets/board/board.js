@@ -1,14 +1,65 @@
-// The board: holds a person's choice with its history, draws it while it changes, and hands it to Python on release.
+// @ts-check
+// The board: holds its state with its history, draws it while it changes, and hands it to Python on release.
 
+/**
+ * @typedef {object} Received The data that pages/views/board.py sends with every run of the page.
+ * @property {string} payload the id of the numbers
+ * @property {number} edit of which `choice` is
+ * @property {number} version which rises where the browser has to take over `choice`
+ * @property {BoardState} choice
+ * @property {Outcome | null} plan
+ *
+ * @typedef {(name: string, value: unknown) => void} Send Streamlit's setStateValue
+ */
+
+/** @type {Map<string, Model>} */
 const MODELS = new Map(); // by payload id
+/** @type {Map<ParentNode, Board>} */
 const BOARDS = new Map(); // by the element Streamlit gives
-const KNOWN = 3; // payloads kept at hand
+const KNOWN = 3; // payloads kept in memory
 const NARROW = 860; // pixels below which the map stands under the figures
 
 class Board {
+  // Fields without a value get theirs in `receive`, before anything else runs.
+  /** @type {Received} */
+  data;
+  /** @type {Send} */
+  send;
+  /** @type {Model} */
+  model;
+  /** @type {Projector} */
+  projector;
+  payload = "";
+  version = 0;
+  /** @type {HTMLButtonElement[]} */
+  units = []; // in the order of the model's
+  /** @type {BoardState} */
+  choice;
+  /** @type {Result} */
+  result;
+  edit = 0;
+  moving = false; // between the first change and the release
+  /** @type {BoardState[]} */
+  history = [];
+  at = -1; // the choice's place in it
+  /** @type {Partial<Record<Unit, { weights: BoardState["weights"], keep: Place[], drop: Place[] }>>} */
+  shelf = {};
+  /** @type {number | null} */
+  selected = null; // the layer whose own threshold is set
+  /** @type {Cell | null} */
+  tipped = null; // which the pointer is over
+  /** @type {number | null} */
+  frame = null; // in which the choice is to be shown
+  /** @type {number | undefined} */
+  timer; // until the choice is sent
+  /** @type {number | null} */
+  said = null; // the last edit that was read out
+  /** @type {{ choice: BoardState, selected: number | null } | null} */
+  shown = null; // in the controls
+
+  /** @param {ParentNode} element */
   constructor(element) {
-    this.root = element.querySelector(".board");
-    this.part = (name) => this.root.querySelector(`.${name}`);
+    this.root = find(element, ".board", HTMLElement);
     this.map = new HeadMap(this.root, {
       pin: (cells, first, to) => this.pin(cells, first, to),
       protect: (layer) => this.protect(layer),
@@ -23,9 +74,34 @@ class Board {
     this.watch.observe(this.root);
   }
 
-  /** What Python says: on mounting, after every release, and when the theme changes. */
+  /** @param {string} name */
+  part(name) {
+    return find(this.root, `.${name}`, HTMLElement);
+  }
+
+  /** @param {"undo" | "redo"} name */
+  button(name) {
+    return find(this.root, `.${name}`, HTMLButtonElement);
+  }
+
+  /** @param {"uniform" | "exact"} name */
+  input(name) {
+    return find(this.root, `.${name}`, HTMLInputElement);
+  }
+
+  /** The selected layer's own threshold; undefined where it has none, or none is selected. */
+  own() {
+    return this.selected === null ? undefined : this.choice.per_layer[this.selected];
+  }
+
+  /**
+   * Takes the data that Python sends on mounting, after every release, and when the theme changes.
+   * @param {Received} data
+   * @param {Send} send
+   */
   receive(data, send) {
-    Object.assign(this, { data, send });
+    this.data = data;
+    this.send = send;
     const model = MODELS.get(data.payload);
     if (!model) return;
     if (this.model !== model || this.version !== data.version) this.adopt(model, data);
@@ -33,27 +109,40 @@ class Board {
     if (data.edit === this.edit && !this.moving) this.settle();
   }
 
-  /** Takes Python's choice for its own. */
+  /**
+   * Replaces the state by Python's.
+   * @param {Model} model
+   * @param {Received} data
+   */
   adopt(model, data) {
-    const same = this.model === model;
-    if (!same)
-      Object.assign(this, { model, projector: new Projector(model), history: [], at: -1, shelf: {}, selected: null });
-    Object.assign(this, { payload: data.payload, version: data.version, edit: data.edit, choice: data.choice });
+    if (this.model !== model) {
+      this.model = model;
+      this.name();
+      this.projector = new Projector(model);
+      this.history = [];
+      this.at = -1;
+      this.shelf = {};
+      this.selected = null;
+    }
+    this.payload = data.payload;
+    this.version = data.version;
+    this.edit = data.edit;
+    this.choice = data.choice;
     this.remember();
     this.rebuild();
     this.result = this.projector.plan(this.choice);
   }
 
-  /** Shows Python's plan of this very choice in place of the board's own. */
+  /** Shows Python's plan of exactly this state in place of the board's own. */
   settle() {
-    cancelAnimationFrame(this.frame);
+    if (this.frame !== null) cancelAnimationFrame(this.frame);
     this.frame = null;
     this.result = this.data.plan ? fromPython(this.model, this.data.plan) : this.projector.plan(this.choice);
     this.draw();
     this.root.dataset.source = "plan";
     if (this.said !== this.edit) {
       this.said = this.edit;
-      const loss = this.root.querySelector("[data-figure=loss] .value").textContent;
+      const loss = find(this.root, "[data-figure=loss] .value", HTMLElement).textContent;
       this.part("said").textContent = `${this.part("words").textContent} Forecast loss ${loss}.`;
     }
   }
@@ -62,19 +151,28 @@ class Board {
   rebuild() {
     const { units } = this.model;
     this.map.take(this.model, this.choice.unit);
-    for (const button of this.part("units").children) {
-      const { why_not: reason } = units[button.dataset.unit];
+    for (const button of this.units) {
+      const { why_not: reason } = units[unitOf(button)];
       button.disabled = Boolean(reason);
       button.title = reason ?? "";
     }
     const { metrics, why_not_uniform: reason } = units[this.choice.unit];
-    this.part("uniform").disabled = Boolean(reason);
+    this.input("uniform").disabled = Boolean(reason);
     this.part("sliders").innerHTML = metrics
       .map(
         ({ name, title }) =>
           `<label>${title}<input type="range" min="0" max="1" step="0.05" data-metric="${name}"><span></span></label>`,
       )
       .join("");
+  }
+
+  /** Shows the units and the figures of another model. */
+  name() {
+    this.figures.take(this.model);
+    this.part("units").innerHTML = Object.entries(this.model.units)
+      .map(([unit, { title }]) => `<button role="radio" data-unit="${unit}">${title}</button>`)
+      .join("");
+    this.units = [...this.part("units").querySelectorAll("button")];
   }
 
   layout() {
@@ -88,7 +186,10 @@ class Board {
     if (this.result) this.draw();
   }
 
-  /** A choice in the making: shown with the next frame, not told to Python. */
+  /**
+   * A state in the making: shown with the next frame, not sent to Python.
+   * @param {Partial<BoardState>} choice
+   */
   change(choice) {
     const { unit } = this.choice;
     this.choice = { ...this.choice, ...choice };
@@ -109,13 +210,17 @@ class Board {
     });
   }
 
-  /** The choice is made: a step of the history, and after `delay` ms without another one it goes to Python. */
+  /**
+   * The state is set: a step of the history, and after `delay` ms without another one it goes to Python.
+   * @param {number} [delay]
+   */
   commit(delay = 0) {
     this.moving = false;
     if (this.remember()) this.tell(delay);
     else if (this.data.edit === this.edit) this.settle();
   }
 
+  /** Adds the state to the history; false where it is the last one there. */
   remember() {
     if (this.at >= 0 && JSON.stringify(this.history[this.at]) === JSON.stringify(this.choice)) return false;
     this.history = [...this.history.slice(Math.max(0, this.at - 99), this.at + 1), this.choice];
@@ -132,6 +237,10 @@ class Board {
     else send();
   }
 
+  /**
+   * Undoes or redoes.
+   * @param {-1 | 1} by
+   */
   step(by) {
     if (!this.history[this.at + by]) return;
     this.at += by;
@@ -140,24 +249,36 @@ class Board {
     this.tell(200);
   }
 
+  /**
+   * @param {Partial<BoardState>} choice
+   * @param {number} [delay]
+   */
   make(choice, delay = 0) {
     this.change(choice);
     this.commit(delay);
   }
 
+  /** @param {number} value */
   threshold(value) {
     const { per_layer: own } = this.choice;
     if (this.selected === null) this.change({ threshold: value });
     else this.change({ per_layer: { ...own, [this.selected]: value } });
   }
 
-  /** Pins cells: to `to`, or, where none is said, to what comes after the first one's none, drop, keep. */
+  /**
+   * Pins cells: to `to`, or, where it is left out, to the pin after that of the first cell: none, drop, keep.
+   * @param {Place[]} cells
+   * @param {Cell} first
+   * @param {Pin} [to]
+   */
   pin(cells, first, to) {
     const { pins } = this.choice;
+    /** @type {(list: Place[], place: Place) => boolean} */
     const has = (list, [layer, index]) => list.some((place) => place[0] === layer && place[1] === index);
     const [kept, dropped] = [pins.keep, pins.drop].map((list) => has(list, [first.layer, first.index]));
     if (to === undefined) to = dropped ? "keep" : kept ? null : "drop";
     else if ((to === "keep" && kept) || (to === "drop" && dropped)) to = null;
+    /** @param {Place[]} list */
     const others = (list) => list.filter((place) => !has(cells, place));
     const next = { keep: others(pins.keep), drop: others(pins.drop) };
     if (to) next[to] = [...next[to], ...cells].sort((a, b) => a[0] - b[0] || a[1] - b[1]);
@@ -165,6 +286,7 @@ class Board {
     this.map.focus((cell) => this.describe(cell));
   }
 
+  /** @param {number} layer */
   protect(layer) {
     const { pins } = this.choice;
     const there = pins.protect.includes(layer);
@@ -172,12 +294,16 @@ class Board {
     this.make({ pins: { ...pins, protect: protect.sort((a, b) => a - b) } });
   }
 
+  /** @param {number | null} layer */
   select(layer) {
     this.selected = layer;
     this.draw();
   }
 
-  /** Weights and pins belong to a unit and come back with it. */
+  /**
+   * Weights and pins belong to a unit and come back with it.
+   * @param {Unit} unit
+   */
   unit(unit) {
     const { pins, weights, unit: old, uniform } = this.choice;
     this.shelf[old] = { weights, keep: pins.keep, drop: pins.drop };
@@ -192,7 +318,7 @@ class Board {
     const scores = this.projector.scores(choice.unit, choice.weights);
     this.map.draw(choice, result, scores);
     this.line.draw(model, choice, result, scores, selected);
-    this.figures.draw(model, choice, result);
+    this.figures.draw(model, result);
     this.controls();
     if (this.tipped) this.part("tip").textContent = this.describe(this.tipped);
   }
@@ -203,62 +329,74 @@ class Board {
     if (this.shown?.choice === choice && this.shown.selected === selected) return;
     this.shown = { choice, selected };
     this.map.label(choice, selected);
-    const active = this.root.getRootNode().activeElement;
-    const own = selected === null ? undefined : choice.per_layer[selected];
-    const exact = this.part("exact");
+    const active = /** @type {Document | ShadowRoot} */ (this.root.getRootNode()).activeElement;
+    const own = this.own();
+    const exact = this.input("exact");
     if (active !== exact) exact.value = String(own ?? choice.threshold);
     this.part("which").textContent = selected === null ? "All that scores" : `In layer ${selected}, all that scores`;
     this.part("single").hidden = selected === null;
     this.part("same").hidden = own === undefined;
-    this.part("protect").setAttribute("aria-pressed", choice.pins.protect.includes(selected));
-    for (const button of this.part("units").children) {
-      const here = button.dataset.unit === choice.unit;
-      button.setAttribute("aria-checked", here);
+    const whole = selected !== null && choice.pins.protect.includes(selected);
+    this.part("protect").setAttribute("aria-pressed", String(whole));
+    for (const button of this.units) {
+      const here = unitOf(button) === choice.unit;
+      button.setAttribute("aria-checked", String(here));
       button.tabIndex = here ? 0 : -1;
     }
-    this.part("uniform").checked = choice.uniform;
-    const grouped = choice.unit === "head" && this.model.heads > this.model.kv_heads;
+    this.input("uniform").checked = choice.uniform;
+    const grouped = this.model.units[choice.unit].per_group.length > 1;
     this.part("by-shape").hidden = !grouped && !choice.uniform;
-    for (const label of this.part("sliders").children) {
-      const input = label.querySelector("input");
-      const weight = choice.weights[input.dataset.metric] ?? 0;
-      if (active !== input) input.value = weight;
+    for (const label of this.part("sliders").querySelectorAll("label")) {
+      const input = find(label, "input", HTMLInputElement);
+      const weight = choice.weights[metricOf(input)] ?? 0;
+      if (active !== input) input.value = String(weight);
       input.style.setProperty("--share", `${weight * 100}%`);
-      label.querySelector("span").textContent = weight.toFixed(2);
+      find(label, "span", HTMLElement).textContent = weight.toFixed(2);
     }
     this.part("unweighted").hidden = Object.values(choice.weights).some((weight) => weight > 0);
     this.buttons();
   }
 
   buttons() {
-    this.part("undo").disabled = this.at < 1;
-    this.part("redo").disabled = this.at >= this.history.length - 1;
+    this.button("undo").disabled = this.at < 1;
+    this.button("redo").disabled = this.at >= this.history.length - 1;
   }
 
-  /** A cell in words: where it is, what it scores, what becomes of it and why. */
+  /**
+   * A cell as text: its place, its score, whether it stays, and why.
+   * @param {Cell} cell
+   */
   describe({ layer, index }) {
     const { model, choice, result } = this;
-    const { per_layer: width, metrics } = model.units[choice.unit];
+    const { per_layer: width, metrics, noun, single, whole_layers, highest } = model.units[choice.unit];
     const i = layer * width + index;
-    const [first, has] = [layer * model.heads + index * (model.heads / width), ([a, b]) => a === layer && b === index];
+    const first = layer * model.heads + index * (model.heads / width);
+    /** @param {Place} place */
+    const has = ([a, b]) => a === layer && b === index;
     const stays = Boolean(result.keep[first]);
     const score = this.projector.scores(choice.unit, choice.weights)[i];
     const line = choice.per_layer[layer] ?? choice.threshold;
     let why =
-      score >= line ? `scores ${score.toFixed(3)}, at or over ${line}` : `scores ${score.toFixed(3)}, under ${line}`;
+      score >= line ? `scores ${score.toFixed(3)}, at or above ${line}` : `scores ${score.toFixed(3)}, below ${line}`;
     if (choice.pins.protect.includes(layer)) why = "its layer is protected";
     else if (choice.pins.keep.some(has)) why = "kept by hand";
     else if (choice.pins.drop.some(has)) why = "dropped by hand";
-    if (result.changed[first]) why += "; the layer's legal shape decides otherwise";
-    const names = { head: `head ${index}`, group: `KV group ${index}`, block: "attention block", layer: "whole" };
+    if (result.changed[first]) why += "; the layer's valid shape decides otherwise";
     const ranks = metrics
       .filter(({ name }) => choice.weights[name] > 0)
-      .map(({ name, title }) => `${title} ${model.arrays[`${choice.unit}.${name}`][i].toFixed(2)}`);
-    const place = `Layer ${layer}, ${names[choice.unit]}`;
+      .map(({ name, title }) => `${title} ${(model.arrays[`${choice.unit}.${name}`][i] / highest).toFixed(2)}`);
+    const what = whole_layers ? "whole" : single ? noun : `${noun} ${index}`;
+    const place = `Layer ${layer}, ${what}`;
     return `${place}: ${stays ? "stays" : "goes"}. ${why[0].toUpperCase()}${why.slice(1)}.\n${ranks.join(" · ")}`;
   }
 
-  tip(cell, x, y) {
+  /**
+   * Describes the cell under the pointer beside it; shows nothing for null.
+   * @param {Cell | null} cell
+   * @param {number} [x]
+   * @param {number} [y]
+   */
+  tip(cell, x = 0, y = 0) {
     const tip = this.part("tip");
     this.tipped = cell;
     tip.hidden = !cell;
@@ -270,40 +408,55 @@ class Board {
   }
 
   listen() {
+    /**
+     * @template {keyof HTMLElementEventMap} K
+     * @param {string} name
+     * @param {K} event
+     * @param {(event: HTMLElementEventMap[K]) => void} act
+     */
     const on = (name, event, act) => this.part(name).addEventListener(event, act);
-    on("units", "click", ({ target }) => target.dataset.unit && this.unit(target.dataset.unit));
+    on("units", "click", ({ target }) => {
+      const button = this.units.find((one) => one === target);
+      if (button) this.unit(unitOf(button));
+    });
     on("units", "keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
-      const able = [...this.part("units").children].filter((button) => !button.disabled);
+      const able = this.units.filter((button) => !button.disabled);
       if (!by) return;
       event.preventDefault();
-      const next = able[(able.indexOf(event.target) + by + able.length) % able.length];
+      const here = able.findIndex((button) => button === event.target);
+      const next = able[(here + by + able.length) % able.length];
       next.focus();
-      this.unit(next.dataset.unit);
+      this.unit(unitOf(next));
     });
-    on("uniform", "change", ({ target }) => this.make({ uniform: target.checked }));
+    on("uniform", "change", () => this.make({ uniform: this.input("uniform").checked }));
     on("undo", "click", () => this.step(-1));
     on("redo", "click", () => this.step(1));
     on("reset", "click", () => this.make(this.model.units[this.choice.unit].first));
-    on("exact", "change", ({ target }) => {
-      if (target.valueAsNumber >= 0) this.threshold(rounded(target.valueAsNumber));
-      target.value = String(this.choice.per_layer[this.selected] ?? this.choice.threshold);
+    on("exact", "change", () => {
+      const exact = this.input("exact");
+      if (exact.valueAsNumber >= 0) this.threshold(rounded(exact.valueAsNumber));
+      exact.value = String(this.own() ?? this.choice.threshold);
       this.commit();
     });
     on("same", "click", () => {
+      if (this.selected === null) return;
       const { [this.selected]: _, ...others } = this.choice.per_layer;
       this.make({ per_layer: others });
     });
-    on("protect", "click", () => this.protect(this.selected));
+    on("protect", "click", () => {
+      if (this.selected !== null) this.protect(this.selected);
+    });
     on("all", "click", () => this.select(null));
     on("sliders", "input", ({ target }) => {
-      this.change({ weights: { ...this.choice.weights, [target.dataset.metric]: target.valueAsNumber } });
+      if (!(target instanceof HTMLInputElement)) return;
+      this.change({ weights: { ...this.choice.weights, [metricOf(target)]: target.valueAsNumber } });
     });
     on("sliders", "change", () => this.commit(200));
     this.root.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.selected !== null) this.select(null);
-      if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "number")
-        return;
+      if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+      if (event.target === this.input("exact")) return; // which undoes what is typed
       event.preventDefault();
       this.step(event.shiftKey ? 1 : -1);
     });
@@ -311,19 +464,34 @@ class Board {
 
   close() {
     clearTimeout(this.timer);
-    cancelAnimationFrame(this.frame);
+    if (this.frame !== null) cancelAnimationFrame(this.frame);
     this.watch.disconnect();
   }
 }
 
-/** The page's colours, as numbers for the canvas. */
+/** @param {HTMLElement} button of a unit */
+function unitOf(button) {
+  return /** @type {Unit} */ (button.dataset.unit);
+}
+
+/** @param {HTMLElement} input of a weight */
+function metricOf(input) {
+  return /** @type {string} */ (input.dataset.metric);
+}
+
+/**
+ * The page's colors, as numbers for the canvas.
+ * @param {HTMLElement} root
+ * @returns {Theme}
+ */
 function themeOf(root) {
   const style = getComputedStyle(root);
+  /** @param {string} name */
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
   const [ink, paper, line, warning] = ["ink", "paper", "line", "warning"].map(colour);
-  const page = document.createElement("canvas").getContext("2d");
+  const page = contextOf(document.createElement("canvas"));
   page.fillStyle = paper; // reads back as #rrggbb, however it is written
-  const dark = parseInt(page.fillStyle.slice(3, 5), 16) < 128;
+  const dark = parseInt(String(page.fillStyle).slice(3, 5), 16) < 128;
   root.style.colorScheme = dark ? "dark" : "light";
   return { ink, paper, line, warning, ramp: ramp(dark ? RAMP.dark : RAMP.light) };
 }
@@ -333,7 +501,10 @@ const RAMP = {
   dark: ["#8ff3e3", "#2fb3a5", "#17756d", "#25504c", "#4d4a3a"],
 };
 
-/** 101 steps between evenly spaced colours. */
+/**
+ * 101 steps between evenly spaced colors.
+ * @param {string[]} stops
+ */
 function ramp(stops) {
   const numbers = stops.map((stop) => [1, 3, 5].map((at) => parseInt(stop.slice(at, at + 2), 16)));
   return Array.from({ length: 101 }, (_, i) => {
@@ -344,13 +515,17 @@ function ramp(stops) {
   });
 }
 
-/** Streamlit calls this for the numbers (bytes) and for the board, whenever what it was given or the theme changes. */
+/**
+ * Streamlit calls this for the numbers (bytes) and for the board, whenever its data or the theme changes.
+ * @param {{ data: Uint8Array | Received, parentElement: ParentNode, setStateValue: Send }} given
+ */
 export default function ({ data, parentElement, setStateValue }) {
   if (data instanceof Uint8Array) {
     const id = idOf(data);
     if (MODELS.has(id)) return;
     MODELS.set(id, unpack(data));
-    if (MODELS.size > KNOWN) MODELS.delete(MODELS.keys().next().value);
+    const [oldest] = MODELS.keys();
+    if (MODELS.size > KNOWN) MODELS.delete(oldest);
     for (const board of BOARDS.values()) if (board.data.payload === id) board.receive(board.data, board.send);
     return;
   }

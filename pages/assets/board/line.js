@@ -1,27 +1,55 @@
-// The histogram of scores, and the line that a person drags over it. What stays is solid, what goes is hatched.
+// @ts-check
+// The histogram of scores, and the line that is dragged over it. Units that stay are solid, units that go are hatched.
 
 const BINS = 50;
 const END = 1.01; // beyond every score: nothing goes
 
 class Line {
-  /** `on` is told of the line: drag(value) while it moves, drop() when it is let go. */
+  // Fields without a value get theirs in `layout`, before anything else runs.
+  /** @type {Theme} */
+  theme;
+  /** @type {CanvasPattern[]} */
+  hatch;
+  wide = 0; // pixels
+  high = 0; // pixels
+  value = 0; // where the line stands
+
+  /**
+   * Calls `on.drag(value)` while the line moves and `on.drop()` when it is let go.
+   * @param {HTMLElement} root
+   * @param {{ drag: (value: number) => void, drop: (delay?: number) => void }} on
+   */
   constructor(root, on) {
-    const part = (name) => root.querySelector(`.${name}`);
-    Object.assign(this, { on, plot: part("plot"), canvas: part("bars"), rule: part("rule"), other: part("other") });
-    this.bubble = this.rule.querySelector(".value");
-    this.context = this.canvas.getContext("2d");
+    this.on = on;
+    this.plot = find(root, ".plot", HTMLElement);
+    this.canvas = find(root, ".bars", HTMLCanvasElement);
+    this.rule = find(root, ".rule", HTMLElement);
+    this.other = find(root, ".other", HTMLElement);
+    this.bubble = find(this.rule, ".value", HTMLElement);
+    this.context = contextOf(this.canvas);
     this.listen();
   }
 
+  /** @param {Theme} theme */
   layout(theme) {
     const ratio = window.devicePixelRatio || 1;
     const { width, height } = this.plot.getBoundingClientRect();
-    Object.assign(this, { theme, wide: width, high: height, hatch: hatching(this.context, theme.ink, ratio) });
+    this.theme = theme;
+    this.wide = width;
+    this.high = height;
+    this.hatch = hatching(this.context, theme.ink, ratio);
     Object.assign(this.canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
   }
 
-  /** Counts of what stays and what goes; of the `selected` layer's units a tick each. */
+  /**
+   * Draws the counts of units that stay and that go, and a tick for each unit of the `selected` layer.
+   * @param {Model} model
+   * @param {BoardState} choice
+   * @param {Result} result
+   * @param {Float64Array} scores
+   * @param {number | null} selected
+   */
   draw(model, choice, result, scores, selected) {
     const width = model.units[choice.unit].per_layer;
     const spread = model.heads / width;
@@ -62,11 +90,12 @@ class Line {
     this.other.style.left = `${(Math.min(choice.threshold, END) / END) * 100}%`;
   }
 
+  /** @param {number} value */
   place(value) {
     this.value = value;
     const [share, words] = [Math.min(value, END) / END, value.toFixed(value * 100 === Math.round(value * 100) ? 2 : 3)];
     this.rule.style.left = `${share * 100}%`;
-    this.rule.setAttribute("aria-valuenow", value);
+    this.rule.setAttribute("aria-valuenow", String(value));
     this.rule.setAttribute("aria-valuetext", `${words}: what scores this much or more goes`);
     this.bubble.textContent = words;
     this.bubble.style.transform = `translateX(${-share * 100}%)`;
@@ -74,6 +103,7 @@ class Line {
 
   listen() {
     let [held, pressed] = [false, false];
+    /** @param {PointerEvent} event */
     const move = (event) => {
       const { left, width } = this.plot.getBoundingClientRect();
       this.on.drag(rounded(((event.clientX - left) / width) * END));
@@ -98,6 +128,7 @@ class Line {
     }
     this.rule.addEventListener("keydown", (event) => {
       const step = event.shiftKey ? 0.05 : 0.01;
+      /** @type {Record<string, number>} */
       const moves = {
         ArrowLeft: this.value - step,
         ArrowDown: this.value - step,
@@ -123,6 +154,7 @@ class Line {
   }
 }
 
+/** @param {number} value */
 function rounded(value) {
   return Math.round(Math.max(0, Math.min(END, value)) * 1000) / 1000;
 }

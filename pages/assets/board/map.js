@@ -1,35 +1,90 @@
-// The map: a row per layer, a cell per unit. Only cells that changed are painted anew while a person drags.
+// @ts-check
+// The map: a row per layer, a cell per unit. Only cells that changed are painted anew during a drag.
 
 const ROW = { least: 13, most: 22, all: 640 };
 const CELL = { least: 7, most: 40, alone: 72 }; // wide; alone where nothing stands beside the map
 const LABELS = 152; // pixels that row labels and counts take
 const [STAYS, GOES, SHAPE, KEPT_BY_HAND, DROPPED_BY_HAND, BLOCK, LAYER] = [0, 1, 2, 4, 8, 16, 32];
 
+/**
+ * @typedef {{ layer: number, index: number }} Cell
+ * @typedef {"keep" | "drop" | null} Pin by hand; null lets the score decide
+ * @typedef {{ ink: string, paper: string, line: string, warning: string, ramp: string[] }} Theme
+ *
+ * @typedef {object} MapEvents Edits that are made on the map.
+ * @property {(cells: Place[], first: Cell, to?: Pin) => void} pin
+ * @property {(layer: number) => void} protect
+ * @property {(layer: number) => void} select
+ * @property {(cell: Cell | null, x?: number, y?: number) => void} hover
+ * @property {() => void} moved
+ */
+
+/**
+ * The first element below `root` that a selector names. Throws where board.html has none of this kind.
+ * @template {HTMLElement} T
+ * @param {ParentNode} root
+ * @param {string} selector
+ * @param {new () => T} kind
+ * @returns {T}
+ */
+function find(root, selector, kind) {
+  const found = root.querySelector(selector);
+  if (found instanceof kind) return found;
+  throw new Error(`board.html: ${selector} is not there as ${kind.name}`);
+}
+
+/** @param {HTMLCanvasElement} canvas */
+function contextOf(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+}
+
 class HeadMap {
-  /** `on` is told of what a person does: pin(cells), protect(layer), select(layer), hover(cell, x, y). */
+  // Fields without a value get theirs in `take` and `layout`, before anything else runs.
+  /** @type {Model} */
+  model;
+  width = 1; // cells in a row
+  wide = 0; // pixels of a head
+  tall = 0; // pixels of a row
+  apart = 0; // pixels between KV groups
+  gap = 1; // pixels between cells
+  /** @type {Theme} */
+  theme;
+  /** @type {CanvasPattern[]} */
+  hatch;
+  /** @type {Uint8Array | null} */
+  drawn = null; // codes of what stands there
+  /** @type {Float64Array | null} */
+  scores = null; // which it was painted by
+  /** @type {Cell | null} */
+  anchor = null; // of a rectangle that keys stretch
+
+  /**
+   * @param {HTMLElement} root
+   * @param {MapEvents} on
+   */
   constructor(root, on) {
-    const part = (name) => root.querySelector(`.${name}`);
-    Object.assign(this, {
-      on,
-      scroll: part("scroll"),
-      rows: part("rows"),
-      columns: part("columns"),
-      shapes: part("shapes"),
-    });
-    Object.assign(this, {
-      grid: part("grid"),
-      canvas: part("cells"),
-      ring: part("ring"),
-      box: part("box"),
-      cell: part("cell"),
-    });
-    this.template = root.querySelector("template");
-    this.context = this.canvas.getContext("2d");
+    this.on = on;
+    this.scroll = find(root, ".scroll", HTMLElement);
+    this.rows = find(root, ".rows", HTMLElement);
+    this.columns = find(root, ".columns", HTMLElement);
+    this.shapes = find(root, ".shapes", HTMLElement);
+    this.grid = find(root, ".grid", HTMLElement);
+    this.canvas = find(root, ".cells", HTMLCanvasElement);
+    this.ring = find(root, ".ring", HTMLElement);
+    this.box = find(root, ".box", HTMLElement);
+    this.cell = find(root, ".cell", HTMLElement);
+    this.template = find(root, "template", HTMLTemplateElement);
+    this.context = contextOf(this.canvas);
+    /** @type {Cell} */
     this.active = { layer: 0, index: 0 };
     this.listen();
   }
 
-  /** Takes another model or unit. */
+  /**
+   * Takes another model or unit.
+   * @param {Model} model
+   * @param {Unit} unit
+   */
   take(model, unit) {
     if (this.model !== model) {
       this.rows.replaceChildren(...Array.from({ length: model.layers }, (_, layer) => this.row(layer)));
@@ -37,27 +92,36 @@ class HeadMap {
       this.scroll.scrollTop = 0;
       this.active = { layer: 0, index: 0 };
     }
-    Object.assign(this, { model, unit, width: model.units[unit].per_layer });
+    this.model = model;
+    this.width = model.units[unit].per_layer;
     this.active.index = Math.min(this.active.index, this.width - 1);
-    this.grid.setAttribute("aria-rowcount", model.layers);
-    this.grid.setAttribute("aria-colcount", this.width);
+    this.grid.setAttribute("aria-rowcount", String(model.layers));
+    this.grid.setAttribute("aria-colcount", String(this.width));
   }
 
-  /** The label of a row: a lock, the layer, and its own threshold where it has one. */
+  /**
+   * The label of a row: a lock, the layer, and its own threshold where it has one.
+   * @param {number} layer
+   */
   row(layer) {
-    const row = this.template.content.firstElementChild.cloneNode(true);
+    const row = /** @type {HTMLElement} */ (find(this.template.content, ".row", HTMLElement).cloneNode(true));
     const [lock, name] = row.querySelectorAll("button");
-    row.dataset.layer = layer;
+    row.dataset.layer = String(layer);
     lock.setAttribute("aria-label", `Protect layer ${layer}`);
     lock.title = `Protect layer ${layer}: it stays whole`;
     name.setAttribute("aria-label", `Layer ${layer}`);
     name.title = `A threshold of its own for layer ${layer}`;
-    name.textContent = layer;
+    name.textContent = String(layer);
     name.tabIndex = layer ? -1 : 0;
     return row;
   }
 
-  /** Fits the map into `room` pixels, in the colours of `theme`. */
+  /**
+   * Fits the map into `room` pixels, in the colors of `theme`.
+   * @param {number} room
+   * @param {boolean} alone
+   * @param {Theme} theme
+   */
   layout(room, alone, theme) {
     const { layers, heads, kv_heads } = this.model;
     const group = heads / kv_heads;
@@ -65,8 +129,11 @@ class HeadMap {
     const wide = Math.max(CELL.least, Math.min(alone ? CELL.alone : CELL.most, Math.floor((room - LABELS) / heads)));
     this.scroll.style.maxWidth = `${room}px`;
     const ratio = window.devicePixelRatio || 1;
-    Object.assign(this, { tall, wide, gap: 1, theme, hatch: hatching(this.context, theme.ink, ratio) });
-    this.apart = group > 1 && kv_heads > 1 && wide > 8 ? 3 : 0; // between KV groups
+    this.tall = tall;
+    this.wide = wide;
+    this.theme = theme;
+    this.hatch = hatching(this.context, theme.ink, ratio);
+    this.apart = group > 1 && kv_heads > 1 && wide > 8 ? 3 : 0;
     const [width, height] = [heads * wide + (kv_heads - 1) * this.apart, layers * tall];
     Object.assign(this.canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
     Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
@@ -89,11 +156,20 @@ class HeadMap {
       .join("");
   }
 
+  /**
+   * The pixel that a head begins at.
+   * @param {number} head
+   */
   left(head) {
     return head * this.wide + Math.floor((head * this.model.kv_heads) / this.model.heads) * this.apart;
   }
 
-  /** The rectangle of a cell: x, y, width, height, without the gap after it. */
+  /**
+   * The rectangle of a cell: x, y, width, height, without the gap after it.
+   * @param {number} layer
+   * @param {number} index
+   * @returns {[x: number, y: number, width: number, height: number]}
+   */
   place(layer, index) {
     const spread = this.model.heads / this.width;
     const x = this.left(index * spread);
@@ -101,7 +177,11 @@ class HeadMap {
     return [x, layer * this.tall, right - x - this.gap, this.tall - this.gap];
   }
 
-  /** The cell under a point of the page; null beside the map. */
+  /**
+   * The cell under a point of the page; null beside the map.
+   * @param {PointerEvent} event
+   * @returns {Cell | null}
+   */
   at(event) {
     const { left, top } = this.canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - left, event.clientY - top];
@@ -114,7 +194,12 @@ class HeadMap {
     return null;
   }
 
-  /** Paints what a choice gives; only what differs from what stands there. */
+  /**
+   * Paints the result of a board state; only the cells that changed.
+   * @param {BoardState} choice
+   * @param {Result} result
+   * @param {Float64Array} scores
+   */
   draw(choice, result, scores) {
     const { layers, heads } = this.model;
     const { width } = this;
@@ -122,7 +207,7 @@ class HeadMap {
     const codes = new Uint8Array(layers * width);
     for (const [layer, index] of choice.pins.keep) codes[layer * width + index] |= KEPT_BY_HAND;
     for (const [layer, index] of choice.pins.drop) codes[layer * width + index] |= DROPPED_BY_HAND;
-    const all = !this.drawn || this.scores !== scores;
+    const drawn = this.scores === scores ? this.drawn : null;
     for (let layer = 0; layer < layers; layer++) {
       let stay = 0;
       for (let head = 0; head < heads; head++) stay += result.keep[layer * heads + head];
@@ -130,10 +215,10 @@ class HeadMap {
       for (let index = 0; index < width; index++) {
         const [first, i] = [layer * heads + index * spread, layer * width + index];
         codes[i] |= (result.keep[first] ? STAYS : GOES) | (result.changed[first] ? SHAPE : 0) | whole;
-        if (all || codes[i] !== this.drawn[i]) this.paint(layer, index, codes[i], scores[i]);
+        if (codes[i] !== drawn?.[i]) this.paint(layer, index, codes[i], scores[i]);
       }
       const words = stay ? `${stay}` : result.gone[layer] ? "layer" : "block";
-      const shape = this.shapes.children[layer];
+      const shape = /** @type {HTMLElement} */ (this.shapes.children[layer]);
       if (shape.textContent !== words) {
         shape.textContent = words;
         shape.title = stay
@@ -144,9 +229,16 @@ class HeadMap {
         shape.className = stay === heads ? "whole" : stay ? "" : "gone";
       }
     }
-    Object.assign(this, { drawn: codes, scores, choice, result });
+    this.drawn = codes;
+    this.scores = scores;
   }
 
+  /**
+   * @param {number} layer
+   * @param {number} index
+   * @param {number} code
+   * @param {number} score
+   */
   paint(layer, index, code, score) {
     const { context, theme } = this;
     const [x, y, width, height] = this.place(layer, index);
@@ -171,7 +263,13 @@ class HeadMap {
       this.mark(code, x + width / 2, y + height / 2, Math.min(width, height) * 0.26);
   }
 
-  /** A dot where a person keeps a unit, a cross where they drop it. */
+  /**
+   * Paints a dot where a unit is kept by hand, a cross where it is dropped by hand.
+   * @param {number} code
+   * @param {number} x
+   * @param {number} y
+   * @param {number} size
+   */
   mark(code, x, y, size) {
     const { context, theme } = this;
     const path = new Path2D();
@@ -192,32 +290,44 @@ class HeadMap {
     if (code & KEPT_BY_HAND) context.fill(path);
   }
 
-  /** The row labels: protected layers, thresholds of their own, the selected one. */
+  /**
+   * The row labels: protected layers, thresholds of their own, the selected one.
+   * @param {BoardState} choice
+   * @param {number | null} selected
+   */
   label(choice, selected) {
     const there = new Set(choice.pins.protect);
-    for (const row of this.rows.children) {
+    for (const row of /** @type {NodeListOf<HTMLElement>} */ (this.rows.querySelectorAll(".row"))) {
       const layer = Number(row.dataset.layer);
       const own = choice.per_layer[layer];
       row.classList.toggle("protected", there.has(layer));
       row.classList.toggle("selected", layer === selected);
-      row.querySelector(".lock").setAttribute("aria-pressed", there.has(layer));
-      row.querySelector(".name").setAttribute("aria-pressed", layer === selected);
-      row.querySelector(".own").textContent = own === undefined ? "" : own.toFixed(2);
+      find(row, ".lock", HTMLElement).setAttribute("aria-pressed", String(there.has(layer)));
+      find(row, ".name", HTMLElement).setAttribute("aria-pressed", String(layer === selected));
+      find(row, ".own", HTMLElement).textContent = own === undefined ? "" : own.toFixed(2);
     }
   }
 
-  /** Moves the ring to the active cell and says what it is. */
+  /**
+   * Moves the ring to the active cell and describes it for screen readers.
+   * @param {(cell: Cell) => string} describe
+   */
   focus(describe) {
     const { layer, index } = this.active;
     const [x, y, width, height] = this.place(layer, index);
     Object.assign(this.ring.style, { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${height}px` });
-    this.cell.setAttribute("aria-rowindex", layer + 1);
-    this.cell.setAttribute("aria-colindex", index + 1);
+    this.cell.setAttribute("aria-rowindex", String(layer + 1));
+    this.cell.setAttribute("aria-colindex", String(index + 1));
     this.cell.setAttribute("aria-label", describe(this.active));
   }
 
-  /** The cells of a rectangle between two of them, its anchor first. */
+  /**
+   * The cells of a rectangle between two of them, its anchor first.
+   * @param {Cell} one
+   * @param {Cell} other
+   */
   between(one, other) {
+    /** @type {Place[]} */
     const found = [];
     const [top, bottom] = [Math.min(one.layer, other.layer), Math.max(one.layer, other.layer)];
     const [left, right] = [Math.min(one.index, other.index), Math.max(one.index, other.index)];
@@ -227,9 +337,14 @@ class HeadMap {
     return found;
   }
 
+  /**
+   * Shows the rectangle between two cells, or none.
+   * @param {Cell | null} one
+   * @param {Cell} [other]
+   */
   showBox(one, other) {
     this.box.hidden = !one;
-    if (!one) return;
+    if (!one || !other) return;
     const [a, b] = [this.place(one.layer, one.index), this.place(other.layer, other.index)];
     const [x, y] = [Math.min(a[0], b[0]), Math.min(a[1], b[1])];
     const [right, bottom] = [Math.max(a[0] + a[2], b[0] + b[2]), Math.max(a[1] + a[3], b[1] + b[3])];
@@ -242,7 +357,10 @@ class HeadMap {
   }
 
   listen() {
-    let [down, corner] = [null, null];
+    /** @type {Cell | null} */
+    let down = null;
+    /** @type {Cell | null} */
+    let corner = null;
     this.canvas.addEventListener("pointerdown", (event) => {
       if (event.button) return;
       down = this.at(event);
@@ -259,7 +377,7 @@ class HeadMap {
     });
     this.canvas.addEventListener("pointerup", (event) => {
       const here = this.at(event);
-      if (corner) this.on.pin(this.between(down, corner), down);
+      if (down && corner) this.on.pin(this.between(down, corner), down);
       else if (down && here && here.layer === down.layer && here.index === down.index) {
         this.active = here;
         this.on.pin([[here.layer, here.index]], here);
@@ -275,29 +393,36 @@ class HeadMap {
     this.canvas.addEventListener("pointerleave", () => this.on.hover(null));
     this.grid.addEventListener("keydown", (event) => this.key(event));
     this.grid.addEventListener("focus", () => this.on.moved());
-    this.rows.addEventListener("click", ({ target }) => {
-      const row = target.closest(".row");
-      if (target.closest(".lock")) this.on.protect(Number(row.dataset.layer));
-      else if (target.closest(".name")) this.on.select(Number(row.dataset.layer));
+    this.rows.addEventListener("click", (event) => {
+      const row = around(event, ".row");
+      if (!row) return;
+      if (around(event, ".lock")) this.on.protect(Number(row.dataset.layer));
+      else if (around(event, ".name")) this.on.select(Number(row.dataset.layer));
     });
     this.rows.addEventListener("keydown", (event) => {
-      const layer = Number(event.target.closest(".row").dataset.layer);
+      const row = around(event, ".row");
+      if (!row) return;
+      const layer = Number(row.dataset.layer);
       const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
       if (event.key.toLowerCase() === "p" && !event.ctrlKey && !event.metaKey) this.on.protect(layer);
       const next = step && this.rows.children[layer + step];
       if (!next) return;
       event.preventDefault();
-      event.target.closest(".row").querySelector(".name").tabIndex = -1;
-      next.querySelector(".name").tabIndex = 0;
-      next.querySelector(".name").focus();
+      find(row, ".name", HTMLElement).tabIndex = -1;
+      find(next, ".name", HTMLElement).tabIndex = 0;
+      find(next, ".name", HTMLElement).focus();
     });
   }
 
-  /** Arrows move, with Shift they stretch a rectangle; Enter, K and D pin what is in it. */
+  /**
+   * Arrows move, with Shift they stretch a rectangle; Enter, K and D pin what is in it.
+   * @param {KeyboardEvent} event
+   */
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const { layer, index } = this.active;
     const [last, bottom] = [this.width - 1, this.model.layers - 1];
+    /** @type {Record<string, [layer: number, index: number]>} */
     const moves = {
       ArrowUp: [layer - 1, index],
       ArrowDown: [layer + 1, index],
@@ -308,6 +433,7 @@ class HeadMap {
       PageUp: [layer - 10, index],
       PageDown: [layer + 10, index],
     };
+    /** @type {Record<string, Pin | undefined>} */
     const pins = { Enter: undefined, " ": undefined, k: "keep", d: "drop", Backspace: null, Delete: null };
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key in moves) {
@@ -324,12 +450,27 @@ class HeadMap {
   }
 }
 
-/** Diagonal lines, once and crossed, that run on from cell to cell. */
+/**
+ * The closest element to the target of an event that matches a selector, or null.
+ * @param {Event} event
+ * @param {string} selector
+ * @returns {HTMLElement | null}
+ */
+function around({ target }, selector) {
+  return target instanceof Element ? target.closest(selector) : null;
+}
+
+/**
+ * Diagonal lines, once and crossed, that run on from cell to cell.
+ * @param {CanvasRenderingContext2D} context
+ * @param {string} colour
+ * @param {number} ratio
+ */
 function hatching(context, colour, ratio) {
   return [false, true].map((crossed) => {
     const size = Math.round(6 * ratio);
     const tile = Object.assign(document.createElement("canvas"), { width: size, height: size });
-    const lines = tile.getContext("2d");
+    const lines = contextOf(tile);
     Object.assign(lines, { strokeStyle: colour, lineWidth: 1.1 * ratio, globalAlpha: 0.5 });
     for (const shift of [-size, 0, size]) {
       lines.moveTo(shift, size);
@@ -340,7 +481,7 @@ function hatching(context, colour, ratio) {
       }
     }
     lines.stroke();
-    const pattern = context.createPattern(tile, "repeat");
+    const pattern = /** @type {CanvasPattern} */ (context.createPattern(tile, "repeat"));
     pattern.setTransform(new DOMMatrix().scale(1 / ratio));
     return pattern;
   });

@@ -1,0 +1,1 @@
+"""The dashboard's pages, a file each, and their parts (`views`)."""
