@@ -10,9 +10,9 @@ from slim.cli import QUIET
 ROOT = Path(__file__).resolve().parent.parent
 APP = str(ROOT / "app.py")
 FILES = ROOT / "tests" / "files"
-"""What earlier builds wrote."""
+"""Files that earlier builds wrote."""
 TEST_CACHE = Path(os.environ.get("SLIM_TEST_CACHE") or ROOT / "cache" / "tests").absolute()
-"""What is kept between runs: the unpacked bundled model and an environment without slim."""
+"""Folder that is kept between runs: the unpacked bundled model and an environment without slim."""
 
 os.environ |= QUIET  # before the libraries that read it are imported
 os.environ["HF_HUB_OFFLINE"] = "1"

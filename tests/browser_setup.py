@@ -1,4 +1,4 @@
-"""What the browser tier needs: a browser, Debian's package as root or else Playwright's download, and a served app."""
+"""Needs of the browser tier: a browser, Debian's package as root or else Playwright's download, and a served app."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -61,13 +61,27 @@ def served(workspace: Path, options: tuple[str, ...] = (), port: int | None = No
 
     `settings` are of its environment.
     """
+    environment = {**os.environ, "SLIM_HOME": str(workspace), "SLIM_FOLDERS": tempfile.gettempdir(), **settings}
+    root = Path(__file__).parent.parent
+    with served_by([sys.executable, "-m", "slim"], root, environment, options, port) as address:
+        yield address
+
+
+@contextmanager
+def served_by(
+    slim: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    options: tuple[str, ...] = (),
+    port: int | None = None,
+) -> Iterator[str]:
+    """The same by a command `slim` that is started in a folder, with no more in its environment than is given."""
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port or 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "slim.cli", "app", "--no-browser", "--port", str(port), *options]
-    environment = {**os.environ, "SLIM_HOME": str(workspace), "SLIM_FOLDERS": tempfile.gettempdir(), **settings}
-    server = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment, start_new_session=True)
+    command = [*slim, "app", "--no-browser", "--port", str(port), *options]
+    server = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):

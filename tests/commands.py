@@ -66,7 +66,7 @@ def _code() -> int:
 
 
 def _answer() -> None:
-    """What `in_another_process` asks, a line each."""
+    """Answer what `in_another_process` asks, a line each."""
     answers = sys.stdout
     for line in sys.stdin:
         arguments, more = json.loads(line)

@@ -1,4 +1,4 @@
-"""What every test shares: a workspace of its own, pico models, and one that persists for the real model."""
+"""Fixtures that tests share: a workspace of its own, pico models, and one that persists for the real model."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a GPU run where there is one. What takes longest begins first."""
+    """Tests that need a GPU run where there is one. The longest tests begin first."""
     if not torch.cuda.is_available():
         unable = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if item not in unable]
@@ -92,7 +92,7 @@ def pico() -> Callable[..., Loaded]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`slim …` as a person runs it, within this process: exit code, output, errors."""
+    """`slim …` as the user runs it, within this process: exit code, output, errors."""
     return in_process(monkeypatch, capfd)
 
 
@@ -176,7 +176,7 @@ def app(workspace: Path) -> Iterator[str]:
 
 @pytest.fixture
 def visitor(browser: Browser, app: str) -> Iterator[Visitor]:
-    """A person at it, whose browser went nowhere else and saw no error."""
+    """A visitor of the app whose browser went nowhere else and saw no error."""
     person = Visitor(browser, app)
     yield person
     assert person.hosts <= {"127.0.0.1", ""}

@@ -1,4 +1,4 @@
-"""What property tests share: odd values, files that are nearly right, and what a parser may do with them.
+"""Helpers that property tests share: odd values, files that are nearly right, and what a parser may do with them.
 
 Two tiers: a few cases of each property with every run, always the same; and with `SLIM_FUZZ=N` N cases of each, other
 ones every time (`make fuzz`).
@@ -39,7 +39,7 @@ def cases(share: float) -> settings:
 
 
 def clean(read: Callable[[], Given], *named: str) -> Given | None:
-    """What a parser gives; None where it refused in one line that can be printed and has the words `named` in it.
+    """The result of a parser; None where it refused in one line that can be printed and has the words `named` in it.
 
     Whatever else it raises is a fault.
     """

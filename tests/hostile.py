@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 from slim.calibration.calibrate import calibrate
 from slim.calibration.check import check
-from slim.calibration.facts import CalibrationSettings
-from slim.evaluation.evaluate import checked_settings, evaluate
-from slim.judging import judge
-from slim.planning import threshold as plan
+from slim.calibration.request import CalibrateRequest, CheckRequest
+from slim.evaluation.evaluate import evaluate
+from slim.evaluation.request import EvaluateRequest
+from slim.judging.judge import judge
+from slim.judging.request import JudgeRequest
 from slim.planning.files import save_plan
-from slim.pruning.surgery import prune
+from slim.planning.threshold import plan_by_threshold
+from slim.pruning import checkpoint
 from slim.recovery.finetune import finetune
-from slim.recovery.repair import RepairSettings, repair
-from slim.recovery.settings import TrainSettings
+from slim.recovery.repair import repair
+from slim.recovery.request import FinetuneRequest, RepairRequest
 from tests.judge_server import Scripted, by_length, serving, verdict
 from tests.pico import make_pico, save_pico
 
@@ -22,7 +24,7 @@ EVIL = (
     "</script><script>window.hit=1</script><img src=x onerror='window.hit=1'> [click](javascript:window.hit=1) "
     "![i](http://evil.example/i.png) <http://evil.example> www.evil.example **bold** `code` | & &lt; ```"
 )
-"""What a row, a model or a judge might say."""
+"""Text that a row, a model or a judge might contain."""
 ODD = "<img src=x onerror='window.hit=1'> [odd](javascript:window.hit=1) & `small`"
 """A folder's name that is HTML and Markdown."""
 ROWS = 160
@@ -59,38 +61,37 @@ def pipeline(folder: Path, speed: bool = False) -> Made:
     ]
     rows.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
     runs = folder / "runs"
-    settings = CalibrationSettings(samples=8, max_length=360, device="cpu")
-    measured = calibrate(str(folder / "model"), str(rows), settings=settings, output=runs / "measured <i>")
-    measured = check(measured, rows=3, heads=6)
-    made = plan.plan_by_threshold(measured, 0.75)
+    task: dict[str, Any] = {"dataset": rows, "device": "cpu"}
+    few: dict[str, Any] = {"samples": 120, "max_length": 360}
+    measured = runs / "measured <i>"
+    calibrate(CalibrateRequest.asked(model=folder / "model", samples=8, max_length=360, output=measured, **task))
+    checked = check(CheckRequest.asked(calibration=measured, samples=3, heads=6))
+    made = plan_by_threshold(checked, 0.75)
     save_plan(made, runs / "cut.json")
-    prune(made, runs / "cut")
-    few = RepairSettings(samples=120, max_length=360, device="cpu")
-    repair(str(runs / "cut"), settings=few, output=runs / "repaired")
-    lessons = TrainSettings(
-        steps=6, samples=120, batch_size=4, micro_batch=4, max_length=360, rank=2, evaluations=3, device="cpu"
-    )
-    finetune(str(runs / "repaired"), str(rows), "kd", lessons, output=runs / ODD)
-    quick = {"samples": 24, "max_length": 400, "max_new_tokens": 6, "device": "cpu"}
-    pace = {"tokens": 8, "steps": 2, "repeats": 2}
-    evaluate(
-        [str(runs / ODD)], str(rows), speed=speed, settings=checked_settings(**quick, pace=pace), output=runs / "scored"
-    )
+    checkpoint.prune(made, runs / "cut")
+    repair(RepairRequest.asked(folder=runs / "cut", device="cpu", output=runs / "repaired", **few))
+    lessons = {"steps": 6, "batch_size": 4, "micro_batch": 4, "rank": 2, "evaluations": 3}
+    finetune(FinetuneRequest.asked(folder=runs / "repaired", method="kd", output=runs / ODD, **lessons, **task, **few))
+    pace = {"speed": speed, "speed_tokens": 8, "speed_steps": 2, "repeats": 2}
+    quick = {"samples": 24, "max_length": 400, "max_new_tokens": 6}
+    evaluate(EvaluateRequest.asked(checkpoints=[runs / ODD], output=runs / "scored", **quick, **pace, **task))
     with serving(strict) as server:
-        judge.judge(
-            str(folder / "model"),
-            str(runs / ODD),
-            str(rows),
-            samples=20,
-            settings=judge.AnswerSettings(max_new_tokens=6),
-            endpoint=server.url,
-            asking={"concurrency": 1, "retries": 0},
-            device="cpu",
-            min_coverage=0.5,
-            output=runs / "judged.json",
+        judge(
+            JudgeRequest.asked(
+                original=folder / "model",
+                pruned=runs / ODD,
+                samples=20,
+                max_new_tokens=6,
+                endpoint=server.url,
+                concurrency=1,
+                retries=0,
+                min_coverage=0.5,
+                output=runs / "judged.json",
+                **task,
+            )
         )
     return Made(
-        runs / "measured <i>",
+        measured,
         runs / "cut.json",
         runs / "cut",
         runs / "repaired",

@@ -12,7 +12,7 @@ TOKEN = "hf_good"
 
 
 class Repositories(ThreadingHTTPServer):
-    """What the server holds: files by repository, and the blobs that were sent before they were committed."""
+    """A Hub that holds files by repository, and the blobs that were sent before they were committed."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Hub)
@@ -32,7 +32,7 @@ class Hub(BaseHTTPRequestHandler):
     server: Repositories  # type: ignore[override]
 
     def do_POST(self) -> None:
-        """What the client asks for, as the Hub answers it."""
+        """Answer what the client asks for as the Hub does."""
         body, path = self.body(), self.path.split("?")[0]
         self.server.asked.append(path)
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
@@ -108,7 +108,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(200, {"commitUrl": page, "commitOid": "c" * 40})
 
     def body(self) -> bytes:
-        """What was sent, in pieces or at once."""
+        """The content of the request, sent in pieces or at once."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         content = b""

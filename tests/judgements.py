@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from slim.evaluation.answers import AnswerSettings
+from slim.evaluation.settings import AnswerSettings
 from slim.judging.both_orders import combined
 from slim.judging.figures import figures, overall, remarks
 from slim.judging.record import Comparison, Generated, JudgeFacts, Judgment, Opinion, Summary, Winner

@@ -35,7 +35,7 @@ class Provider(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def secrets_toml(self, **slim: Any) -> str:
-        """What a server's owner writes for this provider; `slim` is the section of that name."""
+        """The file that a server's owner writes for this provider; `slim` is the section of that name."""
         auth = {
             "redirect_uri": "http://127.0.0.1:{port}/oauth2callback",
             "cookie_secret": secrets.token_hex(32),

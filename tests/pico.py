@@ -8,11 +8,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from slim.core.records import Keep, ModelFacts, Unit
+from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
 from slim.models.load import Loaded, load_model, model_facts
+from slim.models.units import NO_LAYER, Keep, LayerKeep, UnitName, whole_model
 from slim.planning.record import ByThreshold, Plan
-from slim.planning.sizes import everything, project
+from slim.planning.sizes import size_of
 
 NO_HEAD_SIZE = {"head_dim": None, "num_key_value_heads": None, "hidden_size": 48}
 """For configs that know neither a head size nor KV heads; None leaves a setting out."""
@@ -55,7 +56,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {**NO_HEAD_SIZE, "rotary_pct": 0.5},
     "opt": {**NO_HEAD_SIZE, "ffn_dim": 40, "word_embed_proj_dim": 20},
 }
-"""What is switched on in each supported family so that it matters: windows shorter than rows, caps that bite."""
+"""Features switched on in each supported family so that it matters: windows shorter than rows, caps that bite."""
 FAMILIES = tuple(FEATURES)
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 BYTES = 264
@@ -126,7 +127,24 @@ def save_pico(loaded: Loaded, folder: Path) -> Loaded:
     return load_model(str(folder), device="cpu", dtype=loaded.facts.dtype)
 
 
-def plan_of(facts: ModelFacts, keep: Keep, unit: Unit = "head") -> Plan:
+Heads = tuple[int, ...] | None
+"""A layer's kept heads as shorthand: empty where its attention block is gone, None where all of it is."""
+
+
+def keeping(*layers: Heads | LayerKeep) -> Keep:
+    """The units that a plan keeps, from those of each layer, as shorthand or as records."""
+    return tuple(
+        kept if isinstance(kept, LayerKeep) else NO_LAYER if kept is None else LayerKeep(heads=kept) for kept in layers
+    )
+
+
+def shorthand(keep: Keep) -> tuple[Heads, ...]:
+    """The kept heads of each layer as shorthand, which cannot express removed MLP channels."""
+    assert {kept.channels for kept in keep} <= {"all"}
+    return tuple(kept.heads if kept.layer else None for kept in keep)
+
+
+def plan_of(facts: ModelFacts, keep: Keep, unit: UnitName = "head") -> Plan:
     """A plan that keeps exactly `keep`."""
     return Plan(
         model=facts,
@@ -134,8 +152,8 @@ def plan_of(facts: ModelFacts, keep: Keep, unit: Unit = "head") -> Plan:
         unit=unit,
         reason=ByThreshold(threshold=0.5, weights={"kl_output": 1.0}, scores=()),
         keep=keep,
-        before=project(facts, everything(facts)),
-        after=project(facts, keep),
+        before=size_of(facts, whole_model(facts)),
+        after=size_of(facts, keep),
     )
 
 

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
-from slim.evaluation.answers import AnswerSettings
-from slim.evaluation.evaluate import checked_settings, evaluate
-from slim.judging import judge
-from slim.planning import threshold as plan
+from slim.calibration.calibrate import calibrate
+from slim.calibration.request import CalibrateRequest
+from slim.evaluation.evaluate import evaluate
+from slim.evaluation.request import EvaluateRequest
+from slim.judging.judge import judge
+from slim.judging.request import JudgeRequest
 from slim.planning.files import load_plan, save_plan
-from slim.pruning import surgery
-from slim.recovery import repair
-from slim.recovery.repair import RepairSettings
+from slim.planning.threshold import plan_by_threshold
+from slim.pruning import checkpoint
+from slim.recovery.repair import repair
+from slim.recovery.request import RepairRequest
 from tests.pico import make_pico, save_pico
 
 DATA = "bundled:triage"
@@ -48,15 +50,14 @@ def make_pipeline(home: Path, model: Path) -> Pipeline:
         home / "evaluations" / "both",
         home / "judgements" / "verdict.json",
     )
-    measured = calibrate.calibrate(
-        str(model), DATA, settings=CalibrationSettings(samples=6, max_length=48), output=made.calibration
-    )
-    save_plan(plan.plan_by_threshold(measured, 0.7, "head"), made.plan)
-    surgery.prune(load_plan(made.plan), made.checkpoint)
-    few = RepairSettings.checked(samples=60, max_length=48, batch_size=4)
-    repair.repair(str(made.checkpoint), settings=few, output=made.recovered)
-    quick = checked_settings(samples=4, max_length=48, max_new_tokens=2, device="cpu")
-    evaluate([str(made.checkpoint), str(made.recovered)], DATA, settings=quick, output=made.evaluation)
-    asked = AnswerSettings(max_new_tokens=2)
-    judge.judge(str(model), str(made.recovered), DATA, samples=3, settings=asked, device="cpu", output=made.judgement)
+    few: dict[str, Any] = {"dataset": DATA, "max_length": 48}
+    measured = calibrate(CalibrateRequest.asked(model=model, samples=6, output=made.calibration, **few))
+    save_plan(plan_by_threshold(measured, 0.7, "head"), made.plan)
+    checkpoint.prune(load_plan(made.plan), made.checkpoint)
+    repair(RepairRequest.asked(folder=made.checkpoint, samples=60, max_length=48, batch_size=4, output=made.recovered))
+    short: dict[str, Any] = {"max_new_tokens": 2, "device": "cpu"}
+    both = (made.checkpoint, made.recovered)
+    evaluate(EvaluateRequest.asked(checkpoints=both, samples=4, output=made.evaluation, **few, **short))
+    pair = {"original": model, "pruned": made.recovered, "dataset": DATA}
+    judge(JudgeRequest.asked(samples=3, output=made.judgement, **pair, **short))
     return made

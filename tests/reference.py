@@ -1,4 +1,4 @@
-"""What the measurements should be, the long way: explicit softmax, every write, every ablation, no batching."""
+"""The measurements computed the long way: explicit softmax, every write, every ablation, no batching."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -77,7 +77,7 @@ def window_of(model: PreTrainedModel, index: int) -> int | None:
 
 @contextmanager
 def scaled_blocks(model: PreTrainedModel, scales: Tensor) -> Iterator[None]:
-    """What the attention and the MLP of each layer add to the residual stream, times `scales` (L, 2)."""
+    """Scale what the attention and the MLP of each layer add to the residual stream by `scales` (L, 2)."""
     places = places_of(model)
     with ExitStack() as stack:
         for layer, row in zip(layers_of(model), scales, strict=True):
@@ -138,7 +138,7 @@ class Seen:
 def see(loaded: Loaded, row: Tensor) -> Seen:
     """A plain eager forward of one row without padding, watched from outside.
 
-    What an attention block adds is what its layer adds to its input when the MLP adds nothing.
+    An attention block adds what its layer adds to its input when the MLP adds nothing.
     """
     model, places, seen = loaded.model, places_of(loaded.model), Seen([], [], [], [])
     calls: list[tuple[Any, Any, Any]] = []

@@ -9,35 +9,36 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from slim.core.records import Keep, Unit
 from slim.models.load import Loaded, load_model
-from slim.pruning.surgery import prune
+from slim.models.units import Keep, UnitName
+from slim.pruning import checkpoint
 from tests import reference
-from tests.pico import plan_of, random_rows
+from tests.pico import Heads, keeping, plan_of, random_rows, shorthand
 
 WHOLE = (0, 1, 2, 3, 4, 5)
-FULL: Keep = (WHOLE,) * 4
+FULL: Keep = keeping(*[WHOLE] * 4)
 IDS = torch.stack(random_rows((14, 14)))
 
 
 class Pruned:
     """An original, a plan, and the checkpoint it gives, each loaded from its folder."""
 
-    def __init__(self, original: Loaded, keep: Keep, folder: Path, unit: Unit = "head") -> None:
+    def __init__(self, original: Loaded, keep: Keep, folder: Path, unit: UnitName = "head") -> None:
         self.original, self.folder = original, folder
         self.plan = plan_of(original.facts, keep, unit)
-        prune(self.plan, folder)
+        self.keep: tuple[Heads, ...] = shorthand(keep)
+        checkpoint.prune(self.plan, folder)
         self.loaded = load_model(str(folder), device="cpu", dtype="float64")
 
     @property
     def stay(self) -> list[tuple[int, ...]]:
         """The heads of each layer that stays."""
-        return [heads for heads in self.plan.keep if heads is not None]
+        return [heads for heads in self.keep if heads is not None]
 
     @contextmanager
     def gated_original(self) -> Iterator[None]:
         """The original with gates on what its output projections read, blocks and layers passed by; no probe."""
-        facts, keep = self.original.facts, self.plan.keep
+        facts, keep = self.original.facts, self.keep
         gates = torch.tensor([[float(head in (heads or ())) for head in range(facts.heads)] for heads in keep])
         scales = torch.tensor([[float(bool(heads)), float(heads is not None)] for heads in keep]).double()
         with (

@@ -1,4 +1,4 @@
-"""A person at the real app in a real browser: goes to a page, clicks, types, and takes pictures of it."""
+"""The real app in a real browser: go to a page, click, type, and take pictures of it."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ PAGES = {
 
 
 class Visitor:
-    """A person at a page who counts their clicks and whose browser notes where it connects to."""
+    """A visitor of a page who counts their clicks and whose browser notes where it connects to."""
 
     def __init__(self, browser: Browser, address: str, scheme: Scheme = "light") -> None:
         self.context = browser.new_context(viewport={"width": WIDTHS[0], "height": 1000}, color_scheme=scheme)

@@ -14,7 +14,7 @@ PATIENCE = 300.0
 
 
 def wait_until(ready: Callable[[], Any], said: Callable[[], object] = lambda: "") -> Any:
-    """What `ready` gives once that is true."""
+    """The result of `ready` once that is true."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if found := ready():

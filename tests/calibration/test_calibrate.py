@@ -1,4 +1,4 @@
-"""A calibration from end to end: what does not fit, what is no number, data with corners, and what it tells before."""
+"""A calibration from end to end: memory, values that are not finite, data with corners, and the estimate before."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from slim.calibration import calibrate, passes
-from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration, load_calibration, save_calibration
+from slim.calibration.request import CalibrateRequest
 from slim.core.cache import open_cache
 from slim.core.errors import InputError, SlimError
-from slim.core.resources import Workload
 from slim.data.batch_runner import out_of_memory
 from slim.models.load import Loaded, load_model
 from slim.models.probe import LayerView
+from slim.models.units import UnitName
 from slim.planning.threshold import plan_by_threshold
 from tests import reference
 from tests.pico import make_pico, random_rows, save_pico
 from tests.reference import measured
+from tests.reporting import Heard
 
 Pico = Callable[..., Loaded]
 ROWS = random_rows((9, 12, 7, 10, 20, 5, 8, 11))
@@ -110,10 +111,31 @@ def test_other_errors_are_not_taken_for_a_full_memory(pico: Pico) -> None:
     with small_memory(loaded, lambda rows, tokens: False, error), pytest.raises(RuntimeError) as caught:
         measured(loaded, ROWS, batch_size=8)
     assert caught.value is error
-    assert [out_of_memory(other) for other in (*NO_ROOM.values(), error, KeyError("memory"))] == [True] * 3 + [
-        False
-    ] * 2
+    assert not out_of_memory(error)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        *((error, True) for error in NO_ROOM.values()),
+        (torch.OutOfMemoryError("Allocation on device"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"), True),
+        (RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+        (RuntimeError("a library's words", "cuda runtime error (2) : out of memory"), True),
+        (OSError("not enough memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError(ValueError("wrapped")), False),
+        (RuntimeError(7), False),
+        (RuntimeError(), False),
+        (KeyError("memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error: BaseException, memory: bool) -> None:
+    """Every device's own words, whatever kind of error brings them; an error without words is another's."""
+    assert out_of_memory(error) == memory
 
 
 WEIGHTS = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "input_layernorm", "mlp.down_proj")
@@ -147,7 +169,7 @@ def test_the_row_that_breaks_it_is_named() -> None:
 
 
 def test_padding_may_be_anything() -> None:
-    """What is no number at a place without a token says nothing of the model."""
+    """A value that is not finite at a place without a token says nothing of the model."""
     (batch,) = calibrate.tasks.batches(calibrate.tasks.Encoded((ROWS[0], ROWS[2]), 0), 2)
     residual = torch.ones(2, 9, 3).masked_fill(~batch.valid[..., None], math.nan)
     empty = torch.zeros(0)
@@ -216,7 +238,7 @@ def test_the_weights_alone_tell_their_size(pico: Pico) -> None:
         scores = found.metrics["magnitude"]
         for index, layer in enumerate(reference.layers_of(loaded.model)):
             slices = reference.output_weight(loaded.model, layer).unflatten(1, (facts.heads, -1)).square()  # (E, H, D)
-            sizes: dict[Level, int] = {"head": 1, "group": facts.group, "block": facts.heads}
+            sizes: dict[UnitName, int] = {"head": 1, "group": facts.group, "block": facts.heads}
             for level, size in sizes.items():
                 expected = [float(part.mean().sqrt()) for part in slices.split(size, dim=1)]
                 np.testing.assert_allclose(np.atleast_1d(scores[level][index]), expected, rtol=1e-5)
@@ -236,31 +258,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path) -> None:
-    """From a folder and a file to a saved record, and the estimate is told before the work."""
+    """From a folder and a file to a saved record, and the estimate is reported before the work."""
     loaded = load_model(model, device="cpu")
     assert loaded.tokenizer.pad_token is None
     assert not loaded.tokenizer.chat_template
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "What?", "answer": "This and that."}\n{"question": "Who then?", "answer": "She."}\n')
-    told: list[Workload] = []
-    said: list[str] = []
 
-    def progress(done: float, total: float, message: str) -> None:
-        said.append(message)
-        if message in ("Watching every head", "Sketching the loss"):
-            assert told
+    class InOrder(Heard):
+        def progress(self, done: float, total: float, message: str) -> None:
+            super().progress(done, total, message)
+            if message in ("Watching every head", "Sketching the loss"):
+                assert self.estimates
 
-    found = calibrate.calibrate(
-        model,
-        str(file),
-        settings=CalibrationSettings(device="cpu", positions="answer"),
-        output=tmp_path / "out",
-        progress=progress,
-        tell=told.append,
-    )
-    assert "Watching every head" in said
-    (work,) = told
-    assert (work.rows, work.tokens) == (2, found.facts.dataset.tokens)
+    heard = InOrder()
+    asked = {"model": model, "dataset": file, "device": "cpu", "positions": "answer", "output": tmp_path / "out"}
+    found = calibrate.calibrate(CalibrateRequest.asked(**asked), heard)
+    assert "Watching every head" in heard.messages
+    (estimate,) = heard.estimates
+    assert estimate.startswith(f"2 rows, {found.facts.dataset.tokens} tokens: about ")
     assert found.facts.metrics["kl_output"].rows == 1
     assert found.sketch is not None
     assert sorted(found.sketch.tokens.tolist()) == [len("She."), len("This and that.")]
@@ -271,11 +287,11 @@ def test_rows_that_predict_nothing_are_refused(model: str, tmp_path: Path) -> No
     """A file of single letters."""
     (tmp_path / "rows.txt").write_text("a\n")
     with pytest.raises(InputError, match="shorter than two tokens"):
-        calibrate.calibrate(model, str(tmp_path / "rows.txt"), settings=CalibrationSettings(device="cpu"))
+        calibrate.calibrate(CalibrateRequest.asked(model=model, dataset=tmp_path / "rows.txt", device="cpu"))
 
 
 @pytest.mark.parametrize(("name", "value"), [("draws", 0), ("kl", "guess"), ("positions", "some"), ("seed", -1)])
 def test_settings_that_cannot_be_are_named(name: str, value: Any) -> None:
     """The setting and its value, as one sentence."""
     with pytest.raises(InputError, match=f"{name}={value!r}"):
-        calibrate.checked_settings(**{name: value})
+        CalibrateRequest.asked(**{name: value})

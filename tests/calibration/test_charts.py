@@ -24,7 +24,7 @@ def measure(name: str = "variance", values: Any = VALUES, sure: bool = True) -> 
 
 
 def traces(figure: Any) -> Any:
-    """What is drawn, in its order."""
+    """The traces in the order in which they are drawn."""
     return figure.data
 
 
@@ -125,7 +125,7 @@ def test_a_distribution_holds_every_head_in_its_layer() -> None:
 
 
 def test_a_distribution_can_show_intervals() -> None:
-    """From the low to the high end at the head's place; not where there are none."""
+    """From the low to the high end at the head's place; nothing without intervals."""
     figure: Any = charts.distribution(measure("entropy"), intervals=True)
     places = clicked_at(figure)
     line = figure.data[0]

@@ -22,18 +22,20 @@ from slim.calibration.check_record import (
     fit_correction,
     rank_correlation,
 )
-from slim.calibration.facts import CalibrationSettings
-from slim.calibration.forecast import forecast, removed_columns
+from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration, load_calibration
+from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.calibration.scores import composite, prunability
 from slim.core.errors import InputError, SlimError
 from slim.data import tasks
 from slim.data.tasks import Encoded
 from slim.models.load import Loaded, load_model
+from slim.models.units import head_columns
 from slim.planning.threshold import plan_by_threshold
 from tests import reference
 from tests.pico import make_pico, random_rows, save_pico
 from tests.reference import measured
+from tests.reporting import Heard
 
 Pico = Callable[..., Loaded]
 ROWS = random_rows((9, 12, 7, 10))
@@ -87,7 +89,7 @@ def test_single_heads_cost_what_the_reference_says(loaded: Loaded, found: Criter
 def test_joint_removals_cost_what_the_reference_says(
     loaded: Loaded, measured_once: Calibration, found: CriterionCheck
 ) -> None:
-    """Each criterion's first heads together: KL, perplexity, and the forecast of the fold that did not choose."""
+    """Each criterion's first heads together: KL, perplexity, and the forecast of the held-out fold."""
     orders = criteria(measured_once, found.weights)
     assert [verdict.criterion for verdict in found.verdicts] == list(orders)
     assert {"random", "kl_output", "sketch", "magnitude", "variance", "block_influence", "composite"} <= orders.keys()
@@ -103,7 +105,7 @@ def test_joint_removals_cost_what_the_reference_says(
             kl, perplexity = joint(loaded, removed)
             assert removal.kl == pytest.approx(kl, abs=1e-6)
             assert removal.perplexity == pytest.approx(perplexity, rel=1e-6)
-            costs = unseen.costs(removed_columns(removed)).sum() / unseen.tokens.sum()
+            costs = unseen.costs(head_columns(removed)).sum() / unseen.tokens.sum()
             assert removal.forecast == pytest.approx(float(costs))
 
 
@@ -127,7 +129,7 @@ def test_verdicts_are_rank_correlations_with_the_damage(measured_once: Calibrati
 def test_ruin_does_not_correct_the_forecast(
     loaded: Loaded, measured_once: Calibration, found: CriterionCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is forecast to cost more than a bound is left out of the fit."""
+    """Removals that are forecast to cost more than a bound are left out of the fit."""
     forecasts = sorted({r.forecast for verdict in found.verdicts for r in verdict.removals if r.forecast is not None})
     monkeypatch.setattr(check, "FITTED_BELOW", forecasts[8])
     other = measure_check(measured_once, loaded, Encoded(UNSEEN, 0), heads=3)
@@ -180,19 +182,19 @@ def test_answers_alone_are_checked_where_they_alone_were_measured(loaded: Loaded
 
 def test_progress_grows_to_its_end(loaded: Loaded, measured_once: Calibration) -> None:
     """In steps, never back and never beyond."""
-    seen: list[tuple[float, float, str]] = []
-    measure_check(measured_once, loaded, Encoded(UNSEEN, 0), heads=5, progress=lambda *step: seen.append(step))
-    shares = [done / total for done, total, _ in seen]
+    heard = Heard()
+    measure_check(measured_once, loaded, Encoded(UNSEEN, 0), heads=5, reporter=heard)
+    shares = [done / total for done, total, _ in heard.steps]
     assert shares == sorted(shares)
-    assert len(seen) > 8
+    assert len(shares) > 8
     assert shares[-1] == 1
-    assert {message for *_, message in seen} == {"Leaving out single heads", "Following each criterion"}
+    assert heard.messages == {"Ablating single heads", "Following each criterion"}
 
 
 def test_a_full_memory_is_one_sentence(
     loaded: Loaded, measured_once: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told as that; anything else comes through."""
+    """It is reported as that; anything else comes through."""
 
     def fails(error: BaseException) -> Callable[..., Any]:
         def ablate(*arguments: Any) -> Any:
@@ -222,7 +224,7 @@ def test_without_a_sketch_there_is_nothing_to_forecast(loaded: Loaded) -> None:
 
 
 def test_the_composite_takes_the_weights(loaded: Loaded, measured_once: Calibration) -> None:
-    """Those given, which are told; a metric that is not there is refused."""
+    """Those given, which are reported; a metric that is not there is refused."""
     weights = {"variance": 1.0, "magnitude": 0.5}
     orders = criteria(measured_once, weights)
     np.testing.assert_array_equal(orders["composite"], composite(measured_once, weights, "head"))
@@ -293,7 +295,7 @@ def spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def power(forecast: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What was measured where forecasts are off by a known law."""
+    """Measured losses where forecasts are off by a known law."""
     return forecast * np.exp(0.3 + 0.15 * np.log(forecast))
 
 
@@ -336,7 +338,7 @@ def test_a_law_that_gives_no_numbers_is_refused(odd: dict[str, float]) -> None:
     """At an end of what was seen, or where it bends between them."""
     plain = {"intercept": 0.3, "slope": 0.1, "smallest": 0.01, "largest": 1.0, "spread": 0.2, "removals": 9}
     assert Correction.model_validate(plain).factor(0.1) > 0
-    with pytest.raises(ValidationError, match=r"spread|no number that a forecast"):
+    with pytest.raises(ValidationError, match=r"spread|not a number that a forecast"):
         Correction.model_validate(plain | odd)
 
 
@@ -395,13 +397,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def calibrated(model: str, rows: Path, output: Path, count: int, **settings: Any) -> Calibration:
     """A calibration on a file of `count` different rows."""
     rows.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n * n}."}}\n' for n in range(count)))
-    return calibrate.calibrate(
-        model, str(rows), settings=CalibrationSettings.model_validate({"device": "cpu", **settings}), output=output
-    )
+    asked = {"model": model, "dataset": rows, "device": "cpu", "output": output}
+    return calibrate.calibrate(CalibrateRequest.asked(**asked, **settings))
 
 
 def texts(encoded: Encoded, loaded: Loaded) -> list[str]:
-    """What the rows say."""
+    """The texts of the rows."""
     return [str(loaded.tokenizer.decode(row)) for row in encoded.rows]
 
 
@@ -430,7 +431,7 @@ def test_where_no_others_are_left_it_says_so(
     encoded, unseen = rows_to_check(made, load_model(model, device="cpu"), 6)
     assert not unseen
     assert len(encoded.rows) == expected
-    checked = check.check(made, heads=3)
+    checked = check.check(CheckRequest.asked(calibration=made, heads=3))
     assert checked.check is not None
     assert (checked.check.unseen, checked.check.rows) == (False, expected)
 
@@ -439,13 +440,13 @@ def test_a_check_is_kept_beside_the_record(model: str, tmp_path: Path) -> None:
     """It comes back with the calibration, corrects its forecast, and a second one takes its place."""
     made = calibrated(model, tmp_path / "rows.jsonl", tmp_path / "out", 12, samples=6)
     assert made.check is None
-    checked = check.check(made, rows=2, heads=4)
+    checked = check.check(CheckRequest.asked(calibration=made, samples=2, heads=4))
     assert checked.check is not None
     again = load_calibration(tmp_path / "out")
     assert again.check == checked.check
     assert len(checked.check.heads) == 4
     assert plan_by_threshold(again, 0.7).forecast == plan_by_threshold(checked, 0.7).forecast
-    assert check.check(again, rows=1, heads=3).check != checked.check
+    assert check.check(CheckRequest.asked(calibration=again, samples=1, heads=3)).check != checked.check
     later = load_calibration(tmp_path / "out").check
     assert later is not None
     assert later.rows == 1
@@ -462,8 +463,8 @@ def test_another_model_in_the_same_place_is_refused(tmp_path: Path) -> None:
     save_pico(make_pico("llama", layers=2), folder)
     made = calibrated(str(folder), tmp_path / "rows.jsonl", tmp_path / "out", 3)
     save_pico(make_pico("llama", layers=2, seed=1), folder)
-    with pytest.raises(InputError, match="another model now"):
-        check.check(made)
+    with pytest.raises(InputError, match=r"model=.*other weights now"):
+        check.check(CheckRequest.asked(calibration=made))
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="model"):
-        check.check(made)
+        check.check(CheckRequest.asked(calibration=made))

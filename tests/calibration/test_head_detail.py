@@ -10,8 +10,9 @@ import torch
 
 from slim.calibration import calibrate, check, head_detail, scores
 from slim.calibration.check_record import Correction
-from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration
+from slim.calibration.reload import calibrated_rows, check_model
+from slim.calibration.request import CalibrateRequest
 from slim.core.errors import InputError
 from slim.models.load import Loaded
 from tests.pico import FAMILIES, make_pico, random_rows, save_pico
@@ -214,14 +215,14 @@ def on_disk(tmp_path: Path) -> tuple[Calibration, Loaded, Path]:
     loaded = save_pico(make_pico("llama", dtype=torch.float32), tmp_path / "model")
     text = tmp_path / "prose.txt"
     text.write_text("\n".join(f"Line {n} says that {n} and {n} is {2 * n}." for n in range(30)))
-    settings = CalibrationSettings(samples=5, max_length=24, seed=3)
-    return calibrate.calibrate(str(tmp_path / "model"), str(text), settings=settings), loaded, text
+    request = CalibrateRequest.asked(model=tmp_path / "model", dataset=text, samples=5, max_length=24, seed=3)
+    return calibrate.calibrate(request), loaded, text
 
 
 def test_the_rows_are_those_that_were_measured(on_disk: tuple[Calibration, Loaded, Path]) -> None:
     """Drawn and cut alike; a token's pieces are the row's text."""
     calibration, loaded, text = on_disk
-    encoded = head_detail.rows_of(calibration, loaded)
+    encoded = calibrated_rows(calibration, loaded)
     assert len(encoded.rows) == 5
     assert encoded.tokens == calibration.facts.dataset.tokens
     whole = text.read_text()
@@ -234,11 +235,11 @@ def test_the_rows_are_those_that_were_measured(on_disk: tuple[Calibration, Loade
 def test_rows_that_changed_are_refused(on_disk: tuple[Calibration, Loaded, Path]) -> None:
     """The data or the model is another one now: the message says which."""
     calibration, loaded, text = on_disk
-    with pytest.raises(InputError, match="another one now"):
-        head_detail.rows_of(calibration, replace(loaded, facts=loaded.facts.model_copy(update={"fingerprint": "x"})))
+    with pytest.raises(InputError, match=r"model=.*other weights now"):
+        check_model(calibration, replace(loaded, facts=loaded.facts.model_copy(update={"fingerprint": "x"})))
     text.write_text("short\n" * 40)
-    with pytest.raises(InputError, match="other rows now"):
-        head_detail.rows_of(calibration, loaded)
+    with pytest.raises(InputError, match=r"dataset=.*other rows now"):
+        calibrated_rows(calibration, loaded)
     text.unlink()
     with pytest.raises(InputError, match="was not found"):
-        head_detail.rows_of(calibration, loaded)
+        calibrated_rows(calibration, loaded)

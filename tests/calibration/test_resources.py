@@ -1,4 +1,4 @@
-"""What a calibration will take, told before it starts, and that its progress is counted in the same unit."""
+"""The estimate of a calibration before it starts, and that its progress is counted in the same unit."""
 
 from collections.abc import Callable
 from math import prod
@@ -16,6 +16,7 @@ from slim.data.tasks import Encoded
 from slim.models.load import Loaded
 from tests.pico import random_rows
 from tests.reference import TASK
+from tests.reporting import Heard
 
 LENGTHS = (5, 11, 3, 8, 16, 7, 4, 9, 20, 2, 6, 12)
 ENCODED = Encoded(random_rows(LENGTHS), 0)
@@ -32,15 +33,17 @@ def loaded(pico: Callable[..., Loaded]) -> Loaded:
 def test_the_work_done_is_the_work_told(loaded: Loaded, kl: str, draws: int) -> None:
     """Progress starts at nothing, never falls, and ends at exactly the forwards that were estimated."""
     settings = CalibrationSettings.model_validate({"kl": kl, "draws": draws})
-    seen: list[tuple[float, float, str]] = []
-    measure(loaded, ENCODED, TASK, settings, lambda *step: seen.append(step))
-    done, totals, messages = zip(*seen, strict=True)
+    heard = Heard()
+    measure(loaded, ENCODED, TASK, settings, heard)
+    done, totals, messages = zip(*heard.steps, strict=True)
     assert set(totals) == {forwards(loaded.facts, LENGTHS, settings)}
     assert done[0] == 0
     assert list(done) == sorted(done)
     assert done[-1] == pytest.approx(totals[0])
     expected = {"Starting", "Watching every head"}
-    assert set(messages) == expected | ({"Sketching the loss", "Leaving out each in turn"} if kl != "none" else set())
+    assert set(messages) == expected | (
+        {"Sketching the loss", "Ablating units one at a time"} if kl != "none" else set()
+    )
 
 
 def test_forwards_are_counted_by_what_is_done(loaded: Loaded) -> None:

@@ -12,6 +12,7 @@ from slim.calibration.sketch import SEGMENT, LossSketch, score_rows
 from slim.data.tasks import Encoded, batches
 from slim.models.load import Loaded
 from slim.models.probe import Probe
+from slim.models.units import UNITS
 from tests import reference
 from tests.pico import random_rows
 
@@ -207,13 +208,14 @@ def test_small_gate_changes_cost_what_the_fisher_says(pico: Pico) -> None:
 def test_the_probes_gates_are_the_gates(pico: Pico) -> None:
     """Probe.gates and scaling the output projection's input agree, row by row of a batch."""
     loaded = tiny(pico)
-    gates = torch.rand(2, 2, 4, dtype=torch.float64)
+    gates = torch.rand(2, 2, 4 + 2, dtype=torch.float64)
+    gates[..., -2:] = 1
     ids = torch.stack(random_rows((6, 6), vocab=WORDS))
     with torch.no_grad(), Probe(loaded.model, loaded.architecture) as probe:
         probe.gates = gates
         together = loaded.model(ids, use_cache=False).logits
     for row in range(2):
-        with torch.no_grad(), reference.gated(loaded.model, gates[row], loaded.facts.head_dim):
+        with torch.no_grad(), reference.gated(loaded.model, gates[row, :, :-2], loaded.facts.head_dim):
             alone = loaded.model(ids[row : row + 1], use_cache=False).logits[0]
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-6)
 
@@ -226,12 +228,19 @@ def made() -> LossSketch:
     return LossSketch(rng.normal(size=(9, 2, 6)).astype(np.float32), sequence, np.array([3, 5, 8, 9, 11]))
 
 
-def test_figures_are_plain_sums(made: LossSketch) -> None:
-    """Single columns, groups of heads and any sets: half of the summed squares over all tokens, never the block's."""
-    scores, total = made.scores.astype(float), made.tokens.sum()
+def test_figures_are_plain_sums(made: LossSketch, pico: Pico) -> None:
+    """Single columns, every unit and any sets: half of the summed squares over all tokens, heads never the block's."""
+    scores, total, facts = made.scores.astype(float), made.tokens.sum(), tiny(pico).facts
     np.testing.assert_allclose(made.single().value, 0.5 * np.square(scores).sum(0) / total)
-    pairs = scores[:, :, [0, 2]] + scores[:, :, [1, 3]]
-    np.testing.assert_allclose(made.groups(2).value, 0.5 * np.square(pairs).sum(0) / total)
+    for unit, joined in {
+        "head": scores[:, :, :4],
+        "group": scores[:, :, [0, 2]] + scores[:, :, [1, 3]],
+        "block": scores[:, :, 4],
+        "layer": scores[:, :, 4] + scores[:, :, 5],
+    }.items():
+        found = made.of_unit(UNITS[unit], facts)
+        np.testing.assert_allclose(found.value, 0.5 * np.square(joined).sum(0) / total)
+        assert found.low.shape == found.high.shape == joined.shape[1:]
     removed = np.random.default_rng(1).random((3, 2, 2, 6)) < 0.4
     found = made.costs(removed)
     assert found.shape == (5, 3, 2)

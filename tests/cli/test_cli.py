@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ import pytest
 from slim import __version__
 from slim.calibration.check_record import SHARES, CriterionCheck
 from slim.calibration.record import load_calibration
-from slim.cli import shared
+from slim.core.codecs import numbers, pairs
 from slim.core.errors import InputError
 from slim.models.load import Loaded, load_model
 from slim.planning.files import load_plan
 from slim.pruning.history import load_recovery
+from tests import ROOT
 from tests.commands import Result, Run
 from tests.pico import make_pico, save_pico
 
 ESTIMATE = re.compile(r"4 rows, 1?\d\d tokens: about [\d,]+ (s|min), [\d.,]+ GB of memory, \d+ MB on disk\.\n")
 SMALL = ("--samples", "4", "--max-length", "48", "--device", "cpu")
+WEIGHTS, COLUMNS = numbers("kl_output=1,entropy_norm=0.5"), pairs("question=ask,answer=reply")
 
 
 def by_process(*arguments: object, **environment: str) -> Result:
-    """The command as a person runs it."""
-    command = [sys.executable, "-m", "slim.cli", *map(str, arguments)]
+    """The command as the user runs it."""
+    command = [sys.executable, "-m", "slim", *map(str, arguments)]
     env = {**os.environ, "COLUMNS": "200", **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     return Result(done.returncode, done.stdout, done.stderr)
@@ -53,7 +56,7 @@ def calibration(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "kl_output" in done.out
     assert "4 rows" in done.out
     assert f"Calibration: {folder}" in done.out
-    assert "known from earlier runs" not in done.out
+    assert "cached from earlier runs" not in done.out
     assert ESTIMATE.fullmatch(done.err), done.err
     return folder
 
@@ -64,7 +67,7 @@ def test_the_pipeline_prints_for_people(calibration: Path, run: Run, tmp_path: P
     planned = run("plan", calibration, "--threshold", "0.7", "--output", plan_file)
     assert planned.code == 0, planned.err
     made = load_plan(plan_file)
-    assert f"{made.removed_heads} heads go" in planned.out
+    assert f"{made.removed_heads} heads removed" in planned.out
     assert f"{made.before.parameters:,}" in planned.out
     assert f"{made.after.parameters:,}" in planned.out
     assert "nats/token" in planned.out
@@ -99,7 +102,7 @@ def test_the_pipeline_prints_for_programs(model: Path, run: Run, own_workspace: 
 
 
 def test_pruned_and_repaired_at_once_later_and_in_rounds(calibration: Path, run: Run, tmp_path: Path) -> None:
-    """Repair comes with prune unless it is not wanted, and can be had afterwards; rounds are told of one by one."""
+    """Repair comes with prune unless it is not wanted, and can be had afterwards; rounds are reported one by one."""
     rows = ("--dataset", "bundled:triage", "--rows", "100", "--max-length", "48")
     plan_file = tmp_path / "plan.json"
     assert run("plan", calibration, "--budget", "heads=0.6", "--output", plan_file).code == 0
@@ -117,7 +120,7 @@ def test_pruned_and_repaired_at_once_later_and_in_rounds(calibration: Path, run:
     assert rounds.code == 0, rounds.err
     assert rounds.out.count("repair ") == 2
     refused(run("prune", plan_file, "--rounds", "2", "--no-repair"), "rounds", "--no-repair")
-    refused(run("plan", calibration, "--after-repair"), "after-repair", "--budget")
+    refused(run("plan", calibration, "--after-repair"), "after_repair", "budget")
 
 
 @pytest.fixture
@@ -152,13 +155,13 @@ def test_every_option_of_calibrate_reaches_the_record(model: Path, run: Run, ask
     assert load_calibration(tmp_path / "out").check == check
 
 
-def test_the_second_run_says_that_it_knew(model: Path, run: Run, tmp_path: Path) -> None:
+def test_the_second_run_says_what_was_cached(model: Path, run: Run, tmp_path: Path) -> None:
     """All of it; half and half where rows are new; nothing in another workspace."""
     command = ("calibrate", "--model", model, "--dataset", "bundled:triage", *SMALL)
     first, second = (run(*command, "--output", tmp_path / name) for name in ("first", "second"))
     assert first.code == second.code == 0, second.err
-    assert "known from earlier runs" not in first.out
-    assert "100% of it known from earlier runs" in second.out
+    assert "cached from earlier runs" not in first.out
+    assert "100% of it cached from earlier runs" in second.out
     one, other = (load_calibration(tmp_path / name) for name in ("first", "second"))
     assert (one.facts.reused, other.facts.reused) == (0, 1)
     for name, scores in one.metrics.items():
@@ -211,7 +214,8 @@ def test_blocks_are_planned(calibration: Path, run: Run, tmp_path: Path) -> None
     """Whole ones by what is measured per block."""
     done = run("plan", calibration, "--unit", "block", "--threshold", "1", "--output", tmp_path / "p.json", "--json")
     planned = json.loads(done.out)
-    assert [len(heads) for heads in planned["keep"]].count(0) == 1
+    assert [len(kept["heads"]) for kept in planned["keep"]].count(0) == 1
+    assert all(kept["layer"] for kept in planned["keep"])
     assert load_plan(tmp_path / "p.json").unit == "block"
 
 
@@ -232,15 +236,15 @@ def test_plans_by_budget(calibration: Path, run: Run, tmp_path: Path) -> None:
 
 
 def test_pins_and_two_plans_compared(calibration: Path, run: Run, tmp_path: Path) -> None:
-    """What is pinned on the command line shows in the plan, and the comparison names the heads."""
+    """Pins of the command line show in the plan, and the comparison names the heads."""
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     pins = ("--keep", "3:1", "--drop", "1:0", "--protect", "0,2", "--per-layer", "1=2")
     assert run("plan", calibration, "--threshold", "0.5", *pins, "--output", one).code == 0
     made = load_plan(one)
     whole = tuple(range(6))
-    assert made.keep[0] == made.keep[2] == whole
-    assert 1 in (made.keep[3] or ())
-    assert 0 not in (made.keep[1] or ())
+    assert made.keep[0].heads == made.keep[2].heads == whole
+    assert 1 in made.keep[3].heads
+    assert 0 not in made.keep[1].heads
     assert run("plan", calibration, "--threshold", "2", "--drop", "3:1", "--output", other).code == 0
     told = json.loads(run("diff", one, other, "--json").out)
     assert [1, 0] in told["only_one"]
@@ -284,8 +288,8 @@ REFUSALS: dict[str, Refusal] = {
     "odd prompt": (("calibrate", "--model", "{model}", "--prompt", "Say {{it}}"), ("{{it}}",)),
     "revision of a file": (("calibrate", "--model", "{model}", "--revision", "main"), ("revision", "'main'")),
     "no calibration to check": (("check", "{tmp}"), ("{tmp}", "slim calibrate")),
-    "no rows to check": (("check", "{calibration}", "--rows", "0"), ("--rows", "1")),
-    "few heads to check": (("check", "{calibration}", "--heads", "2"), ("--heads", "3")),
+    "no rows to check": (("check", "{calibration}", "--rows", "0"), ("samples=0",)),
+    "few heads to check": (("check", "{calibration}", "--heads", "2"), ("heads=2", "3")),
     "odd weights to check": (("check", "{calibration}", "--weights", "magic=1"), ("'magic'",)),
     "no device": (("calibrate", "--model", "{model}", "--device", "quantum"), ("'quantum'",)),
     "no calibration": (("plan", "{tmp}"), ("{tmp}", "slim calibrate")),
@@ -293,25 +297,25 @@ REFUSALS: dict[str, Refusal] = {
     "no threshold": (("plan", "{calibration}", "--threshold", "nan"), ("threshold=nan",)),
     "negative threshold": (("plan", "{calibration}", "--threshold", "-1"), ("threshold=-1",)),
     "unknown metric": (("plan", "{calibration}", "--weights", "magic=1"), ("'magic'",)),
-    "no number": (("plan", "{calibration}", "--weights", "entropy"), ("'entropy'", "metric=number")),
+    "no number": (("plan", "{calibration}", "--weights", "entropy"), ("weights='entropy'", "name=value")),
     "plan into folder": (("plan", "{calibration}", "--output", "{tmp}"), ("{tmp}",)),
     "no limit": (("plan", "{calibration}", "--budget", "0.9"), ("'0.9'", "params=0.9")),
     "odd limit": (("plan", "{calibration}", "--budget", "size=0.9"), ("'size'", "params")),
     "unmet limit": (("plan", "{calibration}", "--budget", "params=0.01"), ("params=0.01", "the least is")),
-    "both": (("plan", "{calibration}", "--budget", "kv=0.9", "--threshold", "1"), ("budget", "--threshold")),
+    "both": (("plan", "{calibration}", "--budget", "kv=0.9", "--threshold", "1"), ("budget", "threshold")),
     "odd pin": (("plan", "{calibration}", "--keep", "first"), ("keep", "'first'", "3:1")),
     "pin both ways": (("plan", "{calibration}", "--keep", "1:1", "--drop", "1:1"), ("1:1", "both")),
     "pin outside": (("plan", "{calibration}", "--drop", "99:0"), ("drop: 99:0",)),
-    "odd layer": (("plan", "{calibration}", "--per-layer", "last=1"), ("per-layer", "'last'")),
+    "odd layer": (("plan", "{calibration}", "--per-layer", "last=1"), ("per_layer='last'",)),
     "blocks alike": (("plan", "{calibration}", "--unit", "block", "--uniform"), ("uniform",)),
-    "odd unit": (("plan", "{calibration}", "--unit", "neuron"), ("--unit", "neuron")),
+    "odd unit": (("plan", "{calibration}", "--unit", "neuron"), ("unit='neuron'", "head")),
     "nothing to compare": (("diff", "{tmp}/a.json", "{tmp}/b.json"), ("a.json",)),
     "no plan": (("prune", "{tmp}/missing.json"), ("missing.json",)),
     "bad plan": (("prune", "{foo}"), ("foo.jsonl", "not valid")),
     "usage": (("plan", "{calibration}", "--threshold", "much"), ("--threshold", "number")),
     "unknown option": (("plan", "{calibration}", "--colour", "red"), ("--colour",)),
     "unknown command": (("paint",), ("paint",)),
-    "nothing to plan": (("plan",), ("calibration",)),
+    "nothing to plan": (("plan",), ("CALIBRATION",)),
 }
 
 
@@ -319,7 +323,7 @@ REFUSALS: dict[str, Refusal] = {
 def test_bad_input_is_refused_in_one_line(
     run: Run, model: Path, calibration: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    """Every value a person can get wrong."""
+    """Every value that the user can get wrong."""
     bert = tmp_path / "bert"
     bert.mkdir()
     (bert / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
@@ -346,7 +350,7 @@ def test_a_workspace_that_cannot_be_written_is_named(model: Path, tmp_path: Path
 
 
 def test_help_and_bare_slim_explain(run: Run) -> None:
-    """Every verb is listed; asking for help is no error."""
+    """Every verb is listed; asking for help does not fail."""
     for arguments in (("--help",), ()):
         told = run(*arguments)
         assert all(verb in told.out + told.err for verb in ("calibrate", "check", "plan", "diff", "prune", "app"))
@@ -355,32 +359,79 @@ def test_help_and_bare_slim_explain(run: Run) -> None:
     assert run("--version") == Result(0, f"slim {__version__}\n", "")
 
 
-def test_a_verb_that_needs_no_model_starts_without_the_libraries_for_one() -> None:
-    """They take seconds to import, and read what keeps them quiet as they are imported."""
-    heavy = "{'torch', 'transformers', 'scipy', 'huggingface_hub'}"
-    code = f"import sys; from slim import cli; print(sorted({heavy} & sys.modules.keys()))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+@pytest.mark.parametrize(
+    "start",
+    [
+        "runpy.run_module('slim', run_name='__main__')",
+        "runpy.run_module('slim.judge', run_name='__main__')",
+        "pkgutil.resolve_name(script)()",
+    ],
+)
+def test_windows_is_refused_in_one_sentence(start: str) -> None:
+    """However the command is started, before a module is imported that Windows lacks; `import slim` alone works."""
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["slim"]
+    code = (
+        "import pkgutil, runpy, sys\n"
+        "sys.platform, sys.argv, script = 'win32', ['slim', '--help'], sys.argv[1]\n"
+        "sys.modules |= dict.fromkeys(('fcntl', 'grp', 'pwd', 'resource', 'termios'))\n"
+        f"import slim\nprint(slim.__version__)\n{start}"
+    )
+    done = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, f"{__version__}\n")
+    assert done.stderr == (
+        "slim: platform=win32: Slim runs on Linux and macOS; on Windows, install and start it inside WSL 2.\n"
+    )
+
+
+HEAVY = {
+    *("torch", "transformers", "scipy", "sklearn", "networkx", "huggingface_hub", "datasets", "streamlit", "plotly"),
+    *("pandas", "openai"),
+}
+"""Libraries that take long to import, and read what keeps them quiet as they are imported."""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import slim",
+        "import slim.cli",
+        "import slim.jobs",
+        "import slim.jobs.kinds",
+        "import slim.jobs.runner",
+        "slim --help",
+        "slim calibrate --help",
+        "slim jobs",
+    ],
+)
+def test_the_command_starts_without_the_libraries_for_models(start: str) -> None:
+    """So do its help, the list of jobs and the process that waits for a queue."""
+    code = start
+    if start.startswith("slim "):
+        command = f"sys.argv = {start.split()}\nfrom slim.__main__ import main"
+        code = f"{command}\ntry: main()\nexcept SystemExit as end: assert not end.code"
+    code = f"import sys\n{code}\nprint(sorted({HEAVY} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("text", ["", "=1", "kl_output", "kl_output=", "kl_output=a", "kl_output=1,,entropy=1"])
 def test_weights_that_cannot_be_read(text: str) -> None:
     """Each pair is a name and a number."""
-    with pytest.raises(InputError, match="metric=number"):
-        shared.parse_weights(text)
+    with pytest.raises(InputError, match=r"weights=.*kl_output=1"):
+        WEIGHTS.read("weights", text)
 
 
 @pytest.mark.parametrize("text", ["", "a", "=b", "a=", "a=b,", "a=b,c"])
 def test_pairs_that_cannot_be_read(text: str) -> None:
     """The option and the piece are named."""
-    with pytest.raises(InputError, match=r"columns: .*name=value"):
-        shared.parse_pairs("columns", text)
+    with pytest.raises(InputError, match=r"columns=.*name=value"):
+        COLUMNS.read("columns", text)
 
 
 def test_pairs_are_read() -> None:
     """Blanks around names and values are allowed, and a value may hold an equals sign."""
-    assert shared.parse_pairs("columns", "a=b, c d = e = f") == {"a": "b", "c d": "e = f"}
+    assert COLUMNS.read("columns", "a=b, c d = e = f") == {"a": "b", "c d": "e = f"}
 
 
 def test_weights_are_read() -> None:
     """Blanks around names and numbers are allowed."""
-    assert shared.parse_weights("kl_output=1, entropy_norm = 0.5") == {"kl_output": 1.0, "entropy_norm": 0.5}
+    assert WEIGHTS.read("weights", "kl_output=1, entropy_norm = 0.5") == {"kl_output": 1.0, "entropy_norm": 0.5}

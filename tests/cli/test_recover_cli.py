@@ -12,10 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from slim import jobs
+from slim.pruning import checkpoint
 from slim.pruning.history import load_recovery
-from slim.pruning.surgery import prune
+from slim.recovery.request import FinetuneRequest
 from tests.commands import Run
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 from tests.recovery.test_finetune import same, states, written
 from tests.surgery import WHOLE
 
@@ -37,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         original = save_pico(make_pico("llama"), folder / "original")
-        prune(plan_of(original.facts, ((), (0, 2, 3, 5), WHOLE, WHOLE)), folder / "pruned")
+        checkpoint.prune(plan_of(original.facts, keeping((), (0, 2, 3, 5), WHOLE, WHOLE)), folder / "pruned")
     return Files(folder / "pruned", written(folder / "rows.jsonl"))
 
 
@@ -65,7 +66,7 @@ def test_for_people_and_programs(files: Files, tmp_path: Path, run: Run) -> None
         (("--rank", "-1"), "rank=-1"),
         (("--rank", "0", "--adapter"), "merge=False"),
         (("--original", "nowhere"), "model 'nowhere' was not found"),
-        (("--columns", "question"), "columns: 'question'"),
+        (("--columns", "question"), "columns='question': "),
     ],
 )
 def test_bad_input_is_one_line(files: Files, tmp_path: Path, run: Run, given: tuple[str, ...], said: str) -> None:
@@ -78,13 +79,8 @@ def test_bad_input_is_one_line(files: Files, tmp_path: Path, run: Run, given: tu
 
 def test_as_a_job(files: Files, tmp_path: Path) -> None:
     """In a worker process; its result is the folder."""
-    job = jobs.start(
-        "finetune",
-        source=str(files.pruned),
-        dataset=str(files.rows),
-        method="lora",
-        settings={"steps": 2, "samples": 60, "batch_size": 2, "max_length": 48, "evaluations": 1},
-    )
+    short = {"steps": 2, "samples": 60, "batch_size": 2, "max_length": 48, "evaluations": 1}
+    job = jobs.start(FinetuneRequest.asked(folder=files.pruned, dataset=files.rows, method="lora", **short))
     deadline = time.monotonic() + PATIENCE
     while (found := jobs.state_of(job.id)) is not None and found.state not in ("done", "failed"):
         assert time.monotonic() < deadline
@@ -101,7 +97,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     """SIGKILL after step 60 of 100, then the same command again: bit for bit."""
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "workspace"))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "slim.cli", "finetune", str(files.pruned), "--dataset", str(files.rows), *SMALL]
+    command = [sys.executable, "-m", "slim", "finetune", str(files.pruned), "--dataset", str(files.rows), *SMALL]
     command += ["--steps", "100", "--evaluations", "20", "--patience", "20", "--device", "cpu", "--output"]
     with (tmp_path / "log").open("wb") as log:
         killed = subprocess.Popen([*command, str(tmp_path / "resumed")], env=env, stdout=log, stderr=log)

@@ -12,7 +12,7 @@ from tests.pipeline import Pipeline
 
 
 def told(run: Run, *arguments: object) -> dict[str, Any]:
-    """What a command says to a program."""
+    """The output of a command as a program reads it."""
     result = run("runs", *arguments, "--json")
     assert result.code == 0, result.err
     return json.loads(result.out)
@@ -38,8 +38,8 @@ def test_before_there_is_anything(own_workspace: Path, run: Run) -> None:
     assert "0 runs, 0 bytes" in run("runs", "list").out
     result = run("runs", "show", "any")
     assert result.code == 2
-    assert result.err.startswith("slim: run 'any' is not in the workspace")
-    assert "Nothing is left over" in run("runs", "clean").out
+    assert result.err.startswith("slim: run='any': it is not in the workspace")
+    assert "There are no leftovers" in run("runs", "clean").out
 
 
 def test_compare(made: Pipeline, run: Run) -> None:
@@ -64,7 +64,7 @@ def test_names_and_tags(made: Pipeline, run: Run) -> None:
 def test_delete_says_first_and_does_it_with_yes(made: Pipeline, run: Run) -> None:
     said = run("runs", "delete", "small")
     assert said.code == 0
-    assert f"Would go: checkpoint {made.checkpoint}" in said.out
+    assert f"Would be deleted: checkpoint {made.checkpoint}" in said.out
     assert f"Depends on it and stays: recovered {made.recovered}" in said.out
     assert "Nothing was deleted. Add --yes" in said.out
     assert made.checkpoint.exists()
@@ -89,12 +89,12 @@ def test_there_and_back(made: Pipeline, run: Run, tmp_path: Path, monkeypatch: p
     file.write_bytes(file.read_bytes()[:-1])
     result = run("runs", "import", file)
     assert result.code == 2
-    assert f"slim: archive '{file}': it is no archive that Slim wrote" in result.err
+    assert f"slim: archive='{file}': it was not written by Slim" in result.err
     assert len(told(run, "list")["runs"]) == 5
 
 
 def test_clean(made: Pipeline, run: Run) -> None:
-    """What is left over is told with its bytes, and goes only with --yes and by its name."""
+    """Leftovers are listed with their bytes, and go only with --yes and by name."""
     training = workspace.subfolder("trainings", "stopped")
     (training / "state.safetensors").write_bytes(b"0" * 2000)
     (workspace.home() / "runs" / "ffffffffffffffff.json").write_text("{")

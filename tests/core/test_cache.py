@@ -14,14 +14,14 @@ import pytest
 import torch
 from diskcache import Cache
 
-from slim.calibration import sketch
+from slim.calibration import passes
 from slim.calibration.calibrate import measure
 from slim.calibration.criteria import CRITERIA, kl_output
 from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration
 from slim.core.cache import RowCache, open_cache
 from slim.core.errors import Cancelled
-from slim.core.progress import Progress, silent
+from slim.core.reporter import SILENT, Reporter
 from slim.data.batch_runner import stacked
 from slim.data.tasks import Encoded
 from slim.models.load import Loaded
@@ -48,13 +48,13 @@ def run(
     loaded: Loaded,
     cache: Cache | None,
     rows: tuple[torch.Tensor, ...] = ROWS,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
     starts: tuple[int, ...] = (),
     **settings: Any,
 ) -> Calibration:
     """A calibration of ready rows, one at a time unless told otherwise, so that equal means equal to the last bit."""
     chosen = CalibrationSettings.model_validate({"batch_size": 1, "draws": 2} | settings)
-    return measure(loaded, Encoded(rows, 0, starts), TASK, chosen, progress, cache=cache)
+    return measure(loaded, Encoded(rows, 0, starts), TASK, chosen, reporter, cache=cache)
 
 
 def forwards(loaded: Loaded, work: Callable[[], Any]) -> int:
@@ -107,14 +107,15 @@ def test_the_second_run_computes_nothing(loaded: Loaded, cache: Cache, kl: str) 
     assert_same(run(loaded, None, kl=kl), first)
 
 
-def stopped(at: float) -> Progress:
-    """Ends the work once this share of it is done."""
+class Stopped(Reporter):
+    """Ends the work once the share `at` of it is done."""
 
-    def progress(done: float, total: float, message: str) -> None:
-        if done >= at * total:
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def progress(self, done: float, total: float, message: str) -> None:
+        if done >= self.at * total:
             raise Cancelled("cancelled")
-
-    return progress
 
 
 @pytest.mark.parametrize(("batch_size", "rtol"), [(1, 0), (2, 1e-5)])
@@ -122,10 +123,10 @@ def stopped(at: float) -> Progress:
 def test_a_stopped_run_goes_on_where_it_was(
     loaded: Loaded, cache: Cache, kl: str, at: float, batch_size: int, rtol: float
 ) -> None:
-    """What was finished is not done again, and the record is that of a run that never stopped."""
+    """Finished work is not done again, and the record is that of a run that never stopped."""
     settings = {"kl": kl, "batch_size": batch_size}
     with pytest.raises(Cancelled):
-        run(loaded, cache, progress=stopped(at), **settings)
+        run(loaded, cache, reporter=Stopped(at), **settings)
     again: list[Calibration] = []
     left = forwards(loaded, lambda: again.append(run(loaded, cache, **settings)))
     whole: list[Calibration] = []
@@ -197,7 +198,7 @@ def test_newer_code_does_not_use_what_older_code_found(
     watched = forwards(loaded, lambda: run(loaded, None, kl="none"))
     monkeypatch.setitem(CRITERIA, "variance", replace(CRITERIA["variance"], version=2))
     assert forwards(loaded, lambda: run(loaded, cache)) == watched == len(ROWS)
-    monkeypatch.setattr(sketch, "VERSION", 2)
+    monkeypatch.setattr(passes, "VERSION", 2)
     assert forwards(loaded, lambda: run(loaded, cache)) == len(ROWS)
     monkeypatch.setattr(kl_output, "CRITERION", replace(kl_output.CRITERION, version=2))
     once = forwards(loaded, lambda: run(loaded, None))
@@ -311,7 +312,7 @@ def test_a_planted_pickle_is_not_loaded(
     "content", [b"", b"no zlib", zlib.compress(b"{"), zlib.compress(b'"AAAA"'), zlib.compress(b"3")]
 )
 def test_damaged_entries_are_computed_anew(loaded: Loaded, cache: Cache, own_workspace: Path, content: bytes) -> None:
-    """A value that is no JSON, or no arrays, is as good as none."""
+    """A value that cannot be read as JSON, or holds no arrays, counts as missing."""
     first = run(loaded, cache, kl="none")
     with sqlite3.connect(own_workspace / "results" / "cache.db") as database:
         database.execute("UPDATE Cache SET value = ?", (content,))

@@ -20,14 +20,15 @@ from slim.core.records import Record
 from slim.evaluation.record import EvaluationFacts, load_evaluation
 from slim.judging import judge, votes
 from slim.models.load import Loaded
+from slim.models.units import whole_model
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
-from slim.planning.sizes import everything, project
+from slim.planning.sizes import size_of
+from slim.pruning.checkpoint import prune
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
-from slim.pruning.surgery import prune
 from tests import FILES
 from tests.commands import Run
-from tests.pico import plan_of, save_pico
+from tests.pico import keeping, plan_of, save_pico, shorthand
 
 OLD = FILES / "0.1.0"
 PLANS = ("plan-heads.json", "plan-blocks.json")
@@ -39,7 +40,7 @@ WRITTEN: dict[type[Record], tuple[Callable[[Path], Any], str]] = {
     Plan: (lambda folder: load_plan(folder / "plan.json"), "plan.json"),
     Recovery: (load_recovery, RECOVERY_FILE),
 }
-"""What is read of each kind by its own loader, and the file that it looks for in a folder."""
+"""The loader of each kind, and the file that it looks for in a folder."""
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -47,20 +48,20 @@ def test_a_plan_of_the_first_version_opens(name: str) -> None:
     """All that it said is there; the sizes that it did not know are those of what it keeps."""
     old = json.loads((OLD / name).read_text())
     found = load_plan(OLD / name)
-    assert found.schema_version == 2
+    assert found.schema_version == 3
     assert found.reason.model_dump(exclude={"per_layer", "scores"}) == {
         "kind": "threshold",
         "threshold": old["threshold"],
         "weights": old["weights"],
     }
-    assert found.keep == tuple(map(tuple, old["keep"]))
+    assert shorthand(found.keep) == tuple(map(tuple, old["keep"]))
     assert (found.unit, found.calibration, found.model.fingerprint) == (
         old["unit"],
         old["calibration"],
         old["model"]["fingerprint"],
     )
-    for size, kept in (("before", everything(found.model)), ("after", found.keep)):
-        assert getattr(found, size) == project(found.model, kept)
+    for size, kept in (("before", whole_model(found.model)), ("after", found.keep)):
+        assert getattr(found, size) == size_of(found.model, kept)
         assert getattr(found, size).model_dump(include=set(old[size])) == old[size]
     assert found.forecast is not None
     assert found.forecast.model_dump(include=set(old["forecast"])) == old["forecast"]
@@ -75,7 +76,7 @@ def test_a_plan_of_the_first_version_is_executed(pico: Callable[..., Loaded], tm
     (tmp_path / "plan.json").write_text(json.dumps(old))
     before = (tmp_path / "plan.json").read_bytes()
     made = prune(load_plan(tmp_path / "plan.json"), tmp_path / "one")
-    again = prune(plan_of(original.facts, tuple(map(tuple, old["keep"]))), tmp_path / "other")
+    again = prune(plan_of(original.facts, keeping(*map(tuple, old["keep"]))), tmp_path / "other")
     assert (made / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert (tmp_path / "plan.json").read_bytes() == before
 
@@ -83,8 +84,8 @@ def test_a_plan_of_the_first_version_is_executed(pico: Callable[..., Loaded], tm
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "sizes": (lambda raw: raw["after"].update(parameters=1), "after: it is not the size"),
     "keep": (lambda raw: raw["keep"].__setitem__(0, [7]), r"keep\[0\]"),
-    "no threshold": (lambda raw: raw.pop("threshold"), r"no plan of schema version 1 \('threshold'\)"),
-    "sizes of text": (lambda raw: raw.update(before="large"), "no plan of schema version 1"),
+    "no threshold": (lambda raw: raw.pop("threshold"), r"not a plan of schema version 1 \('threshold'\)"),
+    "sizes of text": (lambda raw: raw.update(before="large"), "not a plan of schema version 1"),
     "family": (lambda raw: raw["model"].update(model_type="bloom"), "bloom"),
     "no model": (lambda raw: raw.pop("model"), "model"),
     "a later field": (lambda raw: raw.update(surprise=1), "surprise"),
@@ -93,7 +94,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("name", EDITS)
 def test_a_plan_of_the_first_version_is_checked_like_any(name: str, tmp_path: Path) -> None:
-    """What was edited into it is refused; the sentence names file and field."""
+    """An invalid edit of it is refused; the sentence names file and field."""
     edit, words = EDITS[name]
     raw = json.loads((OLD / PLANS[0]).read_text())
     edit(raw)
@@ -135,7 +136,7 @@ def test_the_commands_say_it_too(run: Run, tmp_path: Path) -> None:
     done = run("prune", tmp_path / "plan.json", "--output", tmp_path / "out")
     assert done.code == 2
     assert done.err.count("\n") == 1
-    assert "newer Slim (schema version 7, this one reads up to 2): update Slim." in done.err
+    assert "newer Slim (schema version 7, this one reads up to 3): update Slim." in done.err
 
 
 @pytest.mark.parametrize("version", [0, -1, True, 2.0, "2", None, [2], {}])
@@ -143,7 +144,7 @@ def test_what_is_no_version_is_refused(tmp_path: Path, version: Any) -> None:
     """A version is a whole number from 1 on."""
     raw = json.loads((OLD / PLANS[0]).read_text()) | {"schema_version": version}
     (tmp_path / "plan.json").write_text(json.dumps(raw))
-    with pytest.raises(InputError, match=r"schema_version: .* is no version"):
+    with pytest.raises(InputError, match=r"schema_version: .* is not a version"):
         load_plan(tmp_path / "plan.json")
 
 
@@ -191,9 +192,9 @@ def test_numbers_that_nothing_can_be_computed_with_are_refused(tmp_path: Path) -
 
 
 def test_only_files_of_a_sensible_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What never ends is not waited for."""
+    """A file that never ends is not waited for."""
     monkeypatch.setattr("slim.core.migrations.LARGEST", 10)
     with pytest.raises(ValueError, match="larger than"):
         read_record(Plan, OLD / PLANS[0], "plan")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not a file"):
         read_record(Plan, Path("/dev/zero"), "plan")

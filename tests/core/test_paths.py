@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from slim import jobs
+from slim.calibration.request import CalibrateRequest
 from slim.core import paths
 from slim.core.errors import InputError
 from slim.core.run_index import remember
@@ -14,11 +15,11 @@ from slim.data import sources, uploads
 from slim.models import tokenizer
 from slim.models.load import load_model, locate
 from slim.planning.files import load_plan
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import prune
 from slim.serving import push
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 
-KEEP = ((0, 1, 2), *((tuple(range(6)),) * 3))
+KEEP = keeping((0, 1, 2), *((tuple(range(6)),) * 3))
 OUTSIDE = "outside the folders"
 PATIENCE = 120.0
 """Seconds after which a test gives up; nothing is asserted about time."""
@@ -186,8 +187,8 @@ def test_a_run_that_the_workspace_knows_may_lie_elsewhere(shared: Path) -> None:
 
 
 def test_a_worker_is_confined_as_the_dashboard_is(shared: Path) -> None:
-    """What starts a job hands the folders on, so that a job's own reading goes by them."""
-    made = jobs.start("calibrate", model="bundled:smollm2-135m", dataset="/etc/hosts.txt", settings={})
+    """Starting a job hands the folders on, so that a job's own reading goes by them."""
+    made = jobs.start(CalibrateRequest.asked(dataset="/etc/hosts.txt"))
     deadline = time.monotonic() + PATIENCE
     while (job := jobs.state_of(made.id)) and job.unfinished and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -93,7 +93,7 @@ def test_a_chat_without_an_answer_is_left_out() -> None:
 @pytest.mark.parametrize("turns", ["hello", ["hello"], [{"content": "hello"}], [{"role": 1, "content": "hello"}]])
 def test_a_column_that_is_no_chat_is_named(turns: Any) -> None:
     """With the row."""
-    with pytest.raises(InputError, match="'messages' of row 1 is no list of turns"):
+    with pytest.raises(InputError, match="'messages' of row 1 is not a list of turns"):
         example_of({"messages": turns})
 
 
@@ -110,8 +110,8 @@ def test_a_key_that_names_no_choice(gold: Any) -> None:
 
 @pytest.mark.parametrize("choices", ["xyz", {"text": None}, 3])
 def test_choices_that_are_no_list(choices: Any) -> None:
-    """The letters of a text are no choices."""
-    with pytest.raises(InputError, match="'choices' of row 1 is no list of choices"):
+    """The letters of a text are not taken for choices."""
+    with pytest.raises(InputError, match="'choices' of row 1 is not a list of choices"):
         example_of({"query": "Which?", "choices": choices, "gold": 1})
 
 
@@ -187,7 +187,7 @@ def test_rows_without_what_is_needed_are_left_out() -> None:
         ({"template": "poems"}, "template 'poems' does not exist: choose .*summarisation"),
         (
             {"columns": {"answer": "reply"}},
-            "columns: answer='reply' is no column of dataset 'of rows': choose answer, ques",
+            "columns: answer='reply' is not a column of dataset 'of rows': choose answer, ques",
         ),
         ({"columns": {"reply": "answer"}}, "columns: no template has the roles reply together"),
         ({"template": "maths", "columns": {"text": "answer"}}, "'maths' has no role 'text': problem, solution"),

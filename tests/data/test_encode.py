@@ -145,7 +145,7 @@ def test_a_template_that_words_an_open_conversation_differently(tokenizer: PreTr
 
 
 def test_a_template_that_changes_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """What both texts share is the question then."""
+    """The question is then the beginning that both texts share."""
     tokenizer.chat_template = CHAT.replace("m['content']", "m['content'] | upper").replace(
         "<bos>assistant: {% endif %}", "<bos>assistant: ...{% endif %}"
     )

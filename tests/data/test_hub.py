@@ -17,7 +17,7 @@ from slim.data import tasks
 from slim.models import tokenizer
 from slim.models.load import Loaded
 from slim.planning.files import save_plan
-from tests.pico import plan_of, save_pico
+from tests.pico import keeping, plan_of, save_pico
 
 COMMIT = "a" * 40
 ROWS = "".join(json.dumps({"question": f"{row} + 1?", "answer": str(row + 1)}) + "\n" for row in range(30))
@@ -31,7 +31,7 @@ from slim.data import tasks
 from slim.core.errors import InputError
 for given in json.loads(sys.argv[1]):
     try:
-        task = tasks.load_task(**given)
+        task = tasks.load_task(given.pop("source"), **given)
         said = [task.rows, task.revision, task.examples[0].prompt, tasks.choose(task, 1, 0)[0].answer]
     except InputError as error:
         said = str(error)
@@ -45,7 +45,7 @@ from pathlib import Path
 from slim.models.load import load_model
 from slim.planning.files import load_plan
 from slim.core.errors import InputError
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import prune
 source, file = sys.argv[1:]
 for output in sys.stdin:
     try:
@@ -57,7 +57,7 @@ for output in sys.stdin:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the client asks for: facts, the tree and files of a dataset or a model."""
+    """A stand-in for the Hub that serves facts, the tree and files of a dataset or a model."""
 
     commit = COMMIT
     down = False
@@ -111,7 +111,7 @@ def hub() -> Iterator[str]:
 
 
 def ask(endpoint: str, home: Path, *given: dict[str, str]) -> tuple[list[Any], str]:
-    """What loading these datasets gives, and the log. The client reads its settings but once, hence a new process."""
+    """Results of loading these datasets, and the log. The client reads its settings but once, hence a new process."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", ASK, json.dumps(given)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
@@ -145,12 +145,12 @@ def test_a_dataset_of_the_hub(hub: str, tmp_path: Path) -> None:
     assert "Retry" not in log  # which takes the client most of a minute
     assert kept[0] == [30, None, *found[0][2:]]
     assert "at revision 'main' cannot be had: the Hub was not reached" in kept[1]
-    assert kept[2].startswith("dataset 'nobody/other' is no file here, and the Hub was not reached")
+    assert kept[2].startswith("dataset 'nobody/other' is not a file here, and the Hub was not reached")
 
 
 @pytest.mark.parametrize("given", [{}, {"split": "dev"}, {"revision": "main"}])
 def test_a_name_without_a_connection(given: dict[str, Any]) -> None:
-    """As where the client was told to stay offline."""
+    """The client is set to stay offline."""
     with pytest.raises(InputError, match=r"'nobody/nothing'.*the Hub was not reached \(HF_HUB_OFFLINE is set\)"):
         tasks.load_task("nobody/nothing", **given)
 
@@ -174,7 +174,7 @@ def test_a_model_of_the_hub(
     monkeypatch.setitem(REPOSITORIES, "nobody/model", files | others)
     monkeypatch.setattr(Hub, "fetched", [])
     facts = made.facts.model_copy(update={"source": "nobody/model", "fingerprint": COMMIT})
-    plan = save_plan(plan_of(facts, ((), *((0, 1, 2, 3, 4, 5),) * 3)), tmp_path / "plan.json")
+    plan = save_plan(plan_of(facts, keeping((), *((0, 1, 2, 3, 4, 5),) * 3)), tmp_path / "plan.json")
 
     command = [sys.executable, "-c", ASK_MODEL, "nobody/model", str(plan)]
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
@@ -196,5 +196,5 @@ def test_a_model_of_the_hub(
         monkeypatch.setattr(Hub, "commit", "c" * 40)
         newer, refused = ask_for("third")
     assert newer == "c" * 40
-    assert "fingerprint aaaaaaaaaaaa, and that model is now cccccccccccc: calibrate and plan again" in refused
+    assert "fingerprint aaaaaaaaaaaa, and that model is now cccccccccccc; calibrate and plan again" in refused
     assert not (tmp_path / "third").exists()

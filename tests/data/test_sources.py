@@ -108,9 +108,9 @@ def test_labels_of_parquet_get_their_names(tmp_path: Path) -> None:
         ("a.csv", b'question,answer\nx,"y\nx,y\n', "could not be read as csv: line 3: unexpected end of data"),
         ("a.csv", b'question,answer\nx,"5" tall"\n', "could not be read as csv: line 2: .* expected after"),
         ("a.csv", b"question,answer,answer\nx,y,z\n", "a.csv' could not be read as csv: .*'answer' twice"),
-        ("a.jsonl", b'{"question": "x"}\n{"question": "x", "ans', "could not be read as jsonl: line 2 is no JSON"),
-        ("a.jsonl", b"[1, 2]\n", "could not be read as jsonl: line 1 is no object"),
-        ("a.json", b'[{"a": 1}, 2]', "could not be read as json: item 2 is no object"),
+        ("a.jsonl", b'{"question": "x"}\n{"question": "x", "ans', "could not be read as jsonl: line 2 is not JSON"),
+        ("a.jsonl", b"[1, 2]\n", "could not be read as jsonl: line 1 is not an object"),
+        ("a.json", b'[{"a": 1}, 2]', "could not be read as json: item 2 is not an object"),
         ("a.json", b'[{"a": 1}', "could not be read as json: "),
         ("a.json", b'[{"a": "' + b"x" * 99 + b'"}]', "could not be read as json: .*save it as .jsonl"),
         ("a.jsonl", b"[" * 60, "could not be read as jsonl: "),
@@ -155,13 +155,13 @@ def test_a_parquet_file_cut_short_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_sources_that_are_not_there(arguments: dict[str, str], words: str) -> None:
-    """The message repeats the value. `csv` is no dataset, although `datasets` would read the working folder for it."""
+    """The message repeats the value. `csv` is refused, although `datasets` would read the working folder for it."""
     with pytest.raises(InputError, match=words):
         open_source(**arguments)
 
 
 def test_a_file_has_one_split_and_no_configuration(tmp_path: Path) -> None:
-    """Said rather than ignored; a folder is no dataset."""
+    """Other options are refused rather than ignored; a folder is not a dataset."""
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     for field in ("config", "split", "revision"):
         with pytest.raises(InputError, match=f"{field}.'test'|{field} 'test'"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from slim.core.errors import InputError
+from slim.core.reporter import Reporter
 from slim.data import tasks
 from slim.data.tasks import Example, Task, choose, columns_of, load_task
 from tests.data.test_sources import ROWS, write_jsonl
@@ -81,7 +82,7 @@ def test_a_column_that_the_first_rows_lack_is_found(tmp_path: Path) -> None:
         ("a.csv", "question,answer\n", "a.csv' has no rows"),
         ("a.jsonl", "\n\n", "a.jsonl' has no rows"),
         ("a.jsonl", "{}\n", "a.jsonl' has no rows"),
-        ("a.jsonl", '{"messages": "hello"}\n', r"a\.jsonl': 'messages' of row 1 is no list of turns"),
+        ("a.jsonl", '{"messages": "hello"}\n', r"a\.jsonl': 'messages' of row 1 is not a list of turns"),
         ("a.jsonl", '{"query": "a", "choices": ["b"], "gold": 7}\n', r"a\.jsonl': gold=7 of row 1 is not the place"),
         ("a.txt", "\n\n  \n", "a.txt'.*empty in text"),
         ("a.jsonl", '{"question": "x", "answer": ""}\n' * 3, "a.jsonl'.*empty in question . answer"),
@@ -132,16 +133,25 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return write_jsonl(tmp_path / "large.jsonl", rows)
 
 
+class Shares(Reporter):
+    """Keeps which share is done."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def progress(self, done: float, total: float, message: str) -> None:
+        self.shares.append(done / total)
+
+
 def test_a_large_source_is_estimated_and_drawn_from_as_a_whole(large: str) -> None:
     """Without replacement, by the seed, from its start to its end, rows without an answer never."""
     task = load_task(large)
     assert task.stream is not None
     assert len(task.examples) == tasks.PEEK
     assert abs(task.rows - 4500) < 100
-    shares: list[float] = []
-    drawn = [
-        int(example.answer) for example in choose(task, 300, 0, lambda done, total, _: shares.append(done / total))
-    ]
+    seen = Shares()
+    drawn = [int(example.answer) for example in choose(task, 300, 0, seen)]
+    shares = seen.shares
     assert shares == sorted(shares)
     assert shares[-1] > 0.8
     assert len(set(drawn)) == 300
@@ -167,7 +177,7 @@ def test_damage_late_in_a_large_source_is_named(large: str) -> None:
     with Path(large).open("a", encoding="utf-8") as file:
         file.write("oops\n")
     task = load_task(large)
-    with pytest.raises(InputError, match="line 5001 is no JSON"):
+    with pytest.raises(InputError, match="line 5001 is not JSON"):
         choose(task, 3, 0)
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from slim.core.cache import open_cache
 from slim.core.errors import SlimError
+from slim.core.reporter import Reporter
 from slim.data.encode import text_of
 from slim.data.templates import Example
-from slim.evaluation.answers import AnswerSettings, ModelAnswer, answer, context_of, prompts, stops_of
+from slim.evaluation.answers import ModelAnswer, answer, context_of, prompts, stops_of
+from slim.evaluation.settings import AnswerSettings
 from slim.models.load import Loaded, load_model
-from slim.pruning.surgery import prune
-from tests.pico import FAMILIES, plan_of, random_rows, save_pico
+from slim.pruning import checkpoint
+from tests.pico import FAMILIES, keeping, plan_of, random_rows, save_pico
 
 ROWS = random_rows((5, 9, 2, 17, 9, 1, 30))
 TEMPLATE = "{% for m in messages %}<bos>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -65,14 +67,16 @@ def test_a_batch_answers_as_each_row_alone(family: str, pico: Callable[..., Load
 def test_a_pruned_model_answers_too(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """With an attention block gone, a layer gone, and heads gone elsewhere."""
     original = save_pico(pico("llama"), tmp_path / "original")
-    folder = prune(plan_of(original.facts, ((), None, (3, 4, 5), (0, 1, 2, 3, 4, 5)), "layer"), tmp_path / "pruned")
+    folder = checkpoint.prune(
+        plan_of(original.facts, keeping((), None, (3, 4, 5), (0, 1, 2, 3, 4, 5)), "layer"), tmp_path / "pruned"
+    )
     loaded = load_model(str(folder), device="cpu", dtype="float64")
     found, _ = answer(loaded, ROWS, settings(), stops=())
     assert [one.text for one in found] == [text(loaded, greedy(loaded, row, 12)) for row in ROWS]
 
 
 def test_an_answer_ends_before_a_stop(pico: Callable[..., Loaded]) -> None:
-    """Each row at its own, also where others of its batch go on; the stop itself is no part of the answer."""
+    """Each row at its own, also where others of its batch go on; the answer does not include the stop."""
     loaded = pico("llama")
     expected = [greedy(loaded, row, 12) for row in ROWS]
     stops = {expected[0][3], expected[3][1]}
@@ -129,13 +133,14 @@ def test_a_stopped_run_goes_on_where_it_was(pico: Callable[..., Loaded], monkeyp
     loaded = pico("llama")
     sizes = counted(loaded, monkeypatch)
 
-    def stop(done: float, total: float, message: str) -> None:
-        if done > 10:
-            raise KeyboardInterrupt
+    class Stop(Reporter):
+        def progress(self, done: float, total: float, message: str) -> None:
+            if done > 10:
+                raise KeyboardInterrupt
 
     with open_cache() as cache:
         with pytest.raises(KeyboardInterrupt):
-            answer(loaded, ROWS, settings(), (), cache, stop)
+            answer(loaded, ROWS, settings(), (), cache, Stop())
         assert sizes == [4]
         found, _ = answer(loaded, ROWS, settings(batch_size=2), (), cache)
         assert 3 <= sum(sizes[1:]) <= 4
@@ -150,7 +155,7 @@ def test_a_stopped_run_goes_on_where_it_was(pico: Callable[..., Loaded], monkeyp
 
 
 def test_trouble_is_met_only_where_something_is_missing(pico: Callable[..., Loaded]) -> None:
-    """What is known comes all the same."""
+    """Cached answers come all the same."""
     loaded, trouble = pico("llama"), SlimError("no")
     with open_cache() as cache:
         found, _ = answer(loaded, ROWS[:3], settings(), (), cache)
@@ -177,7 +182,7 @@ def test_prompts_that_leave_no_room_are_not_asked(pico: Callable[..., Loaded]) -
 
 
 def test_a_model_may_say_nothing(pico: Callable[..., Loaded]) -> None:
-    """One that ends at once gives an empty answer that is finished, which is no failure."""
+    """One that ends at once gives an empty answer that is finished, which does not count as a failure."""
     loaded = pico("llama")
     first = greedy(loaded, ROWS[1], 1)[0]
     assert answer(loaded, ROWS[1:2], settings(), (first,))[0] == [ModelAnswer(text="", tokens=0, finished=True)]

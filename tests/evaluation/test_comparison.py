@@ -1,4 +1,4 @@
-"""What models are compared by: changes, what their intervals say, which models are efficient, and the charts."""
+"""Comparisons of models: changes, what their intervals say, which models are efficient, and the charts."""
 
 import math
 from itertools import product
@@ -11,7 +11,8 @@ from slim.core.records import ModelFacts
 from slim.evaluation.charts import change_bars, radar, spokes, trade_off
 from slim.evaluation.comparison import ComparedMetric, compare_models, named_metric, pareto
 from slim.evaluation.metrics import Figure
-from slim.evaluation.record import EvaluationFacts, EvaluationSettings, MetricFacts, ModelScores, Score
+from slim.evaluation.record import EvaluationFacts, MetricFacts, ModelScores, Score
+from slim.evaluation.settings import EvaluationSettings
 from slim.evaluation.speed import Footprint, Speed, Timed
 
 NAMES = ["original", "small", "<b>tiny</b> & a name far too long for any chart"]
@@ -206,7 +207,7 @@ def test_a_bar_for_each_model_with_its_interval(found: list[ComparedMetric]) -> 
 
 
 def test_the_radar_has_what_all_models_have(found: list[ComparedMetric]) -> None:
-    """The original is the ring at 1; too few spokes are no radar."""
+    """The original is the ring at 1; without enough spokes nothing is drawn."""
     figure = radar(found, NAMES)
     rings = traces(figure)
     assert len(rings) == 3

@@ -10,23 +10,27 @@ import pandas as pd
 import pytest
 
 from slim.calibration.calibrate import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.request import CalibrateRequest
 from slim.core.errors import InputError
 from slim.core.run_index import runs
 from slim.data import tasks
 from slim.data.sources import open_source
-from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.evaluation.evaluate import evaluate
 from slim.evaluation.metrics import Figure
 from slim.evaluation.record import Evaluation, in_words, load_evaluation
+from slim.evaluation.request import EvaluateRequest
 from slim.planning.threshold import plan_by_threshold
-from slim.pruning.surgery import prune
+from slim.pruning import checkpoint
 from tests.commands import Run
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 
 QUICK = {"samples": 6, "max_length": 96, "max_new_tokens": 4, "device": "cpu"}
+ANSWERS = {"positions": "answer", "max_length": 1000}
 
 
-ANSWERS = {**QUICK, "positions": "answer", "max_length": 1000}
+def evaluated(*checkpoints: str | Path, dataset: str | Path | None = None, **asked: Any) -> Evaluation:
+    """A quick evaluation; `asked` takes the place of what makes it quick."""
+    return evaluate(EvaluateRequest.asked(checkpoints=checkpoints, dataset=dataset, **QUICK | asked))
 
 
 class Folders(NamedTuple):
@@ -45,8 +49,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         patch.setenv("SLIM_HOME", str(place / "home"))
         facts = save_pico(make_pico("llama"), place / "original").facts
         everything = (tuple(range(6)),) * 4
-        prune(plan_of(facts, ((), (0, 3), *everything[2:])), place / "pruned")
-        prune(plan_of(facts, everything), place / "whole")
+        checkpoint.prune(plan_of(facts, keeping((), (0, 3), *everything[2:])), place / "pruned")
+        checkpoint.prune(plan_of(facts, keeping(*everything)), place / "whole")
     return Folders(*(str(place / name) for name in ("original", "pruned", "whole")))
 
 
@@ -56,16 +60,11 @@ def triage(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Evalua
     place = tmp_path_factory.mktemp("triage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(place / "home"))
-        return evaluate(
-            [folders.pruned, folders.whole],
-            "bundled:triage",
-            settings=checked_settings(**QUICK),
-            output=place / "evaluation",
-        )
+        return evaluated(folders.pruned, folders.whole, dataset="bundled:triage", output=place / "evaluation")
 
 
 def test_the_record_has_every_model_beside_the_original(triage: Evaluation) -> None:
-    """What each measure is, of how many rows, and the paired difference; the original has none to itself."""
+    """Every metric with its number of rows and the paired difference; the original has none to itself."""
     facts = triage.facts
     assert [one.name for one in facts.models] == ["original", "pruned", "whole"]
     assert list(facts.measures) == ["perplexity", "kl", "accuracy", "macro_f1"]
@@ -128,7 +127,7 @@ def test_it_is_read_again_as_it_was(triage: Evaluation) -> None:
 
 def test_it_is_known_to_the_workspace(folders: Folders, own_workspace: Path) -> None:
     """Wherever it lies; and the same seed gives the same figures."""
-    done = [evaluate([folders.pruned], "bundled:triage", settings=checked_settings(**ANSWERS)) for _ in range(2)]
+    done = [evaluated(folders.pruned, dataset="bundled:triage", **ANSWERS) for _ in range(2)]
     assert {one.path for one in done} == set(runs("evaluation"))
     assert all(one.path and one.path.is_relative_to(own_workspace) for one in done)
     assert done[0].facts.models == done[1].facts.models
@@ -148,22 +147,21 @@ def maths(tmp_path: Path) -> Path:
 
 def test_rows_of_the_calibration_are_left_out(folders: Folders, maths: Path, tmp_path: Path) -> None:
     """Of a file with one split: exactly the others, and none where it took all."""
-    settings = CalibrationSettings(samples=7, max_length=64, kl="fisher", device="cpu")
-    calibrated = calibrate(folders.original, str(maths), settings=settings, output=tmp_path / "calibration")
-    folder = prune(plan_by_threshold(calibrated, 0.9, "head"), tmp_path / "pruned")
-    done = evaluate([str(folder)], str(maths), settings=checked_settings(**QUICK | {"samples": 50}))
+    asked = {"model": folders.original, "dataset": maths, "max_length": 64, "kl": "fisher", "device": "cpu"}
+    calibrated = calibrate(CalibrateRequest.asked(samples=7, output=tmp_path / "calibration", **asked))
+    folder = checkpoint.prune(plan_by_threshold(calibrated, 0.9, "head"), tmp_path / "pruned")
+    done = evaluated(folder, dataset=maths, samples=50)
     task = tasks.load_task(str(maths))
-    drawn = {example.prompt for example in tasks.choose(task, 7, settings.seed)}
+    drawn = {example.prompt for example in tasks.choose(task, 7, calibrated.facts.settings.seed)}
     used = set(done.table["prompt"])
     assert used == {example.prompt for example in task.examples} - drawn
     assert done.facts.held_out == "rows of split train that the calibration did not draw"
     assert list(done.facts.measures) == ["perplexity", "kl", "exact_match"]
-    everything = CalibrationSettings(samples=12, max_length=64, kl="fisher", device="cpu")
-    greedy = calibrate(folders.original, str(maths), settings=everything, output=tmp_path / "all")
-    other = prune(plan_by_threshold(greedy, 0.9, "head"), tmp_path / "other")
-    with pytest.raises(InputError, match="calibration or recovery drew every row of split 'train'"):
-        evaluate([str(other)], str(maths), settings=checked_settings(**QUICK))
-    other_split = evaluate([str(folder)], "bundled:briefs", settings=checked_settings(**QUICK))
+    greedy = calibrate(CalibrateRequest.asked(samples=12, output=tmp_path / "all", **asked))
+    other = checkpoint.prune(plan_by_threshold(greedy, 0.9, "head"), tmp_path / "other")
+    with pytest.raises(InputError, match=r"dataset='.*': .*every row of split 'train'"):
+        evaluated(other, dataset=maths)
+    other_split = evaluated(folder, dataset="bundled:briefs")
     assert other_split.facts.held_out == f"split test; calibrated on {maths}, split train"
     assert list(other_split.facts.measures) == ["perplexity", "kl", "rouge1", "rouge2", "rougeL"]
 
@@ -173,8 +171,7 @@ def test_choices_are_ranked_and_text_is_only_read(folders: Folders, tmp_path: Pa
     file = tmp_path / "choices.jsonl"
     rows = [{"question": f"{n}?", "choices": ["yes", "no", "x" * (n * 20)], "answer": "AB"[n % 2]} for n in range(1, 7)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = checked_settings(**QUICK | {"max_length": 140})
-    done = evaluate([folders.pruned], str(file), settings=settings)
+    done = evaluated(folders.pruned, dataset=file, max_length=140)
     assert list(done.facts.measures) == ["perplexity", "kl", "ranked", "ranked_whole"]
     left = 6 - done.facts.measures["ranked"].rows
     assert 0 < left < 6
@@ -183,7 +180,7 @@ def test_choices_are_ranked_and_text_is_only_read(folders: Folders, tmp_path: Pa
     assert set(ranked) <= {0.0, 1.0}
     text = tmp_path / "text.txt"
     text.write_text("One line of text.\nAnother line of it.\n")
-    read = evaluate([folders.pruned], str(text), settings=settings)
+    read = evaluated(folders.pruned, dataset=text, max_length=140)
     assert list(read.facts.measures) == ["perplexity", "kl"]
     assert read.facts.notes == ("rows of the kind 'text' have no score besides their likelihood",)
 
@@ -193,10 +190,10 @@ def test_prompts_without_room_for_an_answer_are_left_out(folders: Folders, tmp_p
     file = tmp_path / "long.jsonl"
     rows = [{"question": "x" * length, "answer": "yes"} for length in (10, 900, 20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = evaluate([folders.pruned], str(file), settings=checked_settings(**QUICK | {"max_new_tokens": 200}))
+    done = evaluated(folders.pruned, dataset=file, max_new_tokens=200)
     assert (done.facts.measures["exact_match"].rows, done.facts.measures["perplexity"].rows) == (2, 3)
     assert done.facts.notes == ("1 of 3 rows were not scored: the prompt leaves no room for an answer",)
-    full = evaluate([folders.pruned], str(file), settings=checked_settings(**QUICK | {"max_new_tokens": 1020}))
+    full = evaluated(folders.pruned, dataset=file, max_new_tokens=1020)
     assert list(full.facts.measures) == ["perplexity", "kl"]
     assert full.facts.notes == ("3 of 3 rows were not scored: the prompt leaves no room for an answer",)
 
@@ -205,46 +202,41 @@ def test_what_cannot_be_compared_is_refused(folders: Folders, tmp_path: Path) ->
     """Each with the field and the remedy, before a model runs."""
     stranger = tmp_path / "stranger"
     save_pico(make_pico("llama", vocab_size=100), stranger)
-    settings = checked_settings(**QUICK)
     with pytest.raises(InputError, match=r"baseline: '.*stranger' does not say what it was cut from"):
-        evaluate([str(stranger)], settings=settings)
-    with pytest.raises(InputError, match=r"model 'stranger' has another vocabulary than 'original'"):
-        evaluate([str(stranger)], baseline=folders.original, settings=settings)
+        evaluated(stranger)
+    with pytest.raises(InputError, match=r"model='stranger': .*vocabulary"):
+        evaluated(stranger, baseline=folders.original)
     other = save_pico(make_pico("llama", seed=1), tmp_path / "second").facts
-    cut = prune(plan_of(other, ((), *((tuple(range(6)),) * 3))), tmp_path / "cut")
+    cut = checkpoint.prune(plan_of(other, keeping((), *((tuple(range(6)),) * 3))), tmp_path / "cut")
     with pytest.raises(InputError, match=r"baseline: the checkpoints were cut from '.*original', '.*second'"):
-        evaluate([folders.pruned, str(cut)], settings=settings)
-    with pytest.raises(InputError, match="checkpoints: at least 1 is needed"):
-        evaluate([], settings=settings)
+        evaluated(folders.pruned, cut)
+    with pytest.raises(InputError, match=r"checkpoints=\(\)"):
+        evaluated()
     with pytest.raises(InputError, match=r"samples=0"):
-        checked_settings(samples=0)
+        evaluated(stranger, samples=0)
     short = tmp_path / "short"
     save_pico(make_pico("llama", max_position_embeddings=64), short)
-    with pytest.raises(InputError, match=r"max_length=96: 'short' reads at most 64 tokens and a row has"):
-        evaluate([str(short)], baseline=folders.original, settings=settings)
+    with pytest.raises(InputError, match=r"max_length=96: 'short' reads at most 64 tokens"):
+        evaluated(short, baseline=folders.original)
 
 
 def test_models_of_one_name_are_told_apart(folders: Folders, tmp_path: Path) -> None:
     """By their folders; the original among the checkpoints stands once."""
     save_pico(make_pico("llama", seed=1), tmp_path / "second" / "original")
-    done = evaluate(
-        [str(tmp_path / "second" / "original"), folders.original],
-        baseline=folders.original,
-        settings=checked_settings(**QUICK),
-    )
+    done = evaluated(tmp_path / "second" / "original", folders.original, baseline=folders.original)
     assert [one.name for one in done.facts.models] == ["original", "second/original"]
 
 
 def test_the_original_alone_has_figures(folders: Folders) -> None:
     """Without a KL to itself."""
-    done = evaluate([folders.original], baseline=folders.original, settings=checked_settings(**QUICK))
+    done = evaluated(folders.original, baseline=folders.original)
     (only,) = done.facts.models
     assert only.scores["perplexity"].figure.low is not None
     assert "kl" not in only.scores
 
 
 def test_damaged_records_are_refused(triage: Evaluation, tmp_path: Path) -> None:
-    """A folder without one, one that says something else, a table that is none."""
+    """A folder without one, one that says something else, a table that cannot be read."""
     assert triage.path is not None
     with pytest.raises(InputError, match="was not found: run `slim evaluate"):
         load_evaluation(tmp_path / "none")
@@ -299,10 +291,10 @@ def test_the_command_prints_for_programs(folders: Folders, run: Run, maths: Path
         (("--split", "none"), "split 'none'"),
         (("--dataset", "nowhere.jsonl"), "'nowhere.jsonl' was not found"),
         (("--baseline", "nowhere"), "model 'nowhere'"),
-        (("--speed", "--speed-rows", "1,x"), "speed-rows: '1,x' is no list of numbers"),
-        (("--speed", "--speed-rows", "0"), "pace.batch_sizes.0=0"),
-        (("--speed", "--speed-tokens", "2000"), "tokens=2000, steps=32: "),
-        (("--tasks", "no_such_task"), "task 'no_such_task' is none that the harness knows"),
+        (("--speed", "--speed-rows", "1,x"), "speed_rows='x'"),
+        (("--speed", "--speed-rows", "0"), "speed_rows.0=0"),
+        (("--speed", "--speed-tokens", "2000"), "speed_tokens=2000, speed_steps=32: "),
+        (("--tasks", "no_such_task"), "tasks=no_such_task: "),
         (("--positions", "some"), "positions"),
     ],
 )

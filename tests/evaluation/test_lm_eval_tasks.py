@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from slim.core.errors import InputError, SlimError
-from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.evaluation.evaluate import evaluate
 from slim.evaluation.lm_eval_tasks import LmEvalTasks, version
 from slim.evaluation.metrics import assess
+from slim.evaluation.request import EvaluateRequest
 from slim.models.load import Loaded
 from tests.pico import make_pico, save_pico
 
@@ -104,16 +105,16 @@ def test_rows_and_shots_are_chosen(pico: Callable[..., Loaded], task: Path) -> N
 
 
 def test_what_cannot_be_run_is_named(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name nobody knows, with those near it; a file that is no task; rows that are not there; no harness at all."""
-    with pytest.raises(InputError, match=r"task 'arc_eas' is none that the harness knows.*near are .*arc_easy"):
+    """A name nobody knows, with those near it; a file without a task; rows that are not there; no harness at all."""
+    with pytest.raises(InputError, match=r"tasks=arc_eas: .*near are .*arc_easy"):
         LmEvalTasks(["arc_eas"])
-    with pytest.raises(InputError, match="no YAML file of a task"):
+    with pytest.raises(InputError, match=r"tasks=.*none\.yaml: "):
         LmEvalTasks([str(tmp_path / "none.yaml")])
     (tmp_path / "rows.jsonl").unlink()
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"tasks=.*cannot be loaded"):
         LmEvalTasks([str(task)]).run(make_pico("llama"))
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(InputError, match=r"not installed: run pip install 'slim\[lm-eval\]'"):
+    with pytest.raises(InputError, match=r"tasks=arc_easy: .*pip install 'slim\[lm-eval\]'"):
         LmEvalTasks(["arc_easy"])
 
 
@@ -128,12 +129,8 @@ def test_standard_tasks_stand_in_the_record(task: Path, tmp_path: Path) -> None:
     """Paired differences, sample counts and versions; no dataset is needed."""
     for name, seed in (("one", 0), ("two", 1)):
         save_pico(make_pico("llama", seed=seed), tmp_path / name)
-    done = evaluate(
-        [str(tmp_path / "two")],
-        baseline=str(tmp_path / "one"),
-        standard=[str(task)],
-        settings=checked_settings(device="cpu", task_rows=6),
-    )
+    models = {"checkpoints": [tmp_path / "two"], "baseline": tmp_path / "one"}
+    done = evaluate(EvaluateRequest.asked(**models, tasks=[task], task_rows=6, device="cpu"))
     facts = done.facts
     assert facts.dataset is None
     assert facts.tasks["mine"].model_dump() == {"version": "2.5", "shots": 0, "rows": 6}

@@ -42,7 +42,7 @@ def test_rouge_by_hand(answer: str, expected: tuple[float, float, float]) -> Non
     ],
 )
 def test_the_final_answer_counts(answer: str, solution: str, right: bool) -> None:
-    """What follows #### or the last number, however it is written."""
+    """The text behind #### or the last number counts, however it is written."""
     assert same_result(answer, solution) == float(right)
 
 
@@ -119,7 +119,7 @@ def f1(gold: list[str], said: list[str], label: str) -> float:
 
 
 def test_macro_f1_by_hand() -> None:
-    """The mean over labels, each as much as any other; what is no label finds none."""
+    """The mean over labels, each as much as any other; a text that is not a label matches none."""
     scorer = scorer_of("classification", GOLD)
     assert scorer is not None
     columns = scorer.columns(SAID, GOLD)
@@ -141,6 +141,15 @@ def test_the_interval_of_macro_f1_resamples_rows() -> None:
         there = set(gold) | (set(said) & set(GOLD))
         drawn.append(100 * sum(f1(gold, said, label) for label in there) / len(there))
     assert (figure.low, figure.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+
+
+def test_macro_f1_where_nothing_is_found() -> None:
+    """Of no answer that is a label, of one row, and of a label that was answered and never asked for."""
+    scorer = scorer_of("classification", ["a", "b", "c"])
+    assert scorer is not None
+    assert assess(MACRO_F1, scorer.columns(["x", "y"], ["a", "b"]))[0] == Figure(value=0, low=0, high=0)
+    assert assess(MACRO_F1, scorer.columns(["b"], ["b"]))[0] == Figure(value=100)
+    assert assess(MACRO_F1, scorer.columns(["a", "c"], ["a", "b"]))[0].value == pytest.approx(100 / 3)
 
 
 def test_differences_are_paired() -> None:
@@ -190,6 +199,6 @@ def test_figures_in_words() -> None:
 
 
 def test_a_broken_model_has_a_finite_perplexity() -> None:
-    """Its surprise may be beyond any exponent."""
+    """Its negative log-likelihood may be beyond any exponent."""
     columns = {"surprise": np.array([1e6, 1e6]), "predicted": np.array([1.0, 1.0])}
     assert np.isfinite(assess(PERPLEXITY, columns)[0].value)

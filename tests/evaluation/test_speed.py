@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from slim.core.errors import InputError
 from slim.evaluation import timing
-from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.evaluation.evaluate import evaluate
 from slim.evaluation.record import figures_table, load_evaluation
+from slim.evaluation.request import EvaluateRequest
+from slim.evaluation.settings import SpeedSettings
 from slim.evaluation.speed import (
     Decoding,
-    SpeedSettings,
     cache_bytes,
     check_speed_settings,
     file_bytes,
@@ -26,8 +27,9 @@ from slim.evaluation.speed import (
 )
 from slim.evaluation.timing import in_turn, interleaved
 from slim.models.load import Loaded, load_model
-from slim.pruning.surgery import prune
-from tests.pico import make_pico, plan_of, save_pico
+from slim.pruning import checkpoint
+from tests.pico import keeping, make_pico, plan_of, save_pico
+from tests.reporting import Heard
 
 FEW = SpeedSettings(batch_sizes=(1, 3), tokens=12, steps=4, repeats=2)
 
@@ -73,15 +75,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
         patch.setenv("SLIM_HOME", str(place / "home"))
         original = save_pico(make_pico("llama"), place / "original")
         whole = tuple(range(6))
-        folder = prune(plan_of(original.facts, ((), whole, (), whole)), place / "pruned")
+        folder = checkpoint.prune(plan_of(original.facts, keeping((), whole, (), whole)), place / "pruned")
         return {"original": original, "pruned": load_model(str(folder), device="cpu", dtype="float64")}
 
 
 def test_every_model_has_a_pace_at_every_batch_size(pair: dict[str, Loaded]) -> None:
     """Beside the original's, which is as fast as itself; a removed block has no cache."""
-    heard: list[tuple[float, float]] = []
-    found = measure_speed(pair, FEW, lambda done, total, message: heard.append((done, total)))
-    assert heard[-1] == (3 * 2 * 2 * 3, 3 * 2 * 2 * 3)
+    heard = Heard()
+    found = measure_speed(pair, FEW, heard)
+    assert heard.steps[-1] == (3 * 2 * 2 * 3, 3 * 2 * 2 * 3, "Timing")
     assert [one.rows for one in found["original"]] == [one.rows for one in found["pruned"]] == [1, 3]
     for original, pruned in zip(found["original"], found["pruned"], strict=True):
         for timed in (original.prefill, original.decode, original.first_token):
@@ -118,7 +120,7 @@ def test_what_a_model_takes(pair: dict[str, Loaded]) -> None:
 
 def test_prompts_a_model_cannot_read_are_refused(pair: dict[str, Loaded]) -> None:
     """And settings that time nothing."""
-    with pytest.raises(InputError, match=r"tokens=1020, steps=5: .* reads at most 1,024 tokens: choose fewer"):
+    with pytest.raises(InputError, match=r"speed_tokens=1020, speed_steps=5: .* reads at most 1,024 tokens"):
         check_speed_settings(pair, SpeedSettings(tokens=1020, steps=5))
     check_speed_settings(pair, SpeedSettings(tokens=1020, steps=4))
     for wrong in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"repeats": 0}, {"steps": 0}):
@@ -128,8 +130,9 @@ def test_prompts_a_model_cannot_read_are_refused(pair: dict[str, Loaded]) -> Non
 
 def test_speed_alone_is_an_evaluation(pair: dict[str, Loaded], tmp_path: Path) -> None:
     """Without rows of a dataset; its figures are in the record and the CSV."""
-    settings = checked_settings(device="cpu", pace={"batch_sizes": [1, 2], "tokens": 8, "steps": 2, "repeats": 1})
-    done = evaluate([pair["pruned"].facts.source], speed=True, settings=settings, output=tmp_path / "out")
+    few = {"speed": True, "speed_rows": [1, 2], "speed_tokens": 8, "speed_steps": 2, "repeats": 1}
+    asked = {"checkpoints": [pair["pruned"].facts.source], "device": "cpu", "output": tmp_path / "out"}
+    done = evaluate(EvaluateRequest.asked(**asked, **few))
     assert done.facts.dataset is None
     assert done.facts.measures == {}
     pruned = done.facts.models[1]

@@ -8,8 +8,8 @@ import torch
 
 from slim.evaluation.streaming import Answer, prompt_ids, side_by_side, stream
 from slim.models.load import Loaded, load_model
-from slim.pruning.surgery import prune
-from tests.pico import plan_of, save_pico
+from slim.pruning import checkpoint
+from tests.pico import keeping, plan_of, save_pico
 
 PROMPT = "Which head goes first?"
 TEMPLATE = "{% for m in messages %}<bos>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -24,8 +24,8 @@ def pair(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(place / "workspace"))
         original = save_pico(pico(request.param), place / "original")
-        keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
-        pruned = prune(plan_of(original.facts, keep), place / "pruned")
+        keep = keeping((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+        pruned = checkpoint.prune(plan_of(original.facts, keep), place / "pruned")
         both = original, load_model(str(pruned), device="cpu", dtype="float64")
         for loaded in both:
             loaded.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
@@ -33,7 +33,7 @@ def pair(
 
 
 def greedy(loaded: Loaded, count: int) -> list[int]:
-    """What transformers' own generate gives."""
+    """The tokens of transformers' own generate."""
     ids = prompt_ids(loaded, PROMPT)
     mask = torch.ones_like(ids)
     found = loaded.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=count)  # type: ignore[operator]
@@ -41,7 +41,7 @@ def greedy(loaded: Loaded, count: int) -> list[int]:
 
 
 def text_of(loaded: Loaded, tokens: list[int]) -> str:
-    """Tokens as a person reads them."""
+    """Tokens as text."""
     return str(loaded.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
@@ -117,7 +117,7 @@ def test_a_stream_can_be_left_early(pair: tuple[Loaded, Loaded], tmp_path: Path)
 def test_a_plan_tried_on_the_original_answers_as_the_pruned_model(pair: tuple[Loaded, Loaded]) -> None:
     """Side by side with itself, heads and blocks passed by; afterwards the original is whole again."""
     original, pruned = pair
-    keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+    keep = keeping((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
     last = {}
     for index, answer in side_by_side([original, (original, keep)], PROMPT, 12):
         last[index] = answer.text

@@ -2,7 +2,8 @@
 
 SLIM_HALT is a folder. Its file `moment` holds a share of the work and a pattern. The first progress that has reached
 the share, and whose message has the pattern, makes a file JOB.here and goes on once there is a file `go`; if there is a
-file `full`, then without any room for new files. All that a job tells is kept in JOB.told, a line each.
+file `full`, then without any room for new files. All that a job reports is kept in JOB.told, a line each, and `cached`
+for work that an earlier run did.
 """
 
 import builtins
@@ -18,20 +19,23 @@ from typing import Any
 FOLDER = os.environ.get("SLIM_HALT")
 
 if FOLDER and "slim.jobs.worker" in sys.orig_argv:
+    from slim.core.reporter import Work
     from slim.jobs.reporter import JobReporter
 
-    _place = Path(FOLDER)
+    _place, _job = Path(FOLDER), sys.orig_argv[-1]
     _share, _, _pattern = (_place / "moment").read_text().partition(" ")
-    _tell = JobReporter.__call__
+    _progress, _advance = JobReporter.progress, Work.advance
+
+    def _tell(line: str) -> None:
+        with (_place / f"{_job}.told").open("a") as told:
+            told.write(f"{line}\n")
 
     def _halting(self: JobReporter, done: float, total: float, message: str) -> None:
-        _tell(self, done, total, message)
-        _know_what_is_known(self.job_id)
-        with (_place / f"{self.job_id}.told").open("a") as told:
-            told.write(f"{message}\n")
+        _progress(self, done, total, message)
+        _tell(message)
         go = _place / "go"
         if not go.exists() and done >= float(_share) * total and re.search(_pattern, message):
-            (_place / f"{self.job_id}.here").touch()
+            (_place / f"{_job}.here").touch()
             while not go.exists():
                 time.sleep(0.02)
             if (_place / "full").exists():
@@ -49,19 +53,9 @@ if FOLDER and "slim.jobs.worker" in sys.orig_argv:
         plain = io.open
         os.mkdir, io.open, builtins.open = refused, opened, opened
 
-    def _know_what_is_known(job_id: str) -> None:
-        """What a stage has from an earlier run is told too."""
-        work: Any = getattr(sys.modules.get("slim.data.batch_runner"), "Work", None)
-        if work is None or hasattr(work, "plain"):
-            return
-        work.plain = work.advance
+    def _telling(self: Work, amount: float, message: str, cached: bool = False) -> None:
+        if cached:
+            _tell("cached")
+        _advance(self, amount, message, cached)
 
-        def advance(self: Any, amount: float, message: str, known: bool = False) -> None:
-            if known:
-                with (_place / f"{job_id}.told").open("a") as told:
-                    told.write("known\n")
-            self.plain(amount, message, known)
-
-        work.advance = advance
-
-    JobReporter.__call__ = _halting
+    JobReporter.progress, Work.advance = _halting, _telling

@@ -23,15 +23,22 @@ import psutil
 import pytest
 
 from slim import jobs
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.calibrate import calibrate
+from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.core import workspace
+from slim.core.reporter import SILENT
+from slim.core.request import Request
+from slim.evaluation.request import EvaluateRequest
 from slim.jobs import Job
 from slim.jobs.foreground import foreground
+from slim.judging.request import JudgeRequest
 from slim.planning import budget
 from slim.planning.files import save_plan
+from slim.planning.request import AfterRepairRequest
 from slim.planning.threshold import plan_by_threshold
-from slim.pruning import surgery
+from slim.pruning import checkpoint
+from slim.recovery.request import FinetuneRequest, PruneRequest, RepairRequest
+from slim.serving.request import ExportRequest, PushRequest
 from tests import ROOT
 from tests.hub_server import Repositories, environment
 from tests.pico import make_pico, save_pico
@@ -40,7 +47,8 @@ from tests.waiting import ended, gone, wait_for, wait_until
 SERVER = """
 import json, sys, time
 from slim import jobs
-print(jobs.start(sys.argv[1], **json.loads(sys.argv[2])).id, flush=True)
+from slim.jobs.kinds import KINDS
+print(jobs.start(KINDS[sys.argv[1]].request.of_job(json.loads(sys.argv[2]))).id, flush=True)
 time.sleep(10_000)
 """
 """A server as far as jobs know of it: what started them, and may be killed."""
@@ -50,12 +58,13 @@ FILL = 2**16
 
 @dataclass(frozen=True)
 class Kind:
-    """What a job of a kind is given (`@` is the folder of its inputs), when it is struck, and which input is garbled.
+    """The request of a job (`@` is the folder of its inputs), when it is struck, and which input is garbled.
 
     `goes_on` tells by the messages of the repeated job whether it went on where the first one was.
     """
 
-    arguments: dict[str, Any]
+    request: type[Request]
+    asked: dict[str, Any]
     moment: str
     garbled: str
     goes_on: Callable[[list[str]], bool] | None = None
@@ -64,55 +73,65 @@ class Kind:
 SMALL = {"samples": 8, "max_length": 48, "device": "cpu"}
 ROLES = {"samples": 40, "max_length": 32, "device": "cpu"}
 """Rows enough for all that a recovery needs them for."""
+DATA = {"dataset": "bundled:triage"}
 KINDS = {
-    "absorb": Kind({"calibration": "@/calibration"}, "0 .", "calibration/tensors.safetensors"),
+    "after-repair": Kind(
+        AfterRepairRequest, {"calibration": "@/calibration"}, "0 .", "calibration/tensors.safetensors"
+    ),
     "calibrate": Kind(
-        {"model": "@/model", "dataset": "bundled:triage", "settings": SMALL | {"batch_size": 2}},
+        CalibrateRequest,
+        {"model": "@/model", "batch_size": 2} | DATA | SMALL,
         "0.5 Sketching",
         "model/model.safetensors",
-        lambda told: "known" in told,
+        lambda told: "cached" in told,
     ),
     "check": Kind(
-        {"calibration": "@/calibration", "rows": 2, "heads": 4}, "0 Leaving", "calibration/tensors.safetensors"
+        CheckRequest,
+        {"calibration": "@/calibration", "samples": 2, "heads": 4},
+        "0 Ablating",
+        "calibration/tensors.safetensors",
     ),
     "prune": Kind(
-        {"plan": "@/budget.json", "rounds": 2, "settings": ROLES},
+        PruneRequest,
+        {"plan": "@/budget.json", "rounds": 2} | ROLES,
         "0 Round 2",
         "budget.json",
         lambda told: not any(message.startswith("Round 1") for message in told),
     ),
-    "repair": Kind({"source": "@/small", "settings": ROLES}, "0 Repairing", "small/model.safetensors"),
+    "repair": Kind(RepairRequest, {"folder": "@/small"} | ROLES, "0 Repairing", "small/model.safetensors"),
     "finetune": Kind(
-        {
-            "source": "@/small",
-            "dataset": "bundled:triage",
-            "settings": ROLES | {"steps": 4, "batch_size": 2, "evaluations": 4, "positions": "all"},
-        },
+        FinetuneRequest,
+        {"folder": "@/small", "steps": 4, "batch_size": 2, "evaluations": 4, "positions": "all"} | DATA | ROLES,
         "0 Training, step 3",
         "small/model.safetensors",
         lambda told: not any(message.startswith("Training, step 1 ") for message in told),
     ),
     "evaluate": Kind(
-        {"checkpoints": ["@/small"], "dataset": "bundled:triage", "settings": SMALL | {"max_new_tokens": 4}},
+        EvaluateRequest,
+        {"checkpoints": ["@/small"], "max_new_tokens": 4} | DATA | SMALL,
         "0.5 .",
         "small/model.safetensors",
-        lambda told: "known" in told,
+        lambda told: "cached" in told,
     ),
     "judge": Kind(
+        JudgeRequest,
         {
             "original": "@/model",
             "pruned": "@/small",
-            "dataset": "bundled:triage",
             "samples": 4,
-            "settings": {"max_new_tokens": 4, "batch_size": 2},
+            "max_new_tokens": 4,
+            "batch_size": 2,
             "device": "cpu",
-        },
+        }
+        | DATA,
         "0.5 Answering",
         "small/model.safetensors",
-        lambda told: "known" in told,
+        lambda told: "cached" in told,
     ),
-    "export": Kind({"source": "@/small", "output": "@/out/small.gguf"}, "0 Loading", "small/model.safetensors"),
-    "push": Kind({"folder": "@/small", "repository": "me/small"}, "0 Making", "small/slim_plan.json"),
+    "export": Kind(
+        ExportRequest, {"folder": "@/small", "output": "@/out/small.gguf"}, "0 Loading", "small/model.safetensors"
+    ),
+    "push": Kind(PushRequest, {"folder": "@/small", "repository": "me/small"}, "0 Creating", "small/slim_plan.json"),
 }
 
 
@@ -123,12 +142,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("SLIM_HOME", str(tmp_path_factory.mktemp("faults") / "workspace"))
         folder = workspace.home().parent / "inputs"
         save_pico(make_pico("llama"), folder / "model")
-        settings = CalibrationSettings.model_validate(SMALL | {"samples": 12})
-        measured = calibrate.calibrate(
-            str(folder / "model"), "bundled:triage", settings=settings, output=folder / "calibration"
-        )
+        asked = DATA | SMALL | {"samples": 12, "output": folder / "calibration"}
+        measured = calibrate(CalibrateRequest.asked(model=folder / "model", **asked))
         save_plan(budget.plan_by_budget(measured, {"heads": 0.7}), folder / "budget.json")
-        surgery.prune(plan_by_threshold(measured, 0.8), folder / "small")
+        checkpoint.prune(plan_by_threshold(measured, 0.8), folder / "small")
         return folder
 
 
@@ -148,13 +165,14 @@ class Case:
         self.before = self.files()
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def request(self) -> Request:
         def of(value: Any) -> Any:
             if isinstance(value, list):
                 return [of(one) for one in value]
             return value.replace("@", str(self.inputs)) if isinstance(value, str) else value
 
-        return {name: of(value) for name, value in KINDS[self.kind].arguments.items()}
+        kind = KINDS[self.kind]
+        return kind.request.asked(**{name: of(value) for name, value in kind.asked.items()})
 
     def struck(self, job: Job) -> Job:
         """The job once its worker has come to the moment that was chosen."""
@@ -174,7 +192,7 @@ class Case:
         return (self.halt / f"{job.id}.told").read_text().splitlines()
 
     def files(self) -> set[str]:
-        """What a person would take for a result, or for a leftover."""
+        """Files that could be taken for a result, or for a leftover."""
         made = [path for path in self.inputs.rglob("*") if path.is_file()]
         home = workspace.home()
         for name in ("calibrations", "checkpoints", "evaluations", "judgements", "cut"):
@@ -213,7 +231,7 @@ def case(
 
 def cancel(case: Case) -> Job:
     """From elsewhere, while it works."""
-    job = case.struck(jobs.start(case.kind, **case.arguments))
+    job = case.struck(jobs.start(case.request))
     jobs.cancel(job.id)
     wait_until(lambda: gone(job.pid))
     return wait_for(job, ended)
@@ -221,7 +239,7 @@ def cancel(case: Case) -> Job:
 
 def kill_worker(case: Case) -> Job:
     """As the system does where memory runs out."""
-    job = case.struck(jobs.start(case.kind, **case.arguments))
+    job = case.struck(jobs.start(case.request))
     os.kill(job.pid or 0, signal.SIGKILL)
     return wait_for(job, ended)
 
@@ -229,24 +247,26 @@ def kill_worker(case: Case) -> Job:
 def kill_server(case: Case) -> Job:
     """The process that started the job, with its whole group."""
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, case.kind, json.dumps(case.arguments)],
+        [sys.executable, "-c", SERVER, case.kind, json.dumps(case.request.arguments())],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     assert server.stdout is not None
     with server:
-        job = jobs.state_of(server.stdout.readline().strip())
-        assert job is not None
-        case.struck(job)
-        os.killpg(server.pid, signal.SIGKILL)
+        try:
+            job = jobs.state_of(server.stdout.readline().strip())
+            assert job is not None
+            case.struck(job)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
     case.go()
     return wait_for(job, ended)
 
 
 def fill_disk(case: Case) -> Job:
-    """To the last byte, while it works; then there is room again. Without a small disk the worker is told so."""
-    job = case.struck(jobs.start(case.kind, **case.arguments))
+    """To the last byte, while it works; then there is room again. Without a small disk the worker's writes fail."""
+    job = case.struck(jobs.start(case.request))
     filler = case.room / "filler"
     if case.small:
         with filler.open("wb", buffering=0) as file, suppress(OSError):
@@ -261,16 +281,16 @@ def fill_disk(case: Case) -> Job:
 
 
 def garble(case: Case) -> Job:
-    """What it reads was cut off."""
+    """Cut off the file that it reads."""
     path = case.inputs / KINDS[case.kind].garbled
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     case.go()
-    return wait_for(jobs.start(case.kind, **case.arguments), ended)
+    return wait_for(jobs.start(case.request), ended)
 
 
 def take_memory(case: Case) -> Job:
     """It gets no more than it has."""
-    job = case.struck(jobs.start(case.kind, **case.arguments))
+    job = case.struck(jobs.start(case.request))
     assert job.pid is not None
     held = psutil.Process(job.pid).memory_info().vms
     resource.prlimit(job.pid, resource.RLIMIT_AS, (held, held))
@@ -303,8 +323,8 @@ def test_faults(case: Case, kind: str, fault: str, record_property: Callable[[st
     assert job.state == state, f"{job.error}\n{jobs.log_of(job.id)}"
     assert reason in (job.error or ""), f"{job.error}\n{jobs.log_of(job.id)}"
     assert not re.match(r"\w*(Error|Exception): ", job.error or ""), job.error
-    with foreground("push", {}, print) as progress:
-        progress.made("the device is free")
+    asked = PushRequest.asked(folder=case.inputs, repository="me/small")
+    foreground(asked, lambda request, reporter: "the device is free", SILENT)
     assert [one.state for one in jobs.jobs() if one.id != job.id] == ["done"]
     if state == "done":
         assert job.result is not None

@@ -16,15 +16,16 @@ import pytest
 
 from slim import jobs
 from slim.calibration.calibrate import calibrate
-from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import load_calibration
-from slim.core.progress import remaining_seconds
+from slim.calibration.request import CalibrateRequest, CheckRequest
+from slim.core.reporter import remaining_seconds
 from slim.jobs import Job, reporter, worker
 from slim.jobs.queue import log_of
 from slim.jobs.store import JobStore
 from slim.models.load import load_model
 from slim.planning.files import load_plan, save_plan
 from slim.planning.threshold import plan_by_threshold
+from slim.recovery.request import PruneRequest
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, gone, wait_for
 
@@ -51,9 +52,13 @@ def no_worker_outlives_its_test(own_workspace: Path) -> Iterator[None]:
             jobs.cancel(job.id)
 
 
-def started(model: str, settings: dict[str, Any], dataset: str = "bundled:triage", **more: Any) -> Job:
+def started(model: str, settings: dict[str, Any], dataset: str = "bundled:triage") -> Job:
     """A calibration in a worker of its own."""
-    return jobs.start("calibrate", model=model, dataset=dataset, settings=settings, **more)
+    return jobs.start(asked(model, settings, dataset))
+
+
+def asked(model: str, settings: dict[str, Any], dataset: str = "bundled:triage") -> CalibrateRequest:
+    return CalibrateRequest.asked(model=model, dataset=dataset, **settings)
 
 
 def leftovers(workspace: Path) -> list[Path]:
@@ -96,7 +101,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     assert (Path(done.result) / "record.json").stat().st_mtime <= failed.started
 
     plan_file = save_plan(plan_by_threshold(calibration, 0.7), own_workspace / "plan.json")
-    pruned = wait_for(jobs.start("prune", plan=str(plan_file)), ended)
+    pruned = wait_for(jobs.start(PruneRequest.asked(plan=plan_file)), ended)
     assert pruned.state == "done", log_of(pruned.id)
     assert pruned.result is not None
     loaded = load_model(pruned.result, device="cpu")
@@ -113,7 +118,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
 
 def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its result is the calibration, which then holds what was measured; its progress is written."""
-    made = calibrate(model, "bundled:triage", settings=CalibrationSettings.model_validate(SMALL))
+    made = calibrate(asked(model, SMALL))
     steps: list[str] = []
     update = JobStore.update
 
@@ -122,16 +127,16 @@ def test_a_check_is_a_job(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return update(self, job_id, **changes)
 
     monkeypatch.setattr(worker.signal, "signal", lambda *arguments: None)
-    monkeypatch.setattr(reporter, "SAY_EVERY", 0)
-    arguments = {"calibration": str(made.path), "rows": 2, "heads": 5, "weights": {"variance": 1.0}}
+    monkeypatch.setattr(reporter, "WRITE_EVERY", 0)
+    request = CheckRequest.asked(calibration=made, samples=2, heads=5, weights={"variance": 1.0})
     with JobStore() as store:
-        store.put(Job(id="a", kind="check", arguments=arguments, created=time.time()))
+        store.put(Job(id="a", kind="check", arguments=request.arguments(), created=time.time()))
         monkeypatch.setattr(JobStore, "update", watch)
         assert worker.run("a") == 0
         job = store.get("a")
     assert job is not None
     assert (job.state, job.result) == ("done", str(made.path))
-    assert {"Leaving out single heads", "Following each criterion", "Done"} <= set(steps)
+    assert {"Ablating single heads", "Following each criterion", "Done"} <= set(steps)
     check = load_calibration(Path(job.result or "")).check
     assert check is not None
     assert (check.rows, len(check.heads), check.weights) == (2, 5, {"variance": 1.0})
@@ -159,7 +164,7 @@ def test_cancelling_ends_the_worker_and_leaves_nothing(model: str, own_workspace
 def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
     model: str, own_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason is told, nothing half is left, the device is free, and the same job goes on where it was killed.
+    """The reason is reported, nothing half is left, the device is free, and the same job goes on where it was killed.
 
     Its record is that of a run that was never interrupted, in a workspace of its own.
     """
@@ -180,7 +185,7 @@ def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
     assert 0.25 < resumed.facts.reused < 1
 
     monkeypatch.setenv("SLIM_HOME", str(tmp_path / "another"))
-    whole = calibrate(model, "bundled:triage", settings=CalibrationSettings.model_validate(settings))
+    whole = calibrate(asked(model, settings))
     assert whole.facts.reused == 0
     left, right = (c.facts.model_dump(exclude={"started", "seconds", "reused"}) for c in (resumed, whole))
     assert left == right
@@ -195,7 +200,7 @@ def test_a_killed_worker_is_a_failed_job_whose_work_is_not_lost(
 
 
 def test_a_job_whose_number_another_process_has_now_is_not_running(own_workspace: Path) -> None:
-    """The worker is told by its start too; and a job that never got a process fails in time."""
+    """The worker is identified by its start too; and a job that never got a process fails in time."""
     common = {"kind": "calibrate", "arguments": {}, "state": "running"}
     with JobStore() as store:
         store.put(Job(id="other", created=time.time(), pid=os.getpid(), pid_started=1.0, **common))

@@ -11,21 +11,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from slim import jobs
+from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.core.errors import Cancelled, InputError, SlimError
+from slim.core.reporter import SILENT, Reporter
+from slim.core.request import Request
+from slim.evaluation.request import EvaluateRequest
 from slim.jobs import Job
 from slim.jobs.devices import device_of, hold
 from slim.jobs.failures import DISK, GONE, MEMORY, NETWORK, death_reason, failure_reason
-from slim.jobs.foreground import foreground, placed
-from slim.jobs.job import SILENT
+from slim.jobs.foreground import foreground
+from slim.jobs.job import SILENT as SILENCE
+from slim.jobs.kinds import KINDS
 from slim.jobs.queue import queue_of
 from slim.jobs.store import BALLAST, JobStore, StoreFull
+from slim.judging.request import JudgeRequest
+from slim.planning.request import AfterRepairRequest
+from slim.recovery.request import PruneRequest
+from slim.serving.request import ExportRequest, PushRequest
 from tests.pico import make_pico, save_pico
+from tests.reporting import Heard
 from tests.waiting import ended, wait_for, wait_until
 
 ENDLESS = {"samples": 234, "draws": 2000, "batch_size": 1, "max_length": 320, "device": "cpu"}
@@ -73,8 +82,12 @@ def runners(workspace: Path) -> list[psutil.Process]:
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def queued(number: int = 1, **more: Any) -> list[Job]:
-    return [jobs.start("push", folder=f"there-{index}", repository="me/it", **more) for index in range(number)]
+def pushing(folder: str = "there") -> PushRequest:
+    return PushRequest.asked(folder=folder, repository="me/it")
+
+
+def queued(number: int = 1) -> list[Job]:
+    return [jobs.start(pushing(f"there-{index}")) for index in range(number)]
 
 
 def order() -> list[str]:
@@ -85,26 +98,28 @@ def test_workers_and_commands_take_turns_in_one_order_though_the_runner_is_kille
     model: str, own_workspace: Path
 ) -> None:
     """The worker of a killed runner goes on and holds the device; then the command that came first, then the last."""
-    first = jobs.start("calibrate", model=model, dataset="bundled:triage", settings=ENDLESS)
+    first = jobs.start(CalibrateRequest.asked(model=model, dataset="bundled:triage", **ENDLESS))
     running = wait_for(first, lambda job: job.state == "running" and job.done > 0)
     (runner,) = runners(own_workspace)
     assert not any("torch" in Path(mapped.path).name for mapped in runner.memory_maps())
     runner.send_signal(signal.SIGKILL)
     wait_until(lambda: not runners(own_workspace))
-    said: list[str] = []
+    heard = Heard()
     between: list[Job | None] = []
 
+    def stage(request: Request, reporter: Reporter) -> str:
+        between.append(jobs.state_of(last[0].id))
+        return "here"
+
     def command() -> None:
-        with foreground("check", {"calibration": model}, said.append) as progress:
-            between.append(jobs.state_of(last[0].id))
-            progress.made("here")
+        foreground(CheckRequest.asked(calibration=model), stage, heard)
 
     last: list[Job] = []
     thread = threading.Thread(target=command)
     thread.start()
-    wait_until(lambda: said)
-    assert said == [f"Waiting for calibrate {first.id} on cpu …"]
-    last.append(jobs.start("calibrate", model=model, dataset="bundled:nothing", settings=SMALL))
+    wait_until(lambda: heard.estimates)
+    assert heard.estimates == [f"Waiting for calibrate {first.id} on cpu …"]
+    last.append(jobs.start(CalibrateRequest.asked(model=model, dataset="bundled:nothing", **SMALL)))
     wait_until(lambda: len(runners(own_workspace)) == 1)
     time.sleep(1)
     states = {job.id: job.state for job in jobs.jobs()}
@@ -129,7 +144,7 @@ def test_workers_and_commands_take_turns_in_one_order_though_the_runner_is_kille
 
 
 def test_two_servers_start_one_runner(own_workspace: Path, idle: Path) -> None:
-    """Whoever looks starts one where there is none, and only there."""
+    """Whoever looks starts one where none runs, and only there."""
     queued(3)
     assert [job.state for job in jobs.jobs()] == ["queued"] * 3
     assert runners(own_workspace) == []
@@ -163,7 +178,7 @@ def test_a_queued_job_is_cancelled_at_once_and_done_again(idle: Path) -> None:
     again = jobs.again(one.id, origin="command line")
     assert (again.arguments, again.repeats, again.origin) == (one.arguments, one.id, "command line")
     assert order() == [two.id, again.id]
-    with pytest.raises(InputError, match="'none' is not in the workspace"):
+    with pytest.raises(InputError, match="job='none': it is not in the workspace"):
         jobs.again("none")
     jobs.forget(two.id)
     assert jobs.state_of(two.id) is not None
@@ -172,12 +187,12 @@ def test_a_queued_job_is_cancelled_at_once_and_done_again(idle: Path) -> None:
 
 
 def test_a_command_that_is_gone_or_halted_holds_up_nobody(idle: Path) -> None:
-    """One that died while it waited has failed; one that was halted is passed over until it is heard of again."""
+    """One that died while it waited has failed; one that was halted is passed over until it shows life again."""
     (waiting,) = queued()
     with JobStore() as store:
         common = {"kind": "push", "arguments": {}, "attached": True, "created": 1.0}
         store.put(Job(id="dead", pid=os.getpid(), pid_started=1.0, **common))
-        store.put(Job(id="halted", pid=1, beat=time.time() - SILENT - 1, **common))
+        store.put(Job(id="halted", pid=1, beat=time.time() - SILENCE - 1, **common))
         assert [job.id for job in queue_of(store, "cpu")] == [waiting.id]
         dead = store.get("dead")
         assert dead is not None
@@ -192,7 +207,7 @@ def test_a_process_that_is_not_heard_of_is_told_apart_and_left_alone(own_workspa
     common = {"kind": "push", "arguments": {}, "state": "running", "created": 1.0, "pid": os.getpid()}
     own = psutil.Process().create_time()
     with JobStore() as store:
-        store.put(Job(id="silent", pid_started=own, beat=time.time() - SILENT - 5, **common))
+        store.put(Job(id="silent", pid_started=own, beat=time.time() - SILENCE - 5, **common))
         store.put(Job(id="shifted", pid_started=own + 100, beat=time.time(), **common))
     found = {job.id: job for job in jobs.jobs()}
     assert (found["silent"].state, found["silent"].silent()) == ("running", True)
@@ -214,49 +229,58 @@ def test_how_a_command_ends_is_written(
 ) -> None:
     """Its error goes on to the person, with SIGTERM as it was and the device free."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(type(error)), foreground("push", {}, print):
+
+    def stage(request: Request, reporter: Reporter) -> str:
         raise error
+
+    with pytest.raises(type(error)):
+        foreground(pushing(), stage, SILENT)
     (job,) = jobs.jobs()
     assert (job.state, job.error) == (state, reason)
     assert ("Traceback" in jobs.log_of(job.id)) == (state == "failed")
     assert signal.getsignal(signal.SIGTERM) is before
-    with foreground("push", {}, pytest.fail):
-        pass
+    heard = Heard()
+    assert foreground(pushing(), lambda request, reporter: "made", heard) == "made"
+    assert heard.estimates == []
 
 
 def test_places_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is a file here, and what is written, whatever folder it is done again in; nothing else is touched."""
+    """Files that exist here, and outputs, whatever folder it is done again in; nothing else is touched."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chat").mkdir()
-    given = {"model": "chat", "dataset": "bundled:briefs", "template": "chat", "output": Path("new"), "split": None}
-    assert placed(given | {"checkpoints": ["chat", "me/it"]}) == {
-        "model": str(tmp_path / "chat"),
-        "dataset": "bundled:briefs",
-        "template": "chat",
-        "output": str(tmp_path / "new"),
-        "checkpoints": [str(tmp_path / "chat"), "me/it"],
-    }
+    given = {"dataset": "bundled:triage", "template": "chat", "output": Path("new"), "split": None}
+    placed = {"dataset": "bundled:triage", "template": "chat", "output": str(tmp_path / "new")}
+    assert CalibrateRequest.asked(model="chat", **given).arguments() == placed | {"model": str(tmp_path / "chat")}
+    both = EvaluateRequest.asked(checkpoints=["chat", "me/it"], **given)
+    assert both.arguments() == placed | {"checkpoints": [str(tmp_path / "chat"), "me/it"]}
+
+
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/model", "x" * 2**10, "a\0b"])
+def test_a_name_that_no_file_can_have_stays_as_it_is(name: str) -> None:
+    """Whoever opens it says what is wrong."""
+    assert CalibrateRequest.asked(model=name).arguments() == {"model": name}
 
 
 def test_a_job_stands_in_the_queue_of_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As asked for, that of its calibration, or the one that auto would be."""
     (tmp_path / "record.json").write_text('{"settings": {"device": "cuda:1"}}')
     monkeypatch.setattr("slim.jobs.devices.has_cuda", lambda: True)
-    for kind, arguments, device in (
-        ("calibrate", {"settings": {"device": "cpu"}}, "cpu"),
-        ("calibrate", {"settings": {}}, "cuda:0"),
-        ("judge", {"device": "cuda"}, "cuda:0"),
-        ("judge", {}, "cuda:0"),
-        ("check", {"calibration": str(tmp_path)}, "cuda:1"),
-        ("absorb", {"calibration": str(tmp_path / "gone")}, "cuda:0"),
-        ("prune", {"repaired": False}, "cpu"),
-        ("prune", {"settings": {"device": "cuda:2"}}, "cuda:2"),
-        ("export", {}, "cpu"),
-        ("push", {}, "cpu"),
-    ):
-        assert device_of(kind, arguments) == device
+    requests: tuple[tuple[Request, str], ...] = (
+        (CalibrateRequest(device="cpu"), "cpu"),
+        (CalibrateRequest(), "cuda:0"),
+        (JudgeRequest(pruned="x", device="cuda"), "cuda:0"),
+        (JudgeRequest(pruned="x"), "cuda:0"),
+        (CheckRequest(calibration=str(tmp_path)), "cuda:1"),
+        (AfterRepairRequest(calibration=str(tmp_path / "gone")), "cuda:0"),
+        (PruneRequest(plan="x", repair=False, device="cuda"), "cpu"),
+        (PruneRequest(plan="x", device="cuda:2"), "cuda:2"),
+        (ExportRequest(folder="x", output=Path("x.gguf")), "cpu"),
+        (pushing(), "cpu"),
+    )
+    for request, device in requests:
+        assert device_of(KINDS[request.verb].device(request)) == device
     monkeypatch.setattr("slim.jobs.devices.has_cuda", lambda: False)
-    assert device_of("calibrate", {}) == "cpu"
+    assert device_of("auto") == "cpu"
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -296,12 +320,12 @@ def test_a_reason_is_one_sentence(error: Exception, reason: str | None) -> None:
         (
             -6,
             "out of memory at 8 rows: 4 from now on\n" + "Sketching\n" * 4,
-            "its process ended by SIGABRT: see its log, and start it again.",
+            "its process ended by SIGABRT; see its log, and start it again.",
         ),
-        (-11, "", "its process ended by SIGSEGV: see its log, and start it again."),
+        (-11, "", "its process ended by SIGSEGV; see its log, and start it again."),
         (1, "Loading\nslim: no space left: free some.\n", "no space left: free some."),
         (1, "MemoryError\n", MEMORY),
-        (3, "", "its process ended with code 3 before it could say why: see its log, and start it again."),
+        (3, "", "its process ended with code 3 without a reason; see its log, and start it again."),
     ],
 )
 def test_a_death_is_told_by_its_code_and_last_words(code: int, log: str, reason: str) -> None:
@@ -335,7 +359,7 @@ def test_on_a_full_disk_ends_are_written_and_the_rest_is_refused_in_a_sentence(
             monkeypatch.setattr(JobStore, "_open", refused)
         assert {job.id: job.state for job in jobs.jobs()} == {"one": "done", "two": "failed"}
         with pytest.raises(SlimError, match="free some space"):
-            jobs.start("push", folder="x" * 2**20)
+            jobs.start(pushing("x" * 2**20))
         if real:
             (room / "filler").unlink()
             jobs.forget("one")
@@ -344,7 +368,7 @@ def test_on_a_full_disk_ends_are_written_and_the_rest_is_refused_in_a_sentence(
 
 
 def refused(self: JobStore) -> None:
-    """What SQLite says on a full disk."""
+    """Fail as SQLite does on a full disk."""
     raise sqlite3.OperationalError("database or disk is full")
 
 
@@ -361,7 +385,7 @@ def fill(path: Path) -> None:
 
 def test_a_command_is_cancelled_from_elsewhere(model: str, own_workspace: Path) -> None:
     """It ends as with Ctrl-C, and leaves a record that can be gone on with."""
-    command = ["slim.cli", "calibrate", "--model", model, "--dataset", "bundled:triage", "--samples", "234"]
+    command = ["slim", "calibrate", "--model", model, "--dataset", "bundled:triage", "--samples", "234"]
     command += ["--draws", "2000", "--batch-size", "1", "--device", "cpu", "--output", str(own_workspace / "made")]
     with subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: any(job.done > 0 for job in jobs.jobs()) or process.poll() is not None)

@@ -1,4 +1,4 @@
-"""Asking a judge: real HTTP to a server that answers, refuses, breaks off, waits or fails as it is told."""
+"""Asking a judge: real HTTP to a server that answers, refuses, breaks off, waits or fails as a script says."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ def test_where_an_event_loop_runs_already() -> None:
     with serving(always(verdict("A"))) as server:
         names, replies = asyncio.run(cell(server))
         assert (names, failures(replies)) == (["pico-judge"], {None})
-    with pytest.raises(SlimError, match="is it running"):
+    with pytest.raises(SlimError, match="does not answer"):
         asyncio.run(cell(server))
 
 
@@ -259,14 +259,14 @@ def test_an_unknown_model_ends_the_asking() -> None:
         (always(Scripted("A", finish="content_filter")), Reply(text="A", failure="refusal")),
         (always(Scripted(None)), Reply()),
         (always(Scripted("so far", finish="length")), Reply(text="so far", cut=True)),
-        (always(Scripted(body=b"<html>hello</html>")), Reply(failure="an answer that is not of the OpenAI API")),
-        (always(Scripted(body=b'{"choices": []}')), Reply(failure="an answer that is not of the OpenAI API")),
-        (always(Scripted(body=b'{"choices": [{}]}')), Reply(failure="an answer that is not of the OpenAI API")),
-        (always(Scripted(body=b'{"choices": 3}')), Reply(failure="an answer that is not of the OpenAI API")),
+        (always(Scripted(body=b"<html>hello</html>")), Reply(failure="an answer that does not follow the OpenAI API")),
+        (always(Scripted(body=b'{"choices": []}')), Reply(failure="an answer that does not follow the OpenAI API")),
+        (always(Scripted(body=b'{"choices": [{}]}')), Reply(failure="an answer that does not follow the OpenAI API")),
+        (always(Scripted(body=b'{"choices": 3}')), Reply(failure="an answer that does not follow the OpenAI API")),
     ],
 )
 def test_odd_answers(script: Script, reply: Reply) -> None:
-    """Refusals, nothing, an answer that was cut, and what is no answer at all."""
+    """Refusals, nothing, an answer that was cut, and one that cannot be read at all."""
     with serving(script) as server:
         (found,) = ask(server, 1)
         assert (found.text, found.failure, found.cut) == (reply.text, reply.failure, reply.cut)
@@ -343,7 +343,7 @@ def test_what_is_wrong_with_an_endpoint_is_known_before_it_is_needed() -> None:
     """A wrong key and an endpoint that is not there; with a model named, earlier answers may still do."""
     with serving(always(verdict("A")), key=KEY) as server, pytest.raises(InputError, match="refuses the key"):
         models_of(server.url, 5)
-    with pytest.raises(SlimError, match="does not answer: is it running"):
+    with pytest.raises(SlimError, match="does not answer"):
         models_of(server.url, 5)
     asked, trouble = prepare(server.url, "named", {})
     assert asked.model == "named"

@@ -63,7 +63,7 @@ def test_figures_by_hand() -> None:
     )
     assert overall(found, 0.8) == "pruned_model"
     assert overall(found, 0.9) is None
-    assert remarks(found) == ["the interval of the win rate includes 50%: the difference may be chance"]
+    assert remarks(found) == ["the interval of the win rate includes 50%: the difference may be due to chance"]
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
@@ -95,13 +95,13 @@ def test_nobody_wins_where_nothing_was_judged_or_all_flipped() -> None:
     assert (nothing.coverage, overall(nothing, 0.0)) == (0, None)
     flipped = figures(compared(["tie", "tie"], [0, 1]), True)
     assert overall(flipped, 0.8) is None
-    assert remarks(flipped) == ["every verdict changed with the order: this judge prefers a place, not an answer"]
+    assert remarks(flipped) == ["every verdict changed with the order: this judge prefers a position, not an answer"]
     assert overall(figures(compared(["tie", "tie"], [0]), True), 0.8) == "tie"
     assert overall(figures(compared(["pruned_model", "original_model"]), True), 0.8) == "tie"
 
 
 def test_one_pair_has_no_interval() -> None:
-    """Its rate is told without one."""
+    """Its rate is reported without one."""
     rate = figures(compared(["pruned_model"]), True).win_rate
     assert rate is not None
     assert (rate.value, rate.low, rate.high) == (1, None, None)
@@ -157,7 +157,7 @@ def test_what_length_cannot_tell() -> None:
 
 def test_records_refuse_what_contradicts_itself() -> None:
     """A verdict and a failure at once, an error without a reason."""
-    with pytest.raises(ValidationError, match="an opinion has one of them"):
+    with pytest.raises(ValidationError, match="an opinion has exactly one of them"):
         Opinion(order="original_first", verdict="tie", failure="HTTP 500")
     with pytest.raises(ValidationError, match="an error has a reason"):
         Comparison(sample_id=0, question="", response1="", response2="", judgment="error")

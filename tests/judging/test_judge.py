@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import pytest
 import torch
 
 from slim.core.errors import InputError
-from slim.judge import translated
 from slim.judging.judge import load_judgment
 from slim.judging.record import Judgment
 from tests.commands import Result, Run
@@ -120,7 +120,7 @@ def test_a_judge_that_always_says_a_names_no_winner(judge: Judge) -> None:
     assert told["summary"]["tie_pct"] == 100
     assert (told["figures"]["flip_rate"], told["figures"]["flips"]) == (1, ROWS)
     assert told["figures"]["win_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert "every verdict changed with the order: this judge prefers a place, not an answer" in told["notes"]
+    assert "every verdict changed with the order: this judge prefers a position, not an answer" in told["notes"]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_a_judge_that_always_says_a_names_no_winner(judge: Judge) -> None:
         (Scripted(""), "empty answer"),
         (Scripted("I'm sorry, I cannot help with that."), "refusal"),
         (Scripted("", refusal="No."), "refusal"),
-        (Scripted('{"reason": "it is so very', finish="length"), "the judge's answer was cut at its most tokens"),
+        (Scripted('{"reason": "it is so very', finish="length"), "the judge's answer was cut at max_tokens"),
         (Scripted(status=500, body=b""), "HTTP 500 from the endpoint"),
         (Scripted(status=429, body=b""), "HTTP 429 from the endpoint"),
-        (Scripted(body=b"{}"), "an answer that is not of the OpenAI API"),
+        (Scripted(body=b"{}"), "an answer that does not follow the OpenAI API"),
     ],
 )
 def test_no_verdict_is_never_a_tie(said: Scripted, reason: str, judge: Judge, tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_an_outage_in_the_middle_is_made_good_by_another_run(judge: Judge, tmp_p
 
 
 def test_an_endpoint_that_is_not_there(judge: Judge, tmp_path: Path) -> None:
-    """It is told in one line, before any answer is generated, and nothing is written."""
+    """The error is one line, before any answer is generated, and nothing is written."""
     with serving(by_length) as server:
         pass
     for name in ({}, {"judge_model": "pico-judge"}):
         done = judge(endpoint=server.url, **name)
         assert done.code == 1
-        assert f"slim: endpoint {server.url}: the endpoint does not answer: is it running" in done.err
+        assert f"slim: endpoint='{server.url}': the endpoint does not answer" in done.err
         assert "Traceback" not in done.err
     assert not (tmp_path / "out.json").exists()
     assert not list(tmp_path.rglob("results/*/*/*.val"))
@@ -284,7 +284,8 @@ def test_both_spellings_say_the_same() -> None:
     """With a space or an equals sign; new names pass as they are."""
     given = ["--original_model", "a", "--pruned_model=b=c", "--dataset_split", "test", "--seed", "3", "--num_samples=5"]
     expected = ["judge", "--original", "a", "--pruned=b=c", "--split", "test", "--seed", "3", "--samples=5"]
-    assert translated(given) == expected
+    earlier = runpy.run_module("slim.judge")  # not imported: the name slim.judge stands for the function
+    assert earlier["translated"](given) == expected
 
 
 def test_the_reference_judge_needs_no_endpoint(judge: Judge, place: Place, tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def test_the_reference_judge_needs_no_endpoint(judge: Judge, place: Place, tmp_p
     done = judge()
     found = load_judgment(tmp_path / "out.json")
     assert done.code == 0
-    assert "no calls: the reference judge compares with the dataset's own answers" in done.err
+    assert "no calls: compared with the dataset's own answers" in done.err
     assert "Judge: ROUGE-L F1 against the reference" in done.out
     assert (found.judge.kind, found.judge.calls, found.figures.flip_rate) == ("reference", 0, None)
     assert "Verdicts that changed" not in done.out
@@ -390,12 +391,12 @@ def test_the_rubric_is_the_persons_own(judge: Judge, tmp_path: Path) -> None:
     [
         ({"endpoint": "nowhere"}, "endpoint: the URL must be http(s)://host/path"),
         ({"endpoint": "http://127.0.0.1:9/v1", "concurrency": 0}, "concurrency=0: "),
-        ({"min_coverage": 1.5}, "min_coverage=1.5: it is a share of the pairs: choose 0 to 1."),
+        ({"min_coverage": 1.5}, "min_coverage=1.5: "),
         ({"max_new_tokens": 0}, "max_new_tokens=0: "),
         ({"temperature": -1}, "temperature=-1.0: "),
-        ({"samples": 0}, "samples=0: at least 1 row is needed."),
-        ({"price_in": -1}, "price_in, price_out: a price below 0"),
-        ({"rubric": "/nowhere/rubric.txt"}, "rubric '/nowhere/rubric.txt' cannot be read"),
+        ({"samples": 0}, "samples=0: "),
+        ({"price_in": -1}, "price_in=-1.0: "),
+        ({"rubric": "/nowhere/rubric.txt"}, "rubric='/nowhere/rubric.txt': it cannot be read"),
         ({"rubric": os.devnull}, "rubric: it is empty"),
         ({"pruned": "/nowhere/model"}, "'/nowhere/model' was not found"),
     ],
@@ -424,7 +425,7 @@ def test_only_a_judgement_is_replaced(judge: Judge, tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("Nothing is asked here.\n\nNor here.\n")
     done = judge(dataset=tmp_path / "plain.txt")
     assert done.code == 2
-    assert "rows of plain text ask nothing" in done.err
+    assert "rows of plain text hold no question" in done.err
 
 
 def test_a_judgement_survives_its_file(judge: Judge, tmp_path: Path) -> None:

@@ -15,17 +15,18 @@ import psutil
 import pytest
 
 from slim.core.errors import InputError, SlimError
-from slim.core.records import Keep
-from slim.evaluation.answers import AnswerSettings
 from slim.judging import client, judge
 from slim.judging.local_server import find_local_judge
 from slim.judging.prompt import RUBRIC, messages
+from slim.judging.request import JudgeRequest
 from slim.models import bundled
-from slim.pruning.surgery import prune
+from slim.models.load import locate
+from slim.pruning.checkpoint import prune
 from tests.judging.test_judge import OLD_COMPARISON, OLD_KEYS, OLD_SUMMARY
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
+from tests.reporting import Heard
 
-KEEP: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+KEEP = keeping((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
 KEY = "sk-very-secret-0123456789"
 TEMPLATE = "{% for m in messages %}<bos> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w1{% endif %}"
 REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -80,13 +81,13 @@ def wait_for(true: Callable[[], object]) -> None:
     [
         ("stock", "transformers.cli.transformers", True),
         ("strict", "transformers.cli.transformers", False),
-        ("pruned", "slim.cli", False),
+        ("pruned", "slim", False),
     ],
 )
 def test_each_kind_of_model_has_its_server(
     name: str, server: str, system: bool, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers on this machine alone, is told no key, and whether the model takes a system turn is found out."""
+    """It answers on this machine alone, receives no key, and whether the model takes a system turn is found out."""
     monkeypatch.setenv("SLIM_JUDGE_KEY", KEY)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     found = find_local_judge(str(models / name))
@@ -94,7 +95,7 @@ def test_each_kind_of_model_has_its_server(
     assert (endpoint.concurrency, endpoint.timeout) == (1, 600)
     with found.started(endpoint, "cpu") as there, client.open_reply_cache() as cache:
         (process,) = children()
-        assert process.cmdline()[3:5] == [server, "serve"]
+        assert process.cmdline()[4:6] == [server, "serve"]
         assert {one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
         surroundings = process.environ()
         assert KEY not in surroundings.values()
@@ -137,10 +138,12 @@ def test_a_server_goes_with_a_parent_that_is_killed(models: Path) -> None:
     """By signals that leave it no word, and by one that ends it before the server answers."""
     script = (
         "import sys, time, psutil\n"
-        "from slim.judge import local\n"
-        "found = local.find(sys.argv[1])\n"
-        "def told(done, total, message): print('starting', flush=True)\n"
-        "with found.started(found.endpoint({}), 'cpu', told):\n"
+        "from slim.core.reporter import Reporter\n"
+        "from slim.judging.local_server import find_local_judge\n"
+        "class Printing(Reporter):\n"
+        "    def progress(self, done, total, message): print('starting', flush=True)\n"
+        "found = find_local_judge(sys.argv[1])\n"
+        "with found.started(found.endpoint({}), 'cpu', Printing()):\n"
         "    print('answers', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -164,13 +167,13 @@ def test_a_server_goes_with_a_parent_that_is_killed(models: Path) -> None:
 
 
 def test_a_server_that_fails_says_why(models: Path, tmp_path: Path) -> None:
-    """Weights that are none, a model without a chat template, and one that takes too long; none is left running."""
+    """Weights that cannot be read, a model without a chat template, and one that takes too long; nothing runs on."""
     shutil.copytree(models / "stock", tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
     for place, patience, reason in (
         (tmp_path / "broken", PATIENCE, r"broken': its server ended \(.*[Ss]afetensor"),
-        (models / "mute", PATIENCE, r"mute' does not chat: HTTP 500 \(.*chat_template"),
-        (models / "stock", 0.01, r"stock': its server did not answer within 0\.01 s \(it said nothing\)"),
+        (models / "mute", PATIENCE, r"mute': no chat, HTTP 500 \(.*chat_template"),
+        (models / "stock", 0.01, r"stock': its server did not answer within 0\.01 s \(its log is empty\)"),
     ):
         found = find_local_judge(str(place))
         with pytest.raises(SlimError, match=reason), found.started(found.endpoint({}), "cpu", patience=patience):
@@ -184,16 +187,16 @@ def test_what_is_no_judge_is_refused(models: Path, tmp_path: Path) -> None:
         find_local_judge("/nowhere")
     shutil.copytree(models / "stock", tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").rename(tmp_path / "bare" / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"local_judge '.*bare' has no safetensors weights"):
+    with pytest.raises(InputError, match=r"local_judge='.*bare': it has no safetensors weights"):
         find_local_judge(str(tmp_path / "bare"))
     shutil.copytree(models / "stock", tmp_path / "odd")
     (tmp_path / "odd" / "config.json").write_text("[")
-    with pytest.raises(InputError, match=r"odd' has no config.json that can be read"):
+    with pytest.raises(InputError, match=r"odd': its config.json cannot be read"):
         find_local_judge(str(tmp_path / "odd")).endpoint({})
     for name in ("endpoint", "judge_model"):
-        given = {"endpoint": None, "judge_model": None, name: f"http://me:{KEY}@host/v1"}
+        given = {"endpoint": None, "judge_model": None, name: f"http://host/{KEY}/v1"}
         with pytest.raises(InputError, match=f"{name}, local_judge='mine': one run has one judge") as refused:
-            judge.judge("x", "y", local_judge="mine", **given)
+            JudgeRequest.asked(original="x", pruned="y", local_judge="mine", **given)
         assert KEY not in str(refused.value)
 
 
@@ -219,37 +222,28 @@ def test_the_real_server_judges_with_the_bundled_model(
     Once more, from the command line, everything is known, so that no server is started.
     """
     home = tmp_path / "workspace"
+    locate(bundled.NAME)  # which unpacks it there, where no test has yet
     shutil.copytree(shared_workspace / "models", home / "models", copy_function=os.link)
     monkeypatch.setenv("SLIM_HOME", str(home))
     rows = [{"question": f"What is {row} + 1?", "answer": str(row + 1)} for row in range(ROWS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen: dict[int, list[str]] = {}
-    stages: list[str] = []
 
-    def progress(done: float, total: float, message: str) -> None:
-        stages.append(message)
-        seen.update({one.pid: one.cmdline() for one in children()} if message == "Judging" else {})
+    class Watching(Heard):
+        def progress(self, done: float, total: float, message: str) -> None:
+            super().progress(done, total, message)
+            seen.update({one.pid: one.cmdline() for one in children()} if message == "Judging" else {})
 
-    output, told = tmp_path / "out.json", list[str]()
-    settings = AnswerSettings(max_new_tokens=4)
-    found, _ = judge.judge(
-        str(models / "stock"),
-        str(models / "pruned"),
-        str(tmp_path / "rows.jsonl"),
-        samples=ROWS,
-        settings=settings,
-        local_judge=bundled.NAME,
-        asking={"max_tokens": 24},
-        device="cpu",
-        output=output,
-        progress=progress,
-        tell=told.append,
-    )
+    output, heard = tmp_path / "out.json", Watching()
+    both = {"original": models / "stock", "pruned": models / "pruned", "dataset": tmp_path / "rows.jsonl"}
+    short = {"samples": ROWS, "max_new_tokens": 4, "max_tokens": 24, "device": "cpu", "output": output}
+    found = judge.judge(JudgeRequest.asked(local_judge=bundled.NAME, **both, **short), heard).record
     ((pid, command),) = seen.items()
-    assert command[3:6] == ["transformers.cli.transformers", "serve", str(home / "models" / "smollm2-135m")]
+    assert command[4:7] == ["transformers.cli.transformers", "serve", str(home / "models" / "smollm2-135m")]
     assert gone(pid)
+    stages = [message for *_, message in heard.steps]
     assert stages.index("Starting the judge") > stages.index("Answering")
-    assert told[0].startswith(f"{ROWS} pairs, {2 * ROWS} calls, at most")
+    assert heard.estimates[0].startswith(f"{ROWS} pairs, {2 * ROWS} calls, at most")
     facts = found.judge
     assert (facts.kind, facts.name, facts.endpoint, facts.rubric) == ("local", bundled.NAME, None, RUBRIC)
     assert facts.fingerprint == find_local_judge(bundled.NAME).fingerprint
@@ -266,13 +260,12 @@ def test_the_real_server_judges_with_the_bundled_model(
         assert (one["judgment"] == "error") == bool(one["failure"])
     assert "127.0.0.1" not in output.read_text()
 
-    options = {"original": models / "stock", "pruned": models / "pruned", "dataset": tmp_path / "rows.jsonl"}
-    options |= {"samples": ROWS, "max-new-tokens": 4, "max-tokens": 24, "device": "cpu", "min-coverage": 0}
+    options = both | {"samples": ROWS, "max-new-tokens": 4, "max-tokens": 24, "device": "cpu", "min-coverage": 0}
     options |= {"local-judge": bundled.NAME, "output": output}
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "COLUMNS": "200"}
     again = subprocess.run(
-        [sys.executable, "-m", "slim.cli", "judge", *given],
+        [sys.executable, "-m", "slim", "judge", *given],
         env=environment,
         check=False,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What a judge is asked cannot be changed by what it judges, and what it answers is read as a person would."""
+"""The prompt of a judge cannot be changed by what it judges, and its answer is read as a reader would."""
 
 import json
 

@@ -121,7 +121,7 @@ def test_the_table_has_all_of_it() -> None:
 
 
 class Elements(HTMLParser):
-    """What a browser would make of HTML: its elements, and its text."""
+    """Elements and text of HTML as a browser reads it."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

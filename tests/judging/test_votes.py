@@ -1,4 +1,4 @@
-"""A person's votes: kept beside the judgement, blind, and compared with the judge by figures worked out by hand."""
+"""Votes of people: kept beside the judgement, blind, and compared with the judge by figures worked out by hand."""
 
 import json
 from pathlib import Path
@@ -120,7 +120,8 @@ def test_kappa_of_tables() -> None:
     """Cohen's own bounds, and the textbook table 20, 5, 10, 15: (0.7 − 0.5) / 0.5."""
     tables = np.array([[[20, 5], [10, 15]], [[5, 0], [0, 5]], [[0, 5], [5, 0]], [[5, 5], [5, 5]]])
     assert votes.kappa(tables) == pytest.approx([0.4, 1, -1, 0])
-    assert np.isnan(votes.kappa(np.array([[7, 0], [0, 0]])))
+    assert votes.kappa(np.array([[0, 7], [0, 0]])) == 0
+    assert np.isnan(votes.kappa(np.array([[[7, 0], [0, 0]], [[0, 0], [0, 7]], [[0, 0], [0, 0]]]))).all()
 
 
 def test_what_few_votes_cannot_say(tmp_path: Path) -> None:

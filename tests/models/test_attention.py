@@ -193,7 +193,7 @@ def test_keys_that_nobody_sees_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_call_of_the_gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel demands and gives, played by a stand-in that also runs where there is no GPU."""
+    """The arguments and result of the kernel, played by a stand-in that also runs where there is no GPU."""
     calls = []
 
     def kernel(

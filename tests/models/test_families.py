@@ -1,4 +1,4 @@
-"""What the probe does to a model of every family, against hooks of the tests' own on transformers' eager attention."""
+"""Effects of the probe on a model of every family, against hooks of the tests' own on transformers' eager attention."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,8 +31,11 @@ def loaded(request: pytest.FixtureRequest, pico: Callable[..., Loaded]) -> Loade
     return pico(request.param)
 
 
-def by_hand(loaded: Loaded, ids: Tensor, gates: Tensor, deltas: Tensor) -> Tensor:
-    """Logits of one row with `gates` (L, [T,] H) and `deltas` (L, 2[, T, 1]) applied by hooks.  # (T, V)"""
+def by_hand(loaded: Loaded, ids: Tensor, factors: Tensor) -> Tensor:
+    """Logits of one row with `factors` ([T,] L, H+2) applied by hooks.  # (T, V)"""
+    gates, deltas = factors[..., :-2], factors[..., -2:]
+    if factors.dim() == 3:
+        gates, deltas = gates.transpose(0, 1), deltas.permute(1, 2, 0)[..., None]  # (L, T, H), (L, 2, T, 1)
     with ExitStack() as stack:
         stack.enter_context(reference.eager(loaded.model))
         stack.enter_context(reference.gated(loaded.model, gates, loaded.facts.head_dim))
@@ -40,11 +43,10 @@ def by_hand(loaded: Loaded, ids: Tensor, gates: Tensor, deltas: Tensor) -> Tenso
         return loaded.model(ids[None], use_cache=False).logits[0]
 
 
-def factors(loaded: Loaded, *shape: int) -> tuple[Tensor, Tensor]:
-    """Random gates (…, L, H) and deltas (…, L, 2)."""
+def factors(loaded: Loaded, *shape: int) -> Tensor:
+    """Random gates (…, L, H+2): of the heads, of the attention block, of the MLP."""
     generator, facts = torch.Generator().manual_seed(1), loaded.facts
-    both = 2 * torch.rand(*shape, facts.layers, facts.heads + 2, generator=generator, dtype=torch.float64)
-    return both[..., :-2], both[..., -2:]
+    return 2 * torch.rand(*shape, facts.layers, facts.heads + 2, generator=generator, dtype=torch.float64)
 
 
 def test_the_facts_are_those_of_the_tensors(loaded: Loaded) -> None:
@@ -62,31 +64,32 @@ def test_the_facts_are_those_of_the_tensors(loaded: Loaded) -> None:
     assert [layer.keys.shape[1] for layer in cache.layers] == [facts.kv_heads] * facts.layers  # type: ignore[union-attr]
 
 
-def test_gates_and_deltas_scale_what_is_added(loaded: Loaded) -> None:
-    """Row by row of a batch; both matter."""
-    gates, deltas = factors(loaded, 2)
+def test_gates_scale_what_is_added(loaded: Loaded) -> None:
+    """Row by row of a batch; those of the heads matter, and those of the blocks and MLPs beside them."""
+    gates = factors(loaded, 2)
+    of_heads = torch.cat((gates[..., :-2], torch.ones_like(gates[..., -2:])), -1)
     with torch.no_grad(), Probe(loaded.model, loaded.architecture) as probe:
         plain = loaded.model(IDS, use_cache=False).logits
-        probe.gates = gates
+        probe.gates = of_heads
         gated = loaded.model(IDS, use_cache=False).logits
-        probe.deltas = deltas
+        probe.gates = gates
         found = loaded.model(IDS, use_cache=False).logits
     assert (gated - plain).abs().max() > 0.1
     assert (found - gated).abs().max() > 0.1
     for row in range(2):
         with torch.no_grad():
-            expected = by_hand(loaded, IDS[row], gates[row], deltas[row])
+            expected = by_hand(loaded, IDS[row], gates[row])
         torch.testing.assert_close(found[row], expected, rtol=0, atol=LOOSE)
 
 
-def test_gates_and_deltas_can_differ_from_token_to_token(loaded: Loaded) -> None:
+def test_gates_can_differ_from_token_to_token(loaded: Loaded) -> None:
     """Every token of a row scaled by factors of its own."""
-    gates, deltas = factors(loaded, 2, 9)  # (B, T, L, ·)
+    gates = factors(loaded, 2, 9)  # (B, T, L, H+2)
     with torch.no_grad(), Probe(loaded.model, loaded.architecture) as probe:
-        probe.gates, probe.deltas = gates, deltas
+        probe.gates = gates
         found = loaded.model(IDS, use_cache=False).logits
     with torch.no_grad():
-        expected = by_hand(loaded, IDS[1], gates[1].transpose(0, 1), deltas[1].permute(1, 2, 0)[..., None])
+        expected = by_hand(loaded, IDS[1], gates[1])
     torch.testing.assert_close(found[1], expected, rtol=0, atol=LOOSE)
 
 
@@ -96,7 +99,8 @@ def test_nothing_is_added_at_zero(loaded: Loaded) -> None:
     layers = reference.layers_of(loaded.model)
     handles = [layer.register_forward_hook(lambda _, args, output: reached.append(output)) for layer in layers]
     with torch.no_grad(), Probe(loaded.model, loaded.architecture) as probe:
-        probe.deltas = torch.zeros(1, loaded.facts.layers, 2)
+        probe.gates = torch.ones(1, loaded.facts.layers, loaded.facts.heads + 2)
+        probe.gates[..., -2:] = 0
         loaded.model(IDS, use_cache=False)
     for handle in handles:
         handle.remove()
@@ -104,17 +108,17 @@ def test_nothing_is_added_at_zero(loaded: Loaded) -> None:
     assert all(torch.equal(hidden, reached[0]) for hidden in reached)
 
 
-def test_gates_and_deltas_have_the_right_gradient(loaded: Loaded) -> None:
+def test_gates_have_the_right_gradient(loaded: Loaded) -> None:
     """Of a random sum of the logits, against the gradient through the hooks."""
     pull = torch.randn(9, loaded.model.config.vocab_size, generator=torch.Generator().manual_seed(2)).double()
-    gates, deltas = (tensor.requires_grad_() for tensor in factors(loaded, 1))
+    gates, sizes = factors(loaded, 1).requires_grad_(), (loaded.facts.heads, 2)
     with torch.enable_grad(), Probe(loaded.model, loaded.architecture) as probe:
-        probe.gates, probe.deltas = gates, deltas
-        found = torch.autograd.grad((loaded.model(IDS[:1], use_cache=False).logits[0] * pull).sum(), (gates, deltas))
+        probe.gates = gates
+        (found,) = torch.autograd.grad((loaded.model(IDS[:1], use_cache=False).logits[0] * pull).sum(), gates)
     with torch.enable_grad():
-        logits = by_hand(loaded, IDS[0], gates[0], deltas[0])
-        expected = torch.autograd.grad((logits * pull).sum(), (gates, deltas))
-    for one, other in zip(found, expected, strict=True):
+        logits = by_hand(loaded, IDS[0], gates[0])
+        (expected,) = torch.autograd.grad((logits * pull).sum(), gates)
+    for one, other in zip(found.split(sizes, -1), expected.split(sizes, -1), strict=True):
         torch.testing.assert_close(one, other, rtol=LOOSE, atol=LOOSE * float(other.abs().max()))
         assert (other != 0).all()
 

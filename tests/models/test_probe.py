@@ -53,5 +53,5 @@ def test_a_probe_looks_at_its_own_model_alone(pico: Pico) -> None:
     with torch.no_grad():
         expected = other.model(ids, use_cache=False).logits
         with Probe(one.model, one.architecture) as opened:
-            opened.gates, opened.deltas = torch.zeros(1, 4, 6), torch.zeros(1, 4, 2)
+            opened.gates = torch.zeros(1, 4, 6 + 2)
             assert torch.equal(other.model(ids, use_cache=False).logits, expected)

@@ -15,7 +15,7 @@ from tests.pico import make_pico, pico_tokenizer, save_pico
 
 
 def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
-    """What the model would read with."""
+    """The tokenizer is read without the model."""
     pico_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert load_tokenizer(str(tmp_path))("Why?")["input_ids"] == pico_tokenizer()("Why?")["input_ids"]

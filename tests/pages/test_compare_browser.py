@@ -13,16 +13,16 @@ from playwright.sync_api import Locator, Page, expect
 from slim.judging import votes
 from slim.judging.record import Judgment
 from slim.judging.votes import key_of, pruned_is_a
-from slim.pruning import surgery
+from slim.pruning import checkpoint
 from tests.judge_server import JudgeServer, Scripted, serving, shown, verdict
 from tests.judging.test_judge import OLD_COMPARISON, OLD_KEYS, OLD_SUMMARY
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 from tests.visitor import Visitor, fill
 
 pytestmark = pytest.mark.browser
 ROWS = 24
 EVIL = "<script>window.hit=1</script> <img src=x onerror='window.hit=1'> **bold** [link](http://evil.example)"
-"""What a judge might say to a page."""
+"""Text that a judge might send to a page."""
 
 
 def strict(asked: dict[str, Any], count: int) -> Scripted:
@@ -48,7 +48,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         facts = save_pico(make_pico("llama"), folder / "model").facts
         whole = tuple(range(6))
-        surgery.prune(plan_of(facts, ((0, 1, 2), (), whole, whole)), folder / "workspace" / "checkpoints" / "small")
+        checkpoint.prune(
+            plan_of(facts, keeping((0, 1, 2), (), whole, whole)), folder / "workspace" / "checkpoints" / "small"
+        )
         rows = [{"question": f"What is {row} + 1?", "answer": str(row + 1)} for row in range(ROWS)]
         uploads = folder / "workspace" / "uploads"
         uploads.mkdir(parents=True)
@@ -159,7 +161,7 @@ def test_filter_search_and_pages(visitor: Visitor, workspace: Path) -> None:
     choose(visitor, "Any")
     page.get_by_role("button", name="No verdict", exact=True).click()
     expect(page.get_by_text(f"{found.summary.error} of {ROWS} pairs.")).to_be_visible()
-    expect(page.get_by_text("It said: I am sorry").first).to_be_visible()
+    expect(page.get_by_text("Its answer: I am sorry").first).to_be_visible()
     page.get_by_role("button", name="No verdict", exact=True).click()
     write(visitor, "Search", "what is 17 + 1?")
     expect(pairs(page)).to_have_count(1)
@@ -198,8 +200,8 @@ def test_a_blind_vote_and_the_agreement(visitor: Visitor, workspace: Path) -> No
     page.reload()
     open_again = page.get_by_role("radio", name="Agreement", exact=True)
     open_again.click(timeout=30_000)
-    expect(page.get_by_text("You and the judge say the same")).to_be_visible()
-    expect(page.get_by_text("Too few votes to say much")).to_be_visible()
+    expect(page.get_by_text("You and the judge agree")).to_be_visible()
+    expect(page.get_by_text("Too few votes for a conclusion")).to_be_visible()
     assert path.read_bytes() == before
 
 

@@ -16,16 +16,17 @@ from slim import jobs
 from slim.core import workspace
 from slim.core.run_index import remember, runs
 from slim.data.tasks import choose, load_task
-from slim.evaluation.answers import AnswerSettings
+from slim.evaluation.settings import AnswerSettings
 from slim.judging import votes
 from slim.judging.cost import estimate
 from slim.judging.endpoint import Endpoint
 from slim.judging.judge import load_judgment
 from slim.judging.record import Comparison, Judgment
-from slim.pruning import surgery
+from slim.judging.request import JudgeRequest
+from slim.pruning import checkpoint
 from tests.judgements import compared, judgement
 from tests.pages.test_prune_page import opened, press
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 
 KEY = "sk-very-secret-0123456789"
 WHOLE = (tuple(range(6)),) * 4
@@ -38,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         facts = save_pico(make_pico("llama"), folder / "model").facts
-        surgery.prune(plan_of(facts, ((0, 1, 2), *WHOLE[1:])), folder / "workspace" / "checkpoints" / "small")
+        checkpoint.prune(plan_of(facts, keeping((0, 1, 2), *WHOLE[1:])), folder / "workspace" / "checkpoints" / "small")
         yield folder / "workspace"
 
 
@@ -140,12 +141,21 @@ def test_the_dataset_judges_where_nothing_is_chosen(here: Path) -> None:
     page.number_input(key="judge-length").set_value(8).run()
     press(page, "Judge")
     (job,) = jobs.jobs("judge")
-    assert job.arguments["original"] == str(here.parent / "model")
-    assert job.arguments["pruned"] == str(here / "checkpoints" / "small")
-    assert (job.arguments["dataset"], job.arguments["split"]) == ("bundled:briefs", "test")
-    assert (job.arguments["samples"], job.arguments["settings"]["max_new_tokens"]) == (6, 8)
-    assert job.arguments["measure"] == "auto"
-    assert "endpoint" not in job.arguments
+    asked = JudgeRequest.of_job(job.arguments)
+    assert asked.original == str(here.parent / "model")
+    assert asked.pruned == str(here / "checkpoints" / "small")
+    assert (asked.dataset, asked.split) == ("bundled:briefs", "test")
+    assert (asked.samples, asked.max_new_tokens) == (6, 8)
+    assert asked.measure == "auto"
+    assert (asked.endpoint, asked.local_judge) == (None, None)
+
+
+def test_an_untouched_form_asks_the_defaults_of_the_command(here: Path) -> None:
+    """But the models and the rows, which the page shows and so writes down."""
+    press(judge_page(), "Judge")
+    (job,) = jobs.jobs("judge")
+    shown = {"pruned", "original", "split", "template", "columns", "prompt"}
+    assert JudgeRequest.of_job(job.arguments).changed().keys() == shown
 
 
 def test_what_it_takes_is_what_the_command_says(here: Path) -> None:
@@ -166,10 +176,10 @@ def test_what_it_takes_is_what_the_command_says(here: Path) -> None:
     assert f"10 pairs, {expected}" in words(page)
     press(page, "Judge")
     (job,) = jobs.jobs("judge")
-    found = job.arguments
-    assert (found["endpoint"], found["judge_model"]) == ("http://127.0.0.1:9/v1", "strict")
-    assert found["asking"] == {"concurrency": 4, "retries": 5, "max_tokens": 512}
-    assert (found["rubric"], found["min_coverage"], found["prices"]) == ("Prefer rhymes.", 0.9, [0.5, 2.0])
+    found = JudgeRequest.of_job(job.arguments)
+    assert (found.endpoint, found.judge_model) == ("http://127.0.0.1:9/v1", "strict")
+    assert found.asking == {"concurrency": 4, "retries": 5, "max_tokens": 512}
+    assert (found.rubric, found.min_coverage, found.prices) == ("Prefer rhymes.", 0.9, (0.5, 2.0))
 
 
 def test_the_key_is_said_to_be_set_and_never_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +214,9 @@ def test_a_local_judge_is_asked_in_its_own_way(here: Path) -> None:
     assert "too small to judge" in words(page)
     press(page, "Judge")
     (job,) = jobs.jobs("judge")
-    assert job.arguments["local_judge"] == "bundled:smollm2-135m"
-    assert job.arguments["asking"] == {"retries": 5, "max_tokens": 512}
+    asked = JudgeRequest.of_job(job.arguments)
+    assert asked.local_judge == "bundled:smollm2-135m"
+    assert asked.asking == {"retries": 5, "max_tokens": 512}
 
 
 def test_the_figures_are_those_of_the_judgement(here: Path) -> None:
@@ -242,7 +253,7 @@ def test_ten_pairs_at_a_time(here: Path) -> None:
     assert "<b>Pruned shown first: pruned better.</b> p it is" in first
     assert "a <mark class='original'>red</mark> answer 0" in first
     assert "No verdict" in last
-    assert "It said: I cannot." in last
+    assert "Its answer: I cannot." in last
     page.session_state["compare-page"] = 3
     page.run()
     assert [one.split("<h4>")[1].split(" ·")[0] for one in shown(page)] == ["Row 21", "Row 22", "Row 23"]
@@ -328,8 +339,8 @@ def test_agreement_on_the_page(here: Path) -> None:
     for place, one in enumerate(made.comparisons[:5]):
         votes.cast(path, one, "skip" if place % 2 else "tie", votes.pruned_is_a(made, one))
     page.run()
-    assert metrics(page)["You and the judge say the same"] == "50.0%"  # pruned and a flip; the failure does not count
-    assert "Too few votes to say much: 2 so far" in words(page)
+    assert metrics(page)["You and the judge agree"] == "50.0%"  # pruned and a flip; the failure does not count
+    assert "Too few votes for a conclusion: 2 so far" in words(page)
     assert "Skipped: 2." in words(page)
 
 
@@ -350,7 +361,7 @@ def test_a_judgement_that_cannot_be_read(here: Path) -> None:
 
 
 def test_the_table_as_a_file(here: Path) -> None:
-    """What the CSV button gives, read back."""
+    """The file of the CSV button is read back."""
     path, made = kept(7)
     votes.cast(path, made.comparisons[3], "tie", True)
     rows = list(csv.DictReader(io.StringIO(as_csv(made, votes.load_votes(path)))))

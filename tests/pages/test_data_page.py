@@ -8,7 +8,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from slim import jobs
+from slim.calibration.facts import CalibrationSettings
+from slim.calibration.request import CalibrateRequest
 from slim.data import uploads
+from slim.data.tasks import load_task
 from slim.models import bundled
 from tests import APP
 
@@ -38,7 +41,7 @@ def select(app: AppTest, label: str, value: Any) -> AppTest:
 
 
 def boxes(app: AppTest) -> dict[str, Any]:
-    """What is chosen in every select box."""
+    """The value of every select box by its label."""
     return {box.label: box.value for box in app.selectbox}
 
 
@@ -110,7 +113,7 @@ def test_only_the_answer_counts_where_that_is_chosen(page: AppTest) -> None:
     assert cut == ""
     (length,) = [box for box in app.number_input if box.label == "Longest row, tokens"]
     app = healthy(length.set_value(100).run())
-    assert " predict nothing and are left out" in counts(app)
+    assert " have no tokens to predict and are left out" in counts(app)
 
 
 def test_a_large_file_is_counted_by_its_first_rows(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,25 +125,32 @@ def test_a_large_file_is_counted_by_its_first_rows(page: AppTest, monkeypatch: p
 
 
 def test_what_was_chosen_goes_to_the_job(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything about the data by name, the positions with the settings."""
-    started: list[dict[str, Any]] = []
-    monkeypatch.setattr(jobs, "start", lambda kind, **given: started.append({"kind": kind} | given))
+    """Everything about the data and the settings by name."""
+    started: list[CalibrateRequest] = []
+    monkeypatch.setattr(jobs, "start", started.append)
     app = select(select(upload(page, ROWS), "Template", "maths"), "Column: problem", "frage")
     app = select(app, "Column: solution", "antwort")
     app = healthy(app.radio[0].set_value("answer").run())
     (button,) = [button for button in app.button if button.label == "Calibrate"]
     healthy(button.click().run())
-    (job,) = started
-    settings = job.pop("settings")
-    assert settings["positions"] == "answer"
-    assert job.pop("dataset").endswith(".csv")
-    assert job == {
-        "kind": "calibrate",
-        "model": bundled.NAME,
-        "config": None,
-        "split": None,
-        "revision": None,
+    (request,) = started
+    changed = request.changed()
+    assert changed.pop("dataset").endswith(".csv")
+    assert changed == {
         "template": "maths",
         "columns": {"problem": "frage", "solution": "antwort"},
         "prompt": "Solve this problem step by step.\n\n{problem}",
+        "positions": "answer",
     }
+
+
+def test_untouched_settings_are_those_of_the_command_line(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start without a change asks for the same as `slim calibrate`, whose rows the page names in full."""
+    started: list[CalibrateRequest] = []
+    monkeypatch.setattr(jobs, "start", started.append)
+    (button,) = [button for button in page.button if button.label == "Calibrate"]
+    healthy(button.click().run())
+    (request,) = started
+    assert request.part(CalibrationSettings) == CalibrationSettings()
+    assert request.model == bundled.NAME
+    assert load_task(request.data) == load_task("bundled:briefs")

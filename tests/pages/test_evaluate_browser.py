@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Download, Locator, Page, expect
 
 from slim.evaluation.record import EvaluationFacts
-from slim.pruning import surgery
-from tests.pico import make_pico, plan_of, save_pico
+from slim.pruning import checkpoint
+from tests.pico import keeping, make_pico, plan_of, save_pico
 from tests.visitor import Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
@@ -31,7 +31,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("OMP_NUM_THREADS", "1")
         facts = save_pico(make_pico("llama"), folder / "model").facts
         for name, keep in (("small", ((0, 1, 2), *WHOLE[1:])), (ODD, ((), (), *WHOLE[2:]))):
-            surgery.prune(plan_of(facts, keep), folder / "workspace" / "checkpoints" / name)
+            checkpoint.prune(plan_of(facts, keeping(*keep)), folder / "workspace" / "checkpoints" / name)
         yield folder / "workspace"
 
 
@@ -99,13 +99,13 @@ def test_two_checkpoints_to_the_end(visitor: Visitor, workspace: Path, tmp_path:
     fill(visitor, "Longest answer, tokens", 4)
     page.get_by_text("Speed and memory", exact=True).click()
     visitor.settle()
-    several(page, "Rows at a time").fill("3")
-    several(page, "Rows at a time").press("Enter")
-    several(page, "Rows at a time").press("Escape")
+    several(page, "Rows timed").fill("3")
+    several(page, "Rows timed").press("Enter")
+    several(page, "Rows timed").press("Escape")
     visitor.settle()
-    fill(visitor, "Prompt, tokens", 16)
-    fill(visitor, "Decoded, tokens", 4)
-    fill(visitor, "Timed runs", 2)
+    fill(visitor, "Prompt tokens", 16)
+    fill(visitor, "Decoded tokens", 4)
+    fill(visitor, "Repeats", 2)
     visitor.picture("evaluate-form")
     start.click()
     expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=30_000)
@@ -137,7 +137,7 @@ def test_two_checkpoints_to_the_end(visitor: Visitor, workspace: Path, tmp_path:
     shown = chart(page, "KL to the original against").bounding_box()
     assert shown
     assert int.from_bytes(image[16:20]) == pytest.approx(2 * shown["width"], abs=2)
-    _, bars = picture_of(page, "What is more or less")
+    _, bars = picture_of(page, "Difference to the original")
     page.get_by_text("Radar", exact=True).click()
     expect(chart(page, "outward is better")).to_be_visible()
     _, radar = picture_of(page, "outward is better")
@@ -178,6 +178,6 @@ def test_a_failed_evaluation_says_why_and_the_rest_stays(visitor: Visitor, works
 
 def test_the_result_fits(visitor: Visitor) -> None:
     """Nothing is wider than the window; pictures to look at."""
-    expect(chart(visitor.page, "What is more or less")).to_be_visible(timeout=30_000)
+    expect(chart(visitor.page, "Difference to the original")).to_be_visible(timeout=30_000)
     for look in visitor.looks():
         visitor.picture(f"evaluated-{look}")

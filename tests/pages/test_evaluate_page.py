@@ -12,11 +12,13 @@ from streamlit.testing.v1 import AppTest
 
 from slim import jobs
 from slim.core.run_index import remember, runs
-from slim.evaluation.evaluate import checked_settings, evaluate
+from slim.evaluation.evaluate import evaluate
+from slim.evaluation.request import EvaluateRequest
+from slim.evaluation.settings import SpeedSettings
 from slim.jobs import Job
-from slim.pruning import surgery
+from slim.pruning import checkpoint
 from tests.pages.test_prune_page import APP, opened, press
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 
 PATIENCE = 120.0
 """Seconds after which a test gives up; nothing is asserted about time."""
@@ -34,26 +36,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         one = save_pico(make_pico("llama"), folder / "model").facts
         other = save_pico(make_pico("llama", seed=1), folder / "other").facts
         made = folder / "workspace" / "checkpoints"
-        surgery.prune(plan_of(one, ((0, 1, 2), *WHOLE[1:])), made / "small")
-        surgery.prune(plan_of(one, ((), (), *WHOLE[2:])), made / ODD)
-        surgery.prune(plan_of(other, ((0, 1, 2), *WHOLE[1:])), made / "foreign")
-        quick = {"samples": 5, "max_length": 64, "max_new_tokens": 3, "device": "cpu"}
-        pace = {"tokens": 8, "steps": 2, "repeats": 2, "batch_sizes": (1, 3)}
+        checkpoint.prune(plan_of(one, keeping((0, 1, 2), *WHOLE[1:])), made / "small")
+        checkpoint.prune(plan_of(one, keeping((), (), *WHOLE[2:])), made / ODD)
+        checkpoint.prune(plan_of(other, keeping((0, 1, 2), *WHOLE[1:])), made / "foreign")
+        quick = {"dataset": "bundled:triage", "max_length": 64, "max_new_tokens": 3, "device": "cpu"}
+        pace = {"speed_rows": (1, 3), "speed_tokens": 8, "speed_steps": 2, "repeats": 2}
         kept = folder / "workspace" / "evaluations"
-        evaluate(
-            [str(made / "small"), str(made / ODD)],
-            "bundled:triage",
-            speed=True,
-            settings=checked_settings(**quick, pace=pace),
-            output=kept / "timed",
-        )
-        time.sleep(0.01)  # the newest is told by its folder's time
-        evaluate(
-            [str(made / "small")],
-            "bundled:triage",
-            settings=checked_settings(**quick | {"samples": 1}),
-            output=kept / "single",
-        )
+        both = (made / "small", made / ODD)
+        evaluate(EvaluateRequest.asked(checkpoints=both, samples=5, speed=True, output=kept / "timed", **quick, **pace))
+        time.sleep(0.01)  # the newest is known by its folder's time
+        evaluate(EvaluateRequest.asked(checkpoints=both[:1], samples=1, output=kept / "single", **quick))
         yield folder / "workspace"
 
 
@@ -87,7 +79,7 @@ def tables(page: AppTest) -> str:
 
 
 def words(page: AppTest) -> str:
-    """What stands in small print, with Markdown's signs as they are read."""
+    """The text in small print, with Markdown's signs as they are read."""
     return "\n".join(caption.value for caption in page.caption).replace("\\", "")
 
 
@@ -145,12 +137,12 @@ def test_what_is_asked_is_what_the_job_gets(here: Path) -> None:
     page.number_input(key="evaluate-repeats").set_value(1).run()
     press(page, "Evaluate")
     (job,) = jobs.jobs("evaluate")
-    asked = job.arguments
-    assert [Path(source).name for source in asked["checkpoints"]] == ["small", ODD]
-    assert (asked["baseline"], asked["dataset"], asked["split"]) == (None, "bundled:briefs", "test")
-    assert (asked["standard"], asked["speed"]) == ([], True)
-    assert asked["settings"]["pace"] == {"batch_sizes": [1, 2], "tokens": 4, "steps": 2, "repeats": 1}
-    assert (asked["settings"]["samples"], asked["settings"]["max_new_tokens"]) == (2, 2)
+    asked = EvaluateRequest.of_job(job.arguments)
+    assert [Path(source).name for source in asked.checkpoints] == ["small", ODD]
+    assert (asked.baseline, asked.dataset, asked.split) == (None, "bundled:briefs", "test")
+    assert (asked.tasks, asked.speed) == ((), True)
+    assert asked.pace == SpeedSettings(batch_sizes=(1, 2), tokens=4, steps=2, repeats=1)
+    assert (asked.samples, asked.max_length, asked.max_new_tokens) == (2, 48, 2)
     assert finished("evaluate").state == "done"
     page.run()
     assert not page.exception
@@ -159,6 +151,14 @@ def test_what_is_asked_is_what_the_job_gets(here: Path) -> None:
     assert page.query_params["evaluation"] == made.name
     assert "ROUGE-L" in tables(page)
     shutil.rmtree(made)
+
+
+def test_an_untouched_form_asks_the_defaults_of_the_command(here: Path) -> None:
+    """But the dataset, its columns and its split, which the page shows and so writes down."""
+    press(chosen(here, "small"), "Evaluate")
+    (job,) = jobs.jobs("evaluate")
+    shown = {"checkpoints", "dataset", "split", "template", "columns", "prompt"}
+    assert EvaluateRequest.of_job(job.arguments).changed().keys() == shown
 
 
 def test_a_checkpoint_that_is_gone(here: Path) -> None:
@@ -301,7 +301,7 @@ def test_what_cannot_be_asked(here: Path) -> None:
     assert button(page).disabled
     page.toggle(key="evaluate-speed").set_value(True).run()
     assert not button(page).disabled
-    for entry, sentence in (("many", "no whole number"), ("0", "greater than or equal to 1")):
+    for entry, sentence in (("many", "not a whole number"), ("0", "greater than or equal to 1")):
         page.multiselect(key="evaluate-sizes").set_value([entry]).run()
         assert sentence in page.error[0].value
         assert "perplexity" in tables(page)

@@ -15,16 +15,19 @@ from streamlit.testing.v1 import AppTest
 
 from pages.views.criteria import correction_in_words, in_words
 from slim import jobs
-from slim.calibration import calibrate, check, scores
+from slim.calibration import scores
+from slim.calibration.calibrate import calibrate
+from slim.calibration.check import check
 from slim.calibration.check_record import Correction, CriterionCheck, Removal, Verdict
-from slim.calibration.facts import CalibrationSettings
 from slim.calibration.head_detail import costs, head_scores
 from slim.calibration.record import CHECK_FILE, Calibration, load_calibration, save_check
+from slim.calibration.request import CalibrateRequest, CheckRequest
+from slim.core.request import Request
 from tests import APP
 from tests.pico import make_pico, save_pico
 from tests.visitor import Visitor
 
-VIEWS = ("Maps", "Distributions", "Scatter", "Faithfulness", "Task vs general", "Table")
+VIEWS = ("Maps", "Distributions", "Scatter", "Criterion check", "Task vs general", "Table")
 MADE = ("task", "prose", "bare", "single")
 SHORT: dict[str, Any] = {"max_length": 40, "batch_size": 4, "device": "cpu"}
 
@@ -46,14 +49,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         save = {name: folder / "workspace" / "calibrations" / name for name in MADE}
 
         def made(name: str, model: str, data: str, **settings: Any) -> Calibration:
-            chosen = CalibrationSettings.model_validate({"samples": 6} | SHORT | settings)
-            return calibrate.calibrate(str(folder / model), data, settings=chosen, output=save[name])
+            chosen = {"samples": 6} | SHORT | settings
+            return calibrate(CalibrateRequest.asked(model=folder / model, dataset=data, output=save[name], **chosen))
 
         made("single", "gone", str(text), samples=1)
         shutil.rmtree(folder / "gone")
         made("bare", "model", "bundled:triage", kl="none")
         made("prose", "model", str(text), max_length=32)
-        check.check(made("task", "model", "bundled:triage"), rows=2, heads=9)
+        check(CheckRequest(calibration=made("task", "model", "bundled:triage"), samples=2, heads=9))
         (folder / "workspace" / "models").mkdir(exist_ok=True)
         yield folder / "workspace"
 
@@ -125,7 +128,7 @@ def test_every_view_of_every_calibration(here: Path, view: str, name: str) -> No
     if view == "Maps":
         count = len(head_scores(read(here, name), scores.default_weights(read(here, name)))) - (name == "task")
         assert len(titles(page)) == count + 2
-    elif view == "Faithfulness":
+    elif view == "Criterion check":
         assert ("orders the heads best" in words) == (name == "task")
         assert ("Not checked yet" in words) == (name != "task")
     elif view == "Task vs general":
@@ -178,6 +181,17 @@ def test_a_link_reproduces_what_is_seen(here: Path) -> None:
     assert heading(healthy(page)) == "Layer 3, head 4"
     assert page.query_params["head"] == "3.4"
     assert page.query_params["calibration"] == "prose"
+
+
+def test_a_link_of_slim_0_1_opens_its_view(here: Path) -> None:
+    """By the name that the view had."""
+    page = opened("task", view="faithfulness".capitalize())
+    assert page.segmented_control(key="view").value == "Criterion check"
+    page.segmented_control(key="view").set_value("Scatter").run()
+    assert not page.exception
+    assert page.segmented_control(key="view").value == "Scatter"
+    page.run()
+    assert page.segmented_control(key="view").value == "Scatter"
 
 
 def test_another_calibration_may_lack_the_figure_that_was_chosen(here: Path) -> None:
@@ -247,7 +261,7 @@ def test_weights_change_the_score(here: Path) -> None:
 
 def test_other_weights_are_held_against_the_check(here: Path) -> None:
     """At once, beside what was measured with the check's own."""
-    page = opened(view="Faithfulness")
+    page = opened(view="Criterion check")
     (bars,) = charts_of(page)[0]["data"]
     assert "Composite, weights now" not in bars["y"]
     page.slider(key="weight-head-entropy").set_value(1.0).run()
@@ -255,21 +269,21 @@ def test_other_weights_are_held_against_the_check(here: Path) -> None:
     assert "Composite, weights now" in bars["y"]
 
 
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What the page starts, in place of starting it."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(jobs, "start", lambda kind, **arguments: found.append((kind, arguments)))
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """The requests of the jobs that the page starts, in place of starting them."""
+    found: list[Request] = []
+    monkeypatch.setattr(jobs, "start", found.append)
     return found
 
 
 def test_the_check_is_started_with_the_weights(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this calibration."""
-    found, page = started(monkeypatch), opened("prose", view="Faithfulness")
+    found, page = started(monkeypatch), opened("prose", view="Criterion check")
     page.slider(key="weight-head-entropy").set_value(0.5).run()
     next(button for button in page.button if button.label == "Check the criteria").click().run()
     healthy(page)
     weights = {"kl_output": 1.0, "entropy": 0.5, "variance": 0.25}
-    assert found == [("check", {"calibration": str(here / "calibrations" / "prose"), "weights": weights})]
+    assert found == [CheckRequest(calibration=str(here / "calibrations" / "prose"), weights=weights)]
     assert re.search(r"Takes about \d+ (s|min)", said(page))
 
 
@@ -278,14 +292,9 @@ def test_general_text_is_calibrated_with_the_same_settings(here: Path, monkeypat
     found, page = started(monkeypatch), opened("task", view="Task vs general")
     next(button for button in page.button if button.label == "Calibrate on general text").click().run()
     healthy(page)
-    ((kind, arguments),) = found
     record = read(here, "task").facts
-    assert kind == "calibrate"
-    assert arguments == {
-        "model": record.model.source,
-        "dataset": "bundled:general",
-        "settings": record.settings.model_dump(),
-    }
+    settings = record.settings.model_dump()
+    assert found == [CalibrateRequest(model=record.model.source, dataset="bundled:general", **settings)]
 
 
 def test_what_is_not_measured_alike_is_said(here: Path) -> None:
@@ -310,7 +319,7 @@ def test_a_damaged_other_calibration_is_one_sentence(here: Path) -> None:
 
 def test_a_check_is_seen_as_soon_as_it_is_there(here: Path) -> None:
     """Though the record beside it is kept in memory."""
-    page = opened("prose", view="Faithfulness")
+    page = opened("prose", view="Criterion check")
     assert "Not checked yet" in said(page)
     found = read(here, "task").check
     assert found is not None
@@ -400,7 +409,7 @@ def test_a_click_in_any_view_opens_the_head(browser: Any, app: str, workspace: P
         "Maps": {"map-entropy": (7, 20, 7), "map-composite": (13,)},
         "Distributions": {"distribution": (3, 16, 3)},
         "Scatter": {"scatter": (5, 18, 5)},
-        "Faithfulness": {"damage": (2, 6, 2)},
+        "Criterion check": {"damage": (2, 6, 2)},
         "Task vs general": {"difference": (1, 22, 1)},
     }
     visitor.open("explore")

@@ -16,6 +16,7 @@ from slim.jobs import Job
 from slim.jobs.devices import hold
 from slim.jobs.job import SILENT
 from slim.jobs.store import JobStore
+from tests import APP
 from tests.commands import Run
 from tests.pico import make_pico, save_pico
 
@@ -43,8 +44,8 @@ def here(own_workspace: Path) -> Iterator[Path]:
             beat=now,
             **own,
         )
-        put(store, "bb-first", "evaluate", {"checkpoints": ["/x/small"]}, place=1)
-        put(store, "bc-second", "judge", {"pruned": "/x/small"}, place=2, origin="command line")
+        put(store, "xb-first", "evaluate", {"checkpoints": ["/x/small"]}, place=1)
+        put(store, "xc-second", "judge", {"pruned": "/x/small"}, place=2, origin="command line")
         put(
             store,
             "cc-failed",
@@ -56,7 +57,8 @@ def here(own_workspace: Path) -> Iterator[Path]:
             error="why: do",
         )
         put(store, "dd-stopped", "finetune", {"source": "/x/small"}, state="cancelled", started=1.0, ended=2.0)
-        put(store, "ee-done", "export", {"source": "/x/small"}, state="done", started=1.0, ended=2.0, result="/x")
+        exported = {"source": "/x/small", "output": "/x/small.gguf"}
+        put(store, "ee-done", "export", exported, state="done", started=1.0, ended=2.0, result="/x")
         (store.folder / "cc-failed.log").write_text("the last line")
     yield own_workspace
     with JobStore() as store:
@@ -68,6 +70,14 @@ def here(own_workspace: Path) -> Iterator[Path]:
 
 def put(store: JobStore, name: str, kind: str, arguments: dict[str, Any], **more: Any) -> None:
     store.put(Job.model_validate({"id": name, "kind": kind, "arguments": arguments, "created": 1.0} | more))
+
+
+def written(name: str) -> str:
+    """The state of a job in the list itself."""
+    with JobStore(read_only=True) as store:
+        job = store.get(name)
+    assert job is not None
+    return job.state
 
 
 def page() -> None:
@@ -93,7 +103,7 @@ def keys(found: AppTest) -> list[str]:
 
 
 def test_every_job_is_shown_with_what_can_be_done(here: Path) -> None:
-    """What runs, what waits in its order, what is over; each with its figures and its own buttons."""
+    """Running, queued (in their order) and ended jobs; each with its figures and its own buttons."""
     found = opened()
     titles = [text.value for text in found.markdown if str(text.value).startswith("**")]
     assert titles == [
@@ -111,12 +121,12 @@ def test_every_job_is_shown_with_what_can_be_done(here: Path) -> None:
     assert "1 before it in the queue" in said[2]
     assert "from the command line" in said[2]
     assert "goes on from there" in said[4]
-    assert [error.value for error in found.error] == ["Why\\: do"]
+    assert [error.value for error in found.error] == ["Why: do"]
     assert keys(found) == [
         "cancel-aa-running",
-        "cancel-bb-first",
-        "move-up-bc-second",
-        "cancel-bc-second",
+        "cancel-xb-first",
+        "move-up-xc-second",
+        "cancel-xc-second",
         "again-cc-failed",
         "delete-cc-failed",
         "go-on-dd-stopped",
@@ -129,9 +139,9 @@ def test_every_job_is_shown_with_what_can_be_done(here: Path) -> None:
 
 def test_the_buttons_do_what_they_say(here: Path) -> None:
     """Each is followed by the list as it then stands."""
-    found = press(opened(), "move-up-bc-second")
-    assert keys(found)[1:3] == ["cancel-bc-second", "move-up-bb-first"]
-    press(found, "cancel-bb-first")
+    found = press(opened(), "move-up-xc-second")
+    assert keys(found)[1:3] == ["cancel-xc-second", "move-up-xb-first"]
+    press(found, "cancel-xb-first")
     found = press(found, "go-on-dd-stopped")
     (new,) = [job for job in jobs.jobs() if job.repeats]
     assert (new.repeats, new.kind, new.state, new.origin) == ("dd-stopped", "finetune", "queued", "page")
@@ -148,6 +158,34 @@ def test_a_job_that_does_not_answer_is_told_apart(here: Path) -> None:
     assert any("Not answering" in str(text.value) for text in opened().markdown)
 
 
+def test_a_job_that_this_slim_cannot_read_is_listed(here: Path) -> None:
+    """One of a newer Slim on the same workspace: by its kind, with its buttons, and nothing is claimed of it."""
+    with JobStore() as store:
+        for name, kind in (("newer-kind", "transfer"), ("newer-option", "calibrate")):
+            put(store, name, kind, {"horizon": 3}, state="cancelled", started=1.0, ended=2.0)
+    found = opened()
+    titles = [text.value for text in found.markdown if str(text.value).startswith("**")]
+    assert {"**Transfer**", "**Calibrate**"} <= set(titles)
+    assert {"again-newer-kind", "again-newer-option"} <= set(keys(found))
+    press(found, "again-newer-option")
+    assert not [job for job in jobs.jobs() if job.repeats]
+
+
+def test_a_training_is_paused_and_an_end_that_nobody_wrote_is_written(here: Path) -> None:
+    """Asking for jobs writes nothing; a run of any page does, and so does the list."""
+    with JobStore() as store:
+        put(store, "ff-training", "finetune", {"folder": "/x/small"}, place=3)
+        gone = {"pid": os.getpid(), "pid_started": 1.0}
+        for name in ("gg-gone", "hh-gone"):
+            put(store, name, "evaluate", {"checkpoints": ["/x/small"]}, state="running", started=1.0, **gone)
+            assert [job.state for job in jobs.jobs() if job.id == name] == ["failed"]
+            assert written(name) == "running"
+            found = opened() if name == "gg-gone" else AppTest.from_file(APP, default_timeout=60).run()
+            assert not found.exception
+            assert written(name) == "failed"
+    assert "pause-ff-training" in keys(opened())
+
+
 def test_without_jobs_it_says_so(own_workspace: Path) -> None:
     """And looks for them again."""
     assert "no jobs yet" in str(opened().info[0].value)
@@ -159,8 +197,8 @@ def test_the_verbs(here: Path, run: Run) -> None:
     assert code == 0
     assert [line.split()[1] for line in out.splitlines() if "cpu" in line] == [
         "aa-runni",
-        "bb-first",
-        "bc-secon",
+        "xb-first",
+        "xc-secon",
         "cc-faile",
         "dd-stopp",
         "ee-done",
@@ -171,18 +209,18 @@ def test_the_verbs(here: Path, run: Run) -> None:
     assert "why: do" in run("jobs", "show", "cc").out
     assert json.loads(run("jobs", "show", "aa", "--json").out)["fraction"] == 0.25
     assert run("jobs", "log", "cc").out == "the last line"
-    assert json.loads(run("jobs", "move", "bc", "--json").out)["id"] == "bc-second"
-    assert json.loads(run("jobs", "list", "--json").out)["jobs"][1]["id"] == "bc-second"
-    assert run("jobs", "move", "bc", "--before", "aa").code == 2
-    assert "bb-first is cancelled" in run("jobs", "cancel", "bb").out
+    assert json.loads(run("jobs", "move", "xc", "--json").out)["id"] == "xc-second"
+    assert json.loads(run("jobs", "list", "--json").out)["jobs"][1]["id"] == "xc-second"
+    assert run("jobs", "move", "xc", "--before", "aa").code == 2
+    assert "xb-first is cancelled" in run("jobs", "cancel", "xb").out
     assert json.loads(run("jobs", "again", "dd", "--json").out)["origin"] == "command line"
     assert run("jobs", "delete", "ee").code == 0
     for words, said in (
-        (("cancel", "cc"), "job 'cc-failed' is failed: there is nothing to cancel."),
-        (("delete", "aa"), "job 'aa-running' is running: cancel it first, or wait for it."),
+        (("cancel", "cc"), "job='cc-failed': it is failed"),
+        (("delete", "aa"), "job='aa-running': it is running"),
         (("again", "aa"), "is not over"),
-        (("show", "b"), "job 'b' stands for 2 jobs (bb-first, bc-second …): write more of it."),
-        (("log", "ee"), "job 'ee' is not in the workspace: `slim jobs` lists what is."),
+        (("show", "x"), "job='x': 2 jobs match (xb-first, xc-second …)"),
+        (("log", "ee"), "job='ee': it is not in the workspace"),
     ):
         code, _, err = run("jobs", *words)
         assert code == 2
@@ -205,9 +243,8 @@ def test_a_verb_leaves_a_record_that_can_be_done_again(
     assert (done.state, done.origin, done.attached, done.device) == ("done", "command line", True, "cpu")
     assert done.result == str(Path("model.gguf"))
     assert done.arguments == {
-        "source": str(tmp_path / "model"),
+        "folder": str(tmp_path / "model"),
         "output": str(tmp_path / "model.gguf"),
-        "number_format": "auto",
     }
     assert (failed.state, failed.kind) == ("failed", "export")
     assert "'nowhere' was not found" in (failed.error or "")

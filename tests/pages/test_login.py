@@ -34,14 +34,14 @@ HIDDEN = "a-run-that-nobody-else-may-see"
         (BEN, {"allowed": ALLOWED}, None),
         (BEN, {"allowed": []}, "not on the list"),
         (EVE, {"allowed": ALLOWED}, "not on the list"),
-        ({"sub": "4"}, {"allowed": ALLOWED}, "did not tell"),
+        ({"sub": "4"}, {"allowed": ALLOWED}, "gave no e-mail address"),
         (ANN | {"email": "mallory@evil.example, ann@example.com"}, {"allowed": ALLOWED}, "not on the list"),
         (ANN | {"email": "ann@example.com@evil.example"}, {"allowed": ALLOWED}, "not on the list"),
         (ANN | {"email": "x@sub.example.org"}, {"allowed": ALLOWED}, "not on the list"),
-        (ANN | {"email_verified": False}, {"allowed": ALLOWED}, "does not say that"),
-        (ANN | {"email_verified": None}, {"allowed": ALLOWED}, "does not say that"),
+        (ANN | {"email_verified": False}, {"allowed": ALLOWED}, "does not confirm that"),
+        (ANN | {"email_verified": None}, {"allowed": ALLOWED}, "does not confirm that"),
         (ANN | {"email_verified": None}, {"allowed": ALLOWED, "trust_unverified": True}, None),
-        (ANN | {"email_verified": False}, {"allowed": ALLOWED, "trust_unverified": True}, "does not say that"),
+        (ANN | {"email_verified": False}, {"allowed": ALLOWED, "trust_unverified": True}, "does not confirm that"),
     ],
 )
 def test_who_is_let_in(person: dict[str, Any], own: dict[str, Any], words: str | None) -> None:
@@ -109,10 +109,10 @@ def test_nobody_sees_a_page_before_they_are_let_in(
     page.screenshot(path=PICTURES / "login-gate.png")
 
     log_in(page, at_provider, EVE)
-    expect(page.get_by_text("may not come in")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("have no access")).to_be_visible(timeout=60_000)
     expect(page.get_by_text("eve@evil.example is not on the list")).to_be_visible()
     page.goto(f"{app}/calibrate")
-    expect(page.get_by_text("may not come in")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("have no access")).to_be_visible(timeout=60_000)
     assert "Task data" not in page.locator("body").inner_text()
     page.screenshot(path=PICTURES / "login-refused.png")
     page.get_by_role("button", name="Log out").click()
@@ -142,7 +142,7 @@ def test_each_person_has_their_own_selection(
     person: BrowserContext,
     browser: Browser,
 ) -> None:
-    """What one person types is not on another's page, and neither leaves the folders of a shared server."""
+    """The input of one visitor is not on another's page, and neither leaves the folders of a shared server."""
     ann, other = person.new_page(), browser.new_context(viewport={"width": 1440, "height": 900})
     ben = other.new_page()
     for page, who in ((ann, ANN), (ben, BEN)):
@@ -181,7 +181,7 @@ def test_who_is_taken_off_the_list_is_out(app: str, at_provider: Provider, perso
     owner.write_text(before.replace("ann@example.com", "other@example.com"))
     page.wait_for_timeout(3000)  # Streamlit looks at its secrets now and then
     page.get_by_role("link", name="Calibrate", exact=True).click()
-    expect(page.get_by_text("may not come in")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("have no access")).to_be_visible(timeout=60_000)
     assert "Task data" not in page.locator("body").inner_text()
     owner.write_text(before)
 
@@ -190,7 +190,7 @@ def test_who_is_taken_off_the_list_is_out(app: str, at_provider: Provider, perso
 def test_a_server_that_is_set_up_wrongly_lets_nobody_in(
     person: BrowserContext, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistake in the secrets closes the app; what is wrong is told to its owner, not to visitors."""
+    """A mistake in the secrets closes the app; its owner reads the reason in the log, visitors do not."""
     (tmp_path / "secrets.toml").write_text("[auth\n")
     with served(tmp_path / "workspace", STREAMLIT_SECRETS_FILES=str(tmp_path / "secrets.toml")) as address:
         page = person.new_page()
@@ -206,11 +206,11 @@ def test_a_server_that_is_set_up_wrongly_lets_nobody_in(
         ({"slim": {"allowed": ["a@b.example"]}}, "there is no login"),
         ({"auth": {"client_id": "x"}, "slim": {"allowed": "a@b.example"}}, "must be a list"),
         ({"auth": {"client_id": "x"}, "slim": {"allowed": ["example.org"]}}, "must be a list"),
-        ({"auth": {"client_id": "x"}, "slim": {"alowed": ["a@b.example"]}}, "nothing else"),
+        ({"auth": {"client_id": "x"}, "slim": {"alowed": ["a@b.example"]}}, "section slim"),
         ({"auth": {"client_id": "x"}, "slim": {"trust_unverified": "no"}}, "true or false"),
-        ({"auth": {"client_id": "x"}, "slim": 3}, "nothing else"),
-        ({"auth": {}}, "no section"),
-        ({"auth": "yes"}, "no section"),
+        ({"auth": {"client_id": "x"}, "slim": 3}, "section slim"),
+        ({"auth": {}}, "not a section"),
+        ({"auth": "yes"}, "not a section"),
     ],
 )
 def test_a_mistake_in_the_secrets_opens_nothing(

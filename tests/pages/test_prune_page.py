@@ -10,13 +10,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from slim import jobs
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.calibrate import calibrate
 from slim.calibration.record import load_calibration
+from slim.calibration.request import CalibrateRequest
 from slim.core.run_index import runs
 from slim.planning.after_repair import FILE, after_repair_sketch
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
+from slim.recovery.request import PruneRequest
 from tests import APP
 from tests.pico import make_pico, save_pico
 
@@ -31,9 +32,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         save_pico(make_pico("llama"), folder / "model")
-        settings = CalibrationSettings(samples=6, max_length=48)
         output = folder / "workspace" / "calibrations" / "task"
-        calibrate.calibrate(str(folder / "model"), "bundled:triage", settings=settings, output=output)
+        short = {"dataset": "bundled:triage", "samples": 6, "max_length": 48}
+        calibrate(CalibrateRequest.asked(model=folder / "model", output=output, **short))
         yield folder / "workspace"
 
 
@@ -83,7 +84,7 @@ def press(page: AppTest, label: str) -> AppTest:
 
 
 def test_a_plan_by_budget(here: Path) -> None:
-    """What the page shows is the plan that it saves, and a saved plan can be compared."""
+    """The page shows the plan that it saves, and a saved plan can be compared."""
     page = budgeted(params=0.9)
     assert "Forecast loss" in metrics(page)
     press(page, "Save the plan")
@@ -131,30 +132,30 @@ def test_a_head_is_left_out_for_a_try(here: Path) -> None:
     page.button(key="explore-preview-ask").click().run()
     assert not page.exception
     kept: Any = page.session_state["explore-preview-answers"]
-    assert sorted(len(heads) for heads in kept[1]) == [5, 6, 6, 6]
+    assert sorted(len(layer.heads) for layer in kept[1]) == [5, 6, 6, 6]
     assert set(kept[3]) == {0, 1}
 
 
-def asked(page: AppTest, monkeypatch: pytest.MonkeyPatch, label: str) -> tuple[str, dict[str, Any]]:
-    """The one job that a button starts."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(jobs, "start", lambda kind, **arguments: found.append((kind, arguments)))
+def asked(page: AppTest, monkeypatch: pytest.MonkeyPatch, label: str) -> PruneRequest:
+    """The request of the one job that a button starts."""
+    found: list[PruneRequest] = []
+    monkeypatch.setattr(jobs, "start", found.append)
     press(page, label)
-    (job,) = found
-    return job
+    (request,) = found
+    return request
 
 
 def test_pruning_repairs_unless_it_is_not_wanted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And goes there in rounds where the plan is for a size."""
     page = budgeted(heads=0.8)
-    kind, given = asked(page, monkeypatch, "Prune")
-    assert (kind, given["repaired"], given["rounds"]) == ("prune", True, 1)
+    request = asked(page, monkeypatch, "Prune")
+    assert request == PruneRequest(plan=request.plan)
     page.number_input(key="prune-rounds").set_value(3).run()
-    assert asked(page, monkeypatch, "Prune")[1]["rounds"] == 3
+    assert asked(page, monkeypatch, "Prune").rounds == 3
     page.checkbox(key="prune-repair-True").uncheck().run()
     assert page.number_input(key="prune-rounds").disabled
-    given = asked(page, monkeypatch, "Prune")[1]
-    assert (given["repaired"], given["rounds"]) == (False, 1)
+    request = asked(page, monkeypatch, "Prune")
+    assert (request.repair, request.rounds) == (False, 1)
 
 
 def test_rounds_are_for_a_size_alone(here: Path) -> None:
@@ -169,8 +170,8 @@ def test_rows_that_are_gone_cannot_repair(here: Path, tmp_path: Path, monkeypatc
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"text": "Row {n} has words of its own."}}\n' for n in range(6)), encoding="utf-8")
     output = here / "calibrations" / "gone"
-    settings = CalibrationSettings(samples=6, max_length=24)
-    calibrate.calibrate(str(here.parent / "model"), str(rows), settings=settings, output=output)
+    model = here.parent / "model"
+    calibrate(CalibrateRequest.asked(model=model, dataset=rows, samples=6, max_length=24, output=output))
     rows.unlink()
     try:
         page = opened("pages/prune.py", "Prune")
@@ -181,7 +182,7 @@ def test_rows_that_are_gone_cannot_repair(here: Path, tmp_path: Path, monkeypatc
         page.segmented_control(key="prune-way").set_value("Budget").run()
         page.number_input(key="budget-heads").set_value(0.8)
         press(page, "Find the cheapest plan")
-        assert not asked(page, monkeypatch, "Prune")[1]["repaired"]
+        assert not asked(page, monkeypatch, "Prune").repair
     finally:
         shutil.rmtree(output)
 
@@ -213,13 +214,13 @@ def ended(kind: str) -> jobs.Job:
     pytest.fail("the job did not end")
 
 
-def test_a_plan_for_what_is_left_after_repair(here: Path) -> None:
-    """What repair makes up for is measured once, and then plans are made by it; both forecasts are shown."""
+def test_a_plan_by_the_forecast_after_repair(here: Path) -> None:
+    """It is measured once, and then plans are made by it; both forecasts are shown."""
     page = budgeted(heads=0.7)
     assert saved_plan_of(page).repaired is None
     assert page.checkbox(key="budget-repaired-False").disabled
-    press(page, "Measure what repair makes up for")
-    jobs.forget(ended("absorb").id)
+    press(page, "Measure the forecast after repair")
+    jobs.forget(ended("after-repair").id)
     page.run()
     assert page.checkbox(key="budget-repaired-True").value
     press(page, "Find the cheapest plan")
@@ -231,7 +232,7 @@ def test_a_plan_for_what_is_left_after_repair(here: Path) -> None:
     assert metrics(page)["Forecast loss"] == (
         f"{made.forecast.nats_per_token:.3f} → {made.repaired.nats_per_token:.3f} nats"
     )
-    assert any(f"after repair, forecast {made.repaired}" in caption.value for caption in page.caption)
+    assert any(f"forecast after repair, {made.repaired}" in caption.value for caption in page.caption)
     page.segmented_control(key="budget-unit").set_value("Layers")
     press(page, "Find the cheapest plan")
     assert saved_plan_of(page).repaired is None

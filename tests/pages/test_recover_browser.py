@@ -1,4 +1,4 @@
-"""The Recover page in a real browser: the bundled model, pruned, is repaired and distilled while a person watches."""
+"""The Recover page in a real browser: the bundled model, pruned, is repaired and distilled in sight."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,10 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
-from slim.models import bundled
+from slim.calibration.calibrate import calibrate
+from slim.calibration.request import CalibrateRequest
 from slim.planning import budget
-from slim.pruning import surgery
+from slim.pruning import checkpoint
 from slim.pruning.history import load_recovery
 from tests.visitor import Visitor, chart, fill
 
@@ -32,14 +31,10 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         (folder / "workspace").mkdir()
         (folder / "workspace" / "models").symlink_to(shared_workspace / "models")
-        measured = calibrate.calibrate(
-            bundled.NAME,
-            "bundled:briefs",
-            settings=CalibrationSettings(samples=8, max_length=LENGTH),
-            output=folder / "workspace" / "calibrations" / "briefs",
-        )
+        save = folder / "workspace" / "calibrations" / "briefs"
+        measured = calibrate(CalibrateRequest(samples=8, max_length=LENGTH, output=save))
         plan = budget.plan_by_budget(measured, {"heads": 0.7})
-        surgery.prune(plan, folder / "workspace" / "checkpoints" / "small")
+        checkpoint.prune(plan, folder / "workspace" / "checkpoints" / "small")
         yield folder / "workspace"
 
 
@@ -70,7 +65,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     expect(page.get_by_role("button", name="Repair it")).to_be_enabled()
     visitor.picture("recover-1-pruned")
     start = choose(visitor, "Repair")
-    expect(page.get_by_text(re.compile(rf"{ROWS} rows: \d+ to learn from"))).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_text(re.compile(rf"{ROWS} rows: \d+ train"))).to_be_visible(timeout=MINUTES)
     start.click()
     expect(page.get_by_test_id("stProgress")).to_contain_text("Repairing layer", timeout=3 * MINUTES)
     page.reload()
@@ -87,7 +82,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     fill(visitor, "Steps", 16)
     fill(visitor, "Rows of a step", 2)
     page.get_by_text("More settings").click()
-    page.get_by_test_id("stRadio").filter(has_text="Learnt and told of").get_by_text("Every token").click()
+    page.get_by_test_id("stRadio").filter(has_text="Trained on and counted").get_by_text("Every token").click()
     visitor.settle()
     start.click()
     expect(chart(page, "KL to the original, nats/token").filter(has_text="Training")).to_be_visible(timeout=5 * MINUTES)
@@ -106,7 +101,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     assert distilled.method == "kd"
     assert distilled.after.kl <= distilled.before.kl < repaired.before.kl
     assert min(point.validation for point in distilled.curve) < distilled.curve[0].validation
-    expect(chart(page, "What each step gave")).to_have_count(1)  # for a moment the last run's stands there too
+    expect(chart(page, "Change by each step")).to_have_count(1)  # for a moment the last run's stands there too
     visitor.picture("recover-4-recovered")
 
     page.get_by_role("button", name="Evaluate it").click()
@@ -117,7 +112,7 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
 def test_the_result_fits(visitor: Visitor) -> None:
     """Nothing is wider than the window; pictures to look at."""
     visitor.open("recover")
-    expect(chart(visitor.page, "What each step gave")).to_be_visible(timeout=MINUTES)
+    expect(chart(visitor.page, "Change by each step")).to_be_visible(timeout=MINUTES)
     visitor.page.get_by_text("Choose the method, the data and the settings").click()
     for look in visitor.looks():
         visitor.picture(f"recover-{look}")

@@ -1,5 +1,6 @@
 """The Recover page without a browser: what it shows of a checkpoint, what it starts, and where it has less to show."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,19 +10,21 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from slim import jobs
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.calibrate import calibrate
+from slim.calibration.request import CalibrateRequest
+from slim.core.request import Request
 from slim.core.run_index import runs
+from slim.data.tasks import load_task
 from slim.jobs.store import JobStore
 from slim.planning.threshold import plan_by_threshold
-from slim.pruning import surgery
+from slim.pruning import checkpoint
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
-from slim.recovery import repair
-from slim.recovery.finetune import TrainSettings, finetune
-from slim.recovery.repair import RepairSettings
-from tests.pages.test_evaluate_page import finished
-from tests.pages.test_prune_page import opened, press
-from tests.pico import make_pico, plan_of, save_pico
+from slim.recovery.finetune import finetune
+from slim.recovery.repair import repair
+from slim.recovery.request import FinetuneRequest, RepairRequest
+from slim.recovery.settings import RepairSettings, TrainSettings
+from tests.pages.test_prune_page import ended, opened, press
+from tests.pico import keeping, make_pico, plan_of, save_pico
 from tests.surgery import WHOLE
 
 SMALL = {"samples": 60, "max_length": 48, "batch_size": 4}
@@ -35,17 +38,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         original = save_pico(make_pico("llama"), folder / "model")
         made = folder / "workspace" / "checkpoints"
-        measured = calibrate.calibrate(
-            str(folder / "model"),
-            "bundled:triage",
-            settings=CalibrationSettings(samples=6, max_length=48),
-            output=folder / "workspace" / "calibrations" / "task",
+        save, rows = folder / "workspace" / "calibrations" / "task", {"dataset": "bundled:triage"}
+        measured = calibrate(
+            CalibrateRequest.asked(model=folder / "model", samples=6, max_length=48, output=save, **rows)
         )
-        surgery.prune(plan_of(original.facts, (WHOLE, (), WHOLE, WHOLE)), made / "foreign")
-        surgery.prune(plan_by_threshold(measured, 0.7, "head"), made / "plain")
-        repair.repair(str(made / "plain"), settings=RepairSettings.checked(**SMALL), output=made / "repaired")
-        training = TrainSettings.checked(**SMALL, positions="all", steps=4, evaluations=2, rank=2, learning_rate=0.01)
-        finetune(str(made / "repaired"), "bundled:triage", "kd", training, output=made / "trained")
+        checkpoint.prune(plan_of(original.facts, keeping(WHOLE, (), WHOLE, WHOLE)), made / "foreign")
+        checkpoint.prune(plan_by_threshold(measured, 0.7, "head"), made / "plain")
+        repair(RepairRequest.asked(folder=made / "plain", output=made / "repaired", **SMALL))
+        training = {"positions": "all", "steps": 4, "evaluations": 2, "rank": 2, "learning_rate": 0.01}
+        finetune(FinetuneRequest.asked(folder=made / "repaired", output=made / "trained", **rows, **SMALL, **training))
         yield folder / "workspace"
 
 
@@ -84,17 +85,21 @@ def shown(page: AppTest) -> Any:
     return page.selectbox(key="recover-checkpoint").value
 
 
+def choose_method(page: AppTest, method: str) -> None:
+    next(control for control in page.segmented_control if control.label == "Method").set_value(method).run()
+
+
 def set_small(page: AppTest, method: str) -> None:
     """A method with settings with which it takes a moment."""
-    next(control for control in page.segmented_control if control.label == "Method").set_value(method).run()
-    for key, value in (("samples-True", 60), ("length", 48), ("batch-True", 4)):
+    choose_method(page, method)
+    for key, value in (("samples-True", 60), ("length-True", 48), ("batch-True", 4)):
         page.number_input(key=f"recover-{key}").set_value(value)
     page.radio(key=f"recover-positions-{method}").set_value("all")
 
 
 def put(kind: str, state: Any, here: Path, **values: Any) -> jobs.Job:
     """A job as it would stand in the workspace."""
-    arguments = {"source": str(here / "checkpoints" / "plain"), "settings": {"steps": 8}} | values.pop("arguments", {})
+    arguments = {"folder": str(here / "checkpoints" / "plain"), "steps": 8} | values.pop("arguments", {})
     job = jobs.Job(id=f"{kind}-{state}", kind=kind, arguments=arguments, state=state, created=1.0, **values)
     with JobStore() as store:
         return store.put(job)
@@ -113,18 +118,17 @@ def test_before_there_is_a_checkpoint(own_workspace: Path) -> None:
 
 
 def test_a_plain_checkpoint_is_repaired_first(here: Path, home: Path) -> None:
-    """What was lost, what is sensible, and what it takes; one press later the repaired one is shown."""
+    """The loss, the suggestion and its estimate are shown; one press later the repaired one is shown."""
     page = page_of(here, "plain")
     said = words(page)
     assert "heads go" in said
     assert "Next: repair." in said
-    assert "to learn from" in said
+    assert re.search(r"128 rows: \d+ train, \d+ validation, \d+ acceptance, \d+ test\.", said)
     assert {metric.label: metric.value for metric in page.metric}["Measured loss"] == "not yet"
     page.button(key="recover-next").click().run()
     assert not page.exception
-    job = finished("repair")
-    assert (job.state, job.error) == ("done", None)
-    assert "dataset" not in job.arguments
+    job = ended("repair")
+    assert jobs.request_of(job) == RepairRequest(folder=str(here / "checkpoints" / "plain"))
     page.run()
     made = Path(str(job.result))
     assert shown(page) == made
@@ -132,7 +136,7 @@ def test_a_plain_checkpoint_is_repaired_first(here: Path, home: Path) -> None:
     said = words(page)
     if step.applied:
         assert f"KL to the original {step.before.kl:.3f} → {step.after.kl:.3f} nats/token" in said
-        assert f"on {step.after.rows} rows that took no part in it" in said
+        assert f"on {step.after.rows} test rows, which took no part in it" in said
     else:
         assert "was not applied" in said
     assert "Next: knowledge distillation." in said
@@ -146,8 +150,7 @@ def test_a_form_of_ones_own(here: Path) -> None:
     page.number_input(key="recover-looks").set_value(2).run()
     assert not page.exception
     page.button(key="recover-start").click().run()
-    job = finished("finetune")
-    assert (job.state, job.error) == ("done", None)
+    job = ended("finetune")
     assert (job.arguments["method"], job.arguments["dataset"]) == ("lora", "bundled:triage")
     (step,) = load_recovery(Path(str(job.result))).steps
     assert [point["step"] for point in job.curve] == [0, 2, 4]
@@ -157,18 +160,49 @@ def test_a_form_of_ones_own(here: Path) -> None:
     assert "LoRA on the task" in words(page)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("repair", RepairSettings), ("local", TrainSettings), ("kd", TrainSettings), ("lora", TrainSettings)],
+)
+def test_untouched_settings_are_those_of_the_command_line(
+    here: Path, method: str, settings: type[RepairSettings | TrainSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever form was open before; the rows are at first those of the calibration."""
+    page, found = page_of(here, "plain"), list[RepairRequest | FinetuneRequest]()
+    monkeypatch.setattr(jobs, "start", found.append)
+    choose_method(page, method)
+    page.button(key="recover-start").click().run()
+    assert not page.exception
+    (request,) = found
+    assert request.part(settings) == settings()
+    assert getattr(request, "method", "repair") == method
+    assert request.data is not None
+    assert load_task(request.data) == load_task("bundled:triage")
+
+
+def test_the_button_asks_for_the_defaults(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the rows of the calibration."""
+    page, found = page_of(here, "repaired"), list[Request]()
+    monkeypatch.setattr(jobs, "start", found.append)
+    page.button(key="recover-next").click().run()
+    assert not page.exception
+    (request,) = found
+    assert isinstance(request, FinetuneRequest)
+    assert (request.method, request.part(TrainSettings)) == ("kd", TrainSettings())
+    assert load_task(request.data) == load_task("bundled:triage")
+
+
 def test_local_distillation(here: Path) -> None:
     """Is a training, too."""
     page = page_of(here, "plain")
     set_small(page, "local")
     page.number_input(key="recover-steps").set_value(2).run()
     page.button(key="recover-start").click().run()
-    job = finished("finetune")
-    assert (job.state, job.error) == ("done", None)
+    job = ended("finetune")
     assert load_recovery(Path(str(job.result))).steps[0].method == "local"
 
 
-def test_each_step_is_told(here: Path) -> None:
+def test_each_step_is_shown(here: Path) -> None:
     """Before and after, the rows of each role, and whether it was applied."""
     page = page_of(here, "trained")
     steps = load_recovery(here / "checkpoints" / "trained").steps
@@ -179,7 +213,7 @@ def test_each_step_is_told(here: Path) -> None:
     assert list(lines["applied"]) == ["yes" if step.applied else "no: no better" for step in steps]
     said = words(page)
     for step in steps:
-        assert f"{step.rows['report']} told of" in said
+        assert f"{step.rows['acceptance']} acceptance, {step.rows['test']} test; on" in said
     assert "Next:" not in said
     assert len(page.get("plotly_chart")) == 2
 
@@ -194,7 +228,7 @@ def test_a_step_that_was_not_applied(here: Path) -> None:
         file.write_text(Recovery(steps=(worse,)).model_dump_json())
         page = page_of(here, "repaired")
         assert [found.value for found in page.warning] == [
-            "**Repair** was not applied: on the rows that decide the model was no better after it, so its weights are "
+            "**Repair** was not applied: on the acceptance rows the model was no better after it, so its weights are "
             "as they were."
         ]
     finally:
@@ -204,7 +238,7 @@ def test_a_step_that_was_not_applied(here: Path) -> None:
 def test_a_checkpoint_whose_rows_are_not_known(here: Path) -> None:
     """The form takes any data; the one button is not there."""
     page = page_of(here, "foreign")
-    assert "that is gone or was never there" in words(page)
+    assert "Dataset: the plan's calibration" in words(page)
     assert "Repair it" not in labels(page)
     assert "Start" in labels(page)
 
@@ -214,7 +248,7 @@ def test_too_few_rows(here: Path) -> None:
     page = page_of(here, "plain")
     page.number_input(key="recover-samples-False").set_value(4).run()
     (problem,) = page.error
-    assert "none is left to" in problem.value.replace("\\", "")
+    assert problem.value.replace("\\", "").startswith("Samples=4: none of 4 rows is left for the")
     assert page.button(key="recover-start").disabled
 
 
@@ -235,10 +269,31 @@ def test_a_failed_training_says_why_and_can_go_on(here: Path, monkeypatch: pytes
     page = page_of(here, "repaired")
     assert [found.value.replace("\\", "") for found in page.error] == ["The loss is nan at step 3."]
     assert "KL to the original 0.500 → 0.250 nats/token" in words(page)
-    asked: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(jobs, "start", lambda kind, **arguments: asked.append((kind, arguments)))
+    asked: list[str] = []
+    monkeypatch.setattr(jobs, "again", asked.append)
     press(page, "Go on")
-    assert asked == [("finetune", job.arguments)]
+    assert asked == [job.id]
+
+
+def test_a_job_of_slim_0_1_can_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments had other names and stood in groups."""
+    job = put("finetune", "failed", here, error="the loss is nan at step 3.")
+    old = {"source": job.arguments["folder"], "method": "lora", "dataset": "bundled:triage", "settings": {"steps": 8}}
+    with JobStore() as store:
+        store.put(job.model_copy(update={"arguments": old}))
+    page = page_of(here, "repaired")
+    assert "LoRA on the task of plain" in words(page)
+    assert not page.button(key="recover-start").disabled
+    assert "Go on" in labels(page)
+
+
+def test_a_job_that_cannot_be_read(here: Path) -> None:
+    """Is one sentence, and the page is there."""
+    put("finetune", "failed", here, arguments={"nowhere": 1})
+    page = page_of(here, "plain")
+    (problem,) = page.error
+    assert problem.value.replace("\\", "").startswith("Nowhere: ")
+    assert "Next: repair." in words(page)
 
 
 def test_a_paused_training_keeps_what_it_learnt(here: Path) -> None:

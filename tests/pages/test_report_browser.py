@@ -37,7 +37,7 @@ def file(made: Made, workspace: Path) -> Path:
 
 
 class Reader:
-    """A person without a network who opens a file; everything that it asks for or complains of is noted."""
+    """A browser without a network that opens a file; everything that it asks for or complains of is noted."""
 
     def __init__(self, browser: Browser, file: Path, scheme: Scheme, width: int) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)

@@ -13,18 +13,17 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from slim import jobs
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.calibrate import calibrate
+from slim.calibration.request import CalibrateRequest
 from slim.core.run_index import remember
 from slim.core.workspace import Kind
-from slim.evaluation.answers import AnswerSettings
 from slim.judging import judge
-from slim.models import bundled
+from slim.judging.request import JudgeRequest
 from slim.planning import budget
 from slim.planning.files import load_plan, save_plan
-from slim.pruning import surgery
-from slim.recovery import repair
-from slim.recovery.repair import RepairSettings
+from slim.pruning import checkpoint
+from slim.recovery.repair import repair
+from slim.recovery.request import RepairRequest
 from slim.runs import lineage
 from slim.runs.lineage import Node
 from tests.browser_setup import served
@@ -47,23 +46,22 @@ def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) 
         patch.setenv("SLIM_HOME", str(home))
         home.mkdir()
         (home / "models").symlink_to(shared_workspace / "models")
-        settings = CalibrationSettings(samples=6, max_length=LENGTH)
         made = home / "calibrations" / "briefs"
-        measured = calibrate.calibrate(bundled.NAME, "bundled:briefs", settings=settings, output=made)
+        measured = calibrate(CalibrateRequest.asked(samples=6, max_length=LENGTH, output=made))
         file = save_plan(budget.plan_by_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")
         small, better = home / "checkpoints" / "small", home / "checkpoints" / "better"
-        surgery.prune(load_plan(file), small)
-        few = RepairSettings.checked(samples=32, max_length=LENGTH)
-        repair.repair(str(small), settings=few, output=better)
+        checkpoint.prune(load_plan(file), small)
+        repair(RepairRequest.asked(folder=small, samples=32, max_length=LENGTH, output=better))
         with serving(by_length) as server:
             judge.judge(
-                bundled.NAME,
-                str(better),
-                samples=2,
-                settings=AnswerSettings(max_new_tokens=8),
-                endpoint=server.url,
-                judge_model="pico-judge",
-                output=home / "judgements" / "verdict.json",
+                JudgeRequest.asked(
+                    pruned=better,
+                    samples=2,
+                    max_new_tokens=8,
+                    endpoint=server.url,
+                    judge_model="pico-judge",
+                    output=home / "judgements" / "verdict.json",
+                )
             )
         yield home
 
@@ -73,7 +71,7 @@ def graph(page: Page) -> Locator:
 
 
 def click_node(visitor: Visitor, name: str) -> None:
-    """Clicks a node as a person does, above its label, and waits for the detail."""
+    """Click a node above its label, and wait for the detail."""
     visitor.settle()
     label = graph(visitor.page).locator("text").filter(has_text=re.compile(f"^{re.escape(name)}$")).first
     label.scroll_into_view_if_needed()

@@ -1,4 +1,4 @@
-"""What repair can make up for, before anything is removed: against the sketch, twins, and what a repair then gives."""
+"""The forecast after repair, before anything is removed: against the sketch, twins, and the repair that follows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from slim.calibration.calibrate import calibrate
-from slim.calibration.facts import CalibrationSettings
-from slim.calibration.forecast import columns_of
 from slim.calibration.record import Calibration
 from slim.calibration.reload import calibrated_rows
+from slim.calibration.request import CalibrateRequest
 from slim.calibration.sketch import score_rows
 from slim.core.errors import InputError
-from slim.core.records import Keep, Unit
 from slim.data import tasks
 from slim.data.batch_runner import subset
 from slim.models.architectures import architecture_of
 from slim.models.load import Loaded, load_model
+from slim.models.units import NO_ATTENTION, LayerKeep, UnitName, removed_columns
 from slim.planning.after_repair import (
     FILE,
     AfterRepairSketch,
@@ -30,7 +29,7 @@ from slim.planning.after_repair import (
 from slim.planning.budget import plan_by_budget
 from slim.planning.layer_options import ENUMERATED
 from slim.planning.record import Pins
-from tests.pico import FAMILIES, make_pico, random_rows, save_pico
+from tests.pico import FAMILIES, keeping, make_pico, random_rows, save_pico
 from tests.reference import layers_of, measured
 from tests.surgery import WHOLE
 
@@ -42,7 +41,7 @@ def sketch_of(loaded: Loaded) -> AfterRepairSketch:
 
 
 def cost(sketch: AfterRepairSketch, layer: int, heads: tuple[int, ...]) -> float:
-    return float(np.square(sketch.effects[layer][sketch.kept[layer].index(heads)]).sum())
+    return float(np.square(sketch.effects[layer][sketch.kept[layer].index(LayerKeep(heads=heads))]).sum())
 
 
 AFTER_NORM = [name for name in FAMILIES if architecture_of(name).attention_adds != architecture_of(name).attention]
@@ -50,7 +49,7 @@ AFTER_NORM = [name for name in FAMILIES if architecture_of(name).attention_adds 
 
 @pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in AFTER_NORM])
 def test_without_regression_it_is_the_loss_sketch(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an endless λ nothing is made up for, and the effects are sums of the sketch's own score columns."""
+    """With an endless λ repair compensates for nothing, and the effects are sums of the sketch's own score columns."""
     loaded = make_pico(model_type)
     monkeypatch.setattr("slim.planning.after_repair.RIDGE", 1e15)
     found = sketch_of(loaded)
@@ -59,9 +58,9 @@ def test_without_regression_it_is_the_loss_sketch(model_type: str, monkeypatch: 
     together = np.concatenate(scores)  # (R, L, H+2)
     for layer, options in enumerate(found.kept):
         for option, effect in zip(options, found.effects[layer], strict=True):
-            keep: Keep = tuple(option if at == layer else tuple(range(facts.heads)) for at in range(facts.layers))
-            columns = columns_of(keep, facts.heads)
-            if option == ():
+            keep = keeping(*(option if at == layer else tuple(range(facts.heads)) for at in range(facts.layers)))
+            columns = removed_columns(keep, facts.heads)
+            if option == NO_ATTENTION:
                 columns[layer] = [True] * facts.heads + [False, False]  # heads alone: an output bias goes with a block
             assert np.allclose(effect, together.reshape(len(together), -1) @ columns.reshape(-1), atol=1e-4)
 
@@ -113,8 +112,8 @@ def _with_batch(calibration: Calibration, size: int) -> Calibration:
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     folder = tmp_path_factory.mktemp("calibrated")
     save_pico(make_pico("llama"), folder / "model")
-    settings = CalibrationSettings(samples=16, max_length=48, dtype="float64")
-    return calibrate(str(folder / "model"), "bundled:triage", settings=settings, output=folder / "calibration")
+    asked = {"dataset": "bundled:triage", "samples": 16, "max_length": 48, "dtype": "float64"}
+    return calibrate(CalibrateRequest.asked(model=folder / "model", output=folder / "calibration", **asked))
 
 
 def test_it_is_kept_beside_the_calibration(calibration: Calibration) -> None:
@@ -129,14 +128,14 @@ def test_it_is_kept_beside_the_calibration(calibration: Calibration) -> None:
 
 
 @pytest.mark.parametrize("unit", ["head", "group", "block"])
-def test_plans_for_what_is_left_after_repair(calibration: Calibration, unit: Unit) -> None:
+def test_plans_for_what_is_left_after_repair(calibration: Calibration, unit: UnitName) -> None:
     found = after_repair_sketch(calibration)
     limits = {"heads": 0.7}
     pins = Pins(protect=(0,))
     plan = plan_by_budget(calibration, limits, unit, pins=pins, absorbed=found)
     blind = plan_by_budget(calibration, limits, unit, pins=pins)
     assert plan.removed_heads >= 0.3 * 24
-    assert plan.keep[0] == WHOLE
+    assert plan.keep[0].heads == WHOLE
     assert plan.repaired == found.forecast(plan.keep, 0)
     assert plan.repaired is not None
     assert plan.forecast is not None
@@ -153,7 +152,7 @@ def test_many_heads_have_few_candidates(pico: Callable[..., Loaded]) -> None:
 
 def test_what_cannot_be_is_said(calibration: Calibration, tmp_path: Path) -> None:
     found = after_repair_sketch(calibration)
-    with pytest.raises(InputError, match="unit layer"):
+    with pytest.raises(InputError, match="unit=layer"):
         plan_by_budget(calibration, {"params": 0.9}, "layer", absorbed=found)
     for name in AFTER_NORM:
         with pytest.raises(InputError, match=f"{name}.*a norm follows"):
@@ -163,5 +162,5 @@ def test_what_cannot_be_is_said(calibration: Calibration, tmp_path: Path) -> Non
         measure_after_repair(loaded, tasks.Encoded(ROWS[:3], 0), measured(loaded, ROWS[:3], draws=1))
     save_after_repair(found, tmp_path)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"absorbed\.safetensors is damaged"):
+    with pytest.raises(InputError, match=f"{FILE} is damaged"):
         load_after_repair(tmp_path)

@@ -4,28 +4,28 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from streamlit.testing.v1 import AppTest
 
+from slim.calibration.criteria import CRITERIA
 from slim.calibration.record import Calibration, save_calibration
-from slim.calibration.scores import parts
-from slim.core.records import Unit
+from slim.calibration.scores import measured as measured_per
+from slim.calibration.scores import prunability
 from slim.models.load import Loaded
+from slim.models.units import UNITS, whole_model
 from slim.planning import board
 from slim.planning.board import outcome, payload
 from slim.planning.board_choice import BoardState, first_state, from_query, metrics_of, to_query
 from slim.planning.record import Pins
-from slim.planning.sizes import everything, project
+from slim.planning.sizes import size_of
 from slim.planning.threshold import plan_by_threshold
 from tests import APP
-from tests.pico import random_rows
+from tests.pico import random_rows, shorthand
 from tests.reference import measured
-
-UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,10 @@ def test_the_payload_holds_what_plans_are_made_of(calibration: Calibration) -> N
     for unit in UNITS:
         assert header["units"][unit]["why_not"] is None
         assert [metric["name"] for metric in header["units"][unit]["metrics"]] == [*metrics_of(calibration, unit)]
-        for metric, part in parts(calibration, unit).items():
-            np.testing.assert_array_equal(arrays[f"{unit}.{metric}"], part.ravel())
+        for metric, values in measured_per(calibration, unit).items():
+            ranks, part = arrays[f"{unit}.{metric}"], prunability(values, CRITERIA[metric].high_is_prunable)
+            assert ranks.dtype == np.int32
+            np.testing.assert_array_equal(ranks / header["units"][unit]["highest"], part.ravel())
     sketch = calibration.sketch
     assert sketch is not None
     odd = sketch.sequence % 2 == 1
@@ -78,10 +80,55 @@ def test_the_payload_holds_what_plans_are_made_of(calibration: Calibration) -> N
         "correction": None,
     }
     facts = calibration.facts.model
-    assert header["before"] == project(facts, everything(facts)).model_dump()
-    for quantity, price in header["prices"].items():
-        whole = sum(price["rest"]) + sum(price["block"]) + 6 * sum(price["query"]) + 2 * sum(price["key"])
-        assert price["fixed"] + whole == header["before"][quantity]
+    assert header["before"] == size_of(facts, whole_model(facts)).model_dump()
+    assert header["sizes"].keys() == header["before"].keys()
+    for field, size in header["sizes"].items():
+        whole = sum(size["rest"]) + sum(size["block"]) + 6 * sum(size["query"]) + 2 * sum(size["key"])
+        assert size["fixed"] + whole == header["before"][field]
+        assert size["channels"] == [48] * 4
+    assert header["sizes"]["parameters"]["channel"] == [3 * 24] * 4  # of the gate, up and down projections
+    assert header["sizes"]["kv_bytes_per_token"]["channel"] == [0] * 4
+
+
+def test_the_payload_says_what_the_board_is_made_of(calibration: Calibration) -> None:
+    """The units and how each is planned, the quantities that are shown, and the numbers that plans are made by."""
+    header, _ = unpacked(payload(calibration)[1])
+    assert {unit: (one["per_layer"], one["single"], one["whole_layers"]) for unit, one in header["units"].items()} == {
+        "head": (6, False, False),
+        "group": (2, False, False),
+        "block": (1, True, False),
+        "layer": (1, True, True),
+    }
+    assert {unit: one["per_group"] for unit, one in header["units"].items()} == {
+        "head": [1, 2, 3],
+        "group": [3],
+        "block": [3],
+        "layer": [3],
+    }
+    assert {unit: one["highest"] for unit, one in header["units"].items()} == {
+        "head": 2 * 23,
+        "group": 2 * 7,
+        "block": 2 * 3,
+        "layer": 2 * 3,
+    }
+    assert {unit: one["shapes"] for unit, one in header["units"].items()} == {
+        "head": [[1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]],
+        "group": [[1, 3], [2, 3]],
+        "block": None,
+        "layer": None,
+    }
+    shown = {one["name"]: (one["field"], one["faster"]) for one in header["quantities"]}
+    assert shown == {
+        "params": ("parameters", False),
+        "bytes": ("bytes", False),
+        "kv": ("kv_bytes_per_token", False),
+        "flops": ("flops_per_token", False),
+        "prefill": ("flops_per_token", True),
+        "decode": ("bytes_read_per_token", True),
+    }
+    assert header["threshold"] > 1
+    assert header["pinned"] > header["threshold"] * 6
+    assert header["weight_steps"] == 100_000
 
 
 def test_the_payload_is_named_by_its_content(calibration: Calibration) -> None:
@@ -118,11 +165,13 @@ def test_what_cannot_be_removed_says_why(bare: Calibration, pico: Callable[..., 
 
 
 def test_the_outcome_is_the_plans_own(calibration: Calibration) -> None:
-    """What the board shows after release is Python's plan, word for word."""
+    """The board shows Python's plan after release, word for word."""
     made = first_state(calibration).plan(calibration)
     assert made == plan_by_threshold(calibration, 0.8, weights=first_state(calibration).weights)
     shown = json.loads(json.dumps(outcome(made)))
-    assert shown["keep"] == [None if kept is None else [*kept] for kept in made.keep]
+    assert shown["keep"] == [
+        {"layer": heads is not None, "heads": list(heads or ()), "channels": "all"} for heads in shorthand(made.keep)
+    ]
     assert shown["after"] == made.after.model_dump()
     assert made.forecast is not None
     assert shown["forecast"]["nats_per_token"] == made.forecast.nats_per_token
@@ -139,9 +188,9 @@ def test_weights_that_are_all_0_fall_back_to_the_first(calibration: Calibration)
 
 
 def some_choice(calibration: Calibration, rng: np.random.Generator) -> BoardState:
-    """Anything a person could set."""
+    """Any board state that the user could set."""
     facts = calibration.facts.model
-    unit = UNITS[rng.integers(4)]
+    unit = [*UNITS][rng.integers(4)]
     per_layer = {"head": facts.heads, "group": facts.kv_heads, "block": 1, "layer": 1}[unit]
     places = [(layer, index) for layer in range(facts.layers) for index in range(per_layer)]
     pinned = [places[i] for i in rng.permutation(len(places))[: rng.integers(0, 4)]]
@@ -172,7 +221,7 @@ def test_a_link_gives_back_the_choice(calibration: Calibration) -> None:
 
 
 def test_a_link_can_be_read(calibration: Calibration) -> None:
-    """What is as it was at first, and what is 0, is not in it."""
+    """Settings at their first value, and those that are 0, are not in it."""
     assert set(to_query(first_state(calibration))) == {"unit", "threshold", "weights"}
     choice = BoardState(
         unit="head",
@@ -262,7 +311,7 @@ def opened(**link: str) -> AppTest:
 
 @pytest.mark.usefixtures("saved")
 def test_the_page_follows_a_link_and_keeps_it_in_its_address() -> None:
-    """What was asked for is in the address again, and no note says otherwise."""
+    """The settings of the link are in the address again, and no note says otherwise."""
     link = {"calibration": "small", "unit": "group", "threshold": "0.6", "weights": "kl_output:1", "drop": "2:1"}
     page = opened(**link)
     assert dict(page.query_params) == link

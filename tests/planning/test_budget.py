@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slim.calibration.forecast import columns_of, forecast
+from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.calibration.sketch import LossSketch
 from slim.core.errors import InputError
-from slim.core.records import Keep, Unit
 from slim.models.load import Loaded
+from slim.models.units import UNITS, Keep, UnitName, removed_columns, whole_model
 from slim.planning.budget import Infeasible, Planner, check_limits, curve, plan_by_budget
 from slim.planning.record import ByBudget, Pins
-from slim.planning.sizes import everything, project
-from tests.pico import random_rows
+from slim.planning.sizes import size_of
+from tests.pico import Heads, keeping, random_rows, shorthand
 from tests.reference import measured
 
 HEADS, GROUPS = 6, 2
@@ -29,7 +29,7 @@ def calibration(pico: Callable[..., Loaded]) -> Calibration:
     return measured(pico("llama"), random_rows((9, 12, 7, 10)), draws=2)
 
 
-def layer_sets(unit: Unit) -> list[tuple[int, ...] | None]:
+def layer_sets(unit: UnitName) -> list[Heads]:
     """Everything a layer may keep, by the definition."""
     if unit == "block":
         return [WHOLE, ()]
@@ -47,30 +47,30 @@ def _whole_groups(heads: tuple[int, ...]) -> bool:
     return all((3 * (head // 3) + other) in heads for head in heads for other in range(3))
 
 
-def alone(calibration: Calibration, layer: int, heads: tuple[int, ...] | None) -> float:
-    """Forecast of one layer's removals by the rows that choose, nothing else removed."""
-    keep = tuple(heads if index == layer else WHOLE for index in range(4))
+def alone(calibration: Calibration, layer: int, heads: Heads) -> float:
+    """Forecast of one layer's removals by the selection fold, nothing else removed."""
+    keep = keeping(*(heads if index == layer else WHOLE for index in range(4)))
     assert calibration.sketch is not None
     choosing = calibration.sketch.fold(0)
-    return float(choosing.costs(columns_of(keep, HEADS)).sum() / choosing.tokens.sum())
+    return float(choosing.costs(removed_columns(keep, HEADS)).sum() / choosing.tokens.sum())
 
 
 def additive(calibration: Calibration, keep: Keep) -> float:
-    return sum(alone(calibration, layer, heads) for layer, heads in enumerate(keep))
+    return sum(alone(calibration, layer, heads) for layer, heads in enumerate(shorthand(keep)))
 
 
-@pytest.mark.parametrize("unit", ["head", "group", "block", "layer"])
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("share", [0.98, 0.9, 0.8])
-def test_it_is_the_best_of_all_legal_plans(calibration: Calibration, unit: Unit, share: float) -> None:
-    """Brute force over every legal plan: dearer sets of the same shape are dropped first, which changes no optimum."""
+def test_it_is_the_best_of_all_legal_plans(calibration: Calibration, unit: UnitName, share: float) -> None:
+    """Brute force over all valid shapes: dearer sets of the same shape are dropped first, which changes no optimum."""
     facts = calibration.facts.model
-    whole = project(facts, everything(facts)).parameters
-    best_of: list[list[tuple[float, int, tuple[int, ...] | None]]] = []
+    whole = size_of(facts, whole_model(facts)).parameters
+    best_of: list[list[tuple[float, int, Heads]]] = []
     for layer in range(4):
-        shapes: dict[int, tuple[float, int, tuple[int, ...] | None]] = {}
+        shapes: dict[int, tuple[float, int, Heads]] = {}
         for heads in layer_sets(unit):
-            keep = tuple(heads if index == layer else WHOLE for index in range(4))
-            size = project(facts, keep).parameters - whole
+            keep = keeping(*(heads if index == layer else WHOLE for index in range(4)))
+            size = size_of(facts, keep).parameters - whole
             found = (alone(calibration, layer, heads), size, heads)
             if size not in shapes or found[0] < shapes[size][0]:
                 shapes[size] = found
@@ -86,7 +86,7 @@ def test_it_is_the_best_of_all_legal_plans(calibration: Calibration, unit: Unit,
             planner.additive({"params": share})
         return
     found = planner.additive({"params": share})
-    assert project(facts, found).parameters <= share * whole
+    assert size_of(facts, found).parameters <= share * whole
     assert additive(calibration, found) == pytest.approx(min(plans)[0], rel=1e-4)
 
 
@@ -135,12 +135,12 @@ def test_interactions_are_minded_where_unseen_rows_agree(calibration: Calibratio
     made_up = replace(calibration, sketch=sketch)
     planner = Planner(made_up, "block")
     sum_best = planner.additive({"kv": 0.5})
-    assert [layer for layer, heads in enumerate(sum_best) if not heads] == [0, 1]
+    assert [layer for layer, kept in enumerate(sum_best) if not kept.heads] == [0, 1]
     minded = plan_by_budget(made_up, {"kv": 0.5}, "block")
     assert minded.removed_blocks == (2, 3)
     other = scores.copy()
     unseen = sketch.sequence % 2 == 1
-    other[unseen, 3, -2] *= -1  # on the rows that do not choose they add up instead
+    other[unseen, 3, -2] *= -1  # on the held-out fold they add up instead
     doubtful = replace(calibration, sketch=LossSketch(other, sketch.sequence, sketch.tokens))
     assert plan_by_budget(doubtful, {"kv": 0.5}, "block").removed_blocks == (0, 1)
 
@@ -158,10 +158,10 @@ def test_a_loss_alone_gives_the_smallest_model_within_it(calibration: Calibratio
 
 
 @pytest.mark.parametrize("unit", ["head", "group", "layer"])
-def test_uniform_plans_have_one_shape(calibration: Calibration, unit: Unit) -> None:
+def test_uniform_plans_have_one_shape(calibration: Calibration, unit: UnitName) -> None:
     """Whole layers may go beside it."""
     made = plan_by_budget(calibration, {"params": 0.85}, unit, uniform=True)
-    shapes = {len(heads) for heads in made.keep if heads is not None}
+    shapes = {len(kept.heads) for kept in made.keep if kept.layer}
     assert len(shapes) == 1
     assert not made.removed_blocks
     assert made.uniform
@@ -170,14 +170,14 @@ def test_uniform_plans_have_one_shape(calibration: Calibration, unit: Unit) -> N
 def test_pins_and_protected_layers_hold(calibration: Calibration) -> None:
     """Whatever the loss would like."""
     free = plan_by_budget(calibration, {"params": 0.85})
-    gone = [(layer, head) for layer, heads in enumerate(free.keep) for head in WHOLE if head not in (heads or ())]
-    kept = [(layer, head) for layer, heads in enumerate(free.keep) for head in heads or ()]
+    gone = [(layer, head) for layer, stays in enumerate(free.keep) for head in WHOLE if head not in stays.heads]
+    kept = [(layer, head) for layer, stays in enumerate(free.keep) for head in stays.heads]
     pins = Pins(keep=(gone[0],), drop=(kept[0],))
     made = plan_by_budget(calibration, {"params": 0.85}, pins=pins)
-    assert gone[0][1] in (made.keep[gone[0][0]] or ())
-    assert kept[0][1] not in (made.keep[kept[0][0]] or ())
+    assert gone[0][1] in made.keep[gone[0][0]].heads
+    assert kept[0][1] not in made.keep[kept[0][0]].heads
     protected = plan_by_budget(calibration, {"params": 0.9}, pins=Pins(protect=(0, 3)))
-    assert protected.keep[0] == protected.keep[3] == WHOLE
+    assert protected.keep[0].heads == protected.keep[3].heads == WHOLE
 
 
 @pytest.mark.parametrize(

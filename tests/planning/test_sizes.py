@@ -1,4 +1,4 @@
-"""The projection: prices per layer give exactly the shapes that stay, for every family."""
+"""The size model: its numbers per layer give exactly the shapes that stay, for every family."""
 
 from collections.abc import Callable
 from math import prod
@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from slim.core.errors import InputError
-from slim.core.records import Keep, ModelFacts
+from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
 from slim.models.load import Loaded
-from slim.planning.sizes import CONTEXT, everything, project, speedup
+from slim.models.units import Keep, whole_model
+from slim.planning.sizes import CONTEXT, size_of, speedup
 from slim.planning.slicing import Slice, slice_of
-from tests.pico import FAMILIES
+from tests.pico import FAMILIES, keeping
 
 
 def counted(facts: ModelFacts, keep: Keep) -> int:
@@ -27,7 +28,7 @@ def counted(facts: ModelFacts, keep: Keep) -> int:
 
 
 def random_keep(facts: ModelFacts, rng: np.random.Generator) -> Keep:
-    """Some legal plan."""
+    """A random plan of valid shapes."""
     keep: list[tuple[int, ...] | None] = []
     for _ in range(facts.layers):
         kind = rng.integers(4)
@@ -40,29 +41,29 @@ def random_keep(facts: ModelFacts, rng: np.random.Generator) -> Keep:
         ]
         keep.append([tuple(range(facts.heads)), tuple(some), tuple(some), ()][kind] if rng.random() > 0.2 else None)
     keep[0] = keep[0] or tuple(range(facts.heads))
-    return tuple(keep)
+    return keeping(*keep)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prices_are_exact(pico: Callable[..., Loaded], family: str) -> None:
+def test_sizes_are_exact(pico: Callable[..., Loaded], family: str) -> None:
     """Heads, groups, blocks and layers in any mixture, with and without grouped heads where the family has them."""
     for kv_heads in (2, 6):
         facts = pico(family, kv_heads=kv_heads).facts
         rng = np.random.default_rng(kv_heads)
         for _ in range(25):
             keep = random_keep(facts, rng)
-            found = project(facts, keep)
+            found = size_of(facts, keep)
             assert found.parameters == counted(facts, keep)
             assert found.bytes == found.parameters * facts.itemsize
-            groups = sum(len({head // facts.group for head in heads or ()}) for heads in keep)
+            groups = sum(len({head // facts.group for head in kept.heads}) for kept in keep)
             assert found.kv_bytes_per_token == 2 * groups * facts.head_dim * facts.itemsize
 
 
 def test_work_and_reading_are_those_of_the_matrices(pico: Callable[..., Loaded]) -> None:
     """Two operations a weight and attention over half of the context; reading the weights once and the whole cache."""
     facts = pico("llama").facts
-    keep: Keep = ((0, 3), (), None, tuple(range(6)))
-    found = project(facts, keep)
+    keep = keeping((0, 3), (), None, tuple(range(6)))
+    found = size_of(facts, keep)
     layer = {name: prod(shape) for name, shape in facts.shapes.items() if name.startswith("model.layers.0.")}
     mlp = sum(size for name, size in layer.items() if ".mlp." in name)
     attention = sum(size for name, size in layer.items() if ".self_attn." in name)
@@ -80,7 +81,7 @@ def test_work_and_reading_are_those_of_the_matrices(pico: Callable[..., Loaded])
     attended = 2 * 2 * facts.head_dim * (CONTEXT // 2) * (2 + 6)
     assert found.flops_per_token == pytest.approx(2 * matrices + attended)
     assert found.bytes_read_per_token == pytest.approx(matrices * facts.itemsize + CONTEXT * found.kv_bytes_per_token)
-    whole = project(facts, everything(facts))
+    whole = size_of(facts, whole_model(facts))
     assert speedup(whole, whole).prefill == speedup(whole, whole).decode == 1
     assert speedup(whole, found).prefill == pytest.approx(whole.flops_per_token / found.flops_per_token)
 
@@ -89,4 +90,4 @@ def test_single_heads_that_cannot_go(pico: Callable[..., Loaded]) -> None:
     """The projection refuses what surgery refuses."""
     facts = pico("olmo2").facts
     with pytest.raises(InputError, match="norms span all heads"):
-        project(facts, ((0, 1, 2), *everything(facts)[1:]))
+        size_of(facts, keeping((0, 1, 2), *whole_model(facts)[1:]))

@@ -1,4 +1,4 @@
-"""Planning: legal shapes, ranks and weights, files that come back as they were, and refusals."""
+"""Planning: valid shapes, ranks and weights, files that come back as they were, and refusals."""
 
 import itertools
 import json
@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slim.calibration.forecast import forecast, removed_columns, removed_mask
+from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
-from slim.calibration.scores import composite, prunability
+from slim.calibration.scores import composite, doubled_ranks, highest_rank, prunability
+from slim.calibration.scores import measured as measured_per
 from slim.core.errors import InputError
 from slim.core.statistics import Estimate
 from slim.models.load import Loaded
+from slim.models.units import UNITS, UnitName, head_columns, removed_columns, removed_heads
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import ByThreshold, Plan
-from slim.planning.shapes import valid_heads
+from slim.planning.shapes import in_parts, valid_heads
 from slim.planning.threshold import plan_by_threshold
-from tests.pico import random_rows
+from tests.pico import keeping, random_rows, shorthand
 from tests.reference import measured
 
+MIX = {"kl_output": 1.0, "variance": 0.3, "entropy": 0.07}
+"""Weights that make scores of many digits."""
 Edit = Callable[[dict[str, Any]], Any]
 
 
@@ -33,7 +37,7 @@ def calibration(pico: Callable[..., Loaded]) -> Calibration:
 
 
 def weights_of(made: Plan) -> dict[str, float]:
-    """What its score was made of."""
+    """The weights of its score."""
     assert isinstance(made.reason, ByThreshold)
     return made.reason.weights
 
@@ -47,30 +51,30 @@ def legal_sets(heads: int, kv_heads: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 3), (8, 2), (4, 4), (6, 6), (4, 1), (9, 3)])
 def test_legal_heads_is_the_best_of_all_legal_sets(heads: int, kv_heads: int) -> None:
-    """Σ (threshold − score) of what stays is the largest there is; eighths make exact ties common."""
+    """Σ (threshold − score) of what stays is the largest there is, exactly; eighths make ties common."""
     rng, sets = np.random.default_rng(heads * 10 + kv_heads), legal_sets(heads, kv_heads)
     for case in range(60):
-        scores = rng.integers(0, 9, heads) / 8 if case % 2 else rng.random(heads)
-        threshold = rng.integers(0, 10) / 8
-        chosen = valid_heads(threshold - scores, kv_heads)
+        whole = 8 if case % 2 else 8_000_000
+        costs, threshold = rng.integers(0, whole + 1, heads), int(rng.integers(0, 10)) * whole // 8
+        chosen = valid_heads(costs, threshold, kv_heads, range(1, heads // kv_heads + 1))
         assert chosen in sets
-        best = max(sum(threshold - scores[h] for h in s) for s in sets)
-        assert sum(threshold - scores[h] for h in chosen) == pytest.approx(best, abs=1e-12)
+        best = max(sum(threshold - costs[h] for h in s) for s in sets)
+        assert sum(threshold - costs[h] for h in chosen) == best
 
 
 def test_without_groups_the_legal_set_is_the_free_one() -> None:
     """With a KV head per query head exactly what scores below the threshold stays."""
     rng = np.random.default_rng(1)
     for _ in range(100):
-        scores, threshold = rng.integers(0, 9, 7) / 8, rng.integers(0, 10) / 8
-        assert valid_heads(threshold - scores, 7) == tuple(np.flatnonzero(scores < threshold))
+        costs, threshold = rng.integers(0, 9, 7), rng.integers(0, 20) / 2
+        assert valid_heads(costs, threshold, 7, [1]) == tuple(np.flatnonzero(costs < threshold))
 
 
 def test_ties_keep_the_lower_index() -> None:
     """Of equal heads in a group the first stays."""
-    assert valid_heads(0.5 - np.array([0.25, 0.25, 1.0, 0.5, 0.0, 0.0]), 2) == (0, 1, 4, 5)
-    assert valid_heads(0.5 - np.array([0.25, 0.25, 1.0, 1.0, 0.0, 1.0]), 2) == (0, 4)
-    assert valid_heads(0.5 - np.array([1.0, 0.25, 0.25, 0.0, 1.0, 1.0]), 2) == (1, 3)
+    assert valid_heads(np.array([1, 1, 4, 2, 0, 0]), 2, 2, (1, 2, 3)) == (0, 1, 4, 5)
+    assert valid_heads(np.array([1, 1, 4, 4, 0, 4]), 2, 2, (1, 2, 3)) == (0, 4)
+    assert valid_heads(np.array([4, 1, 1, 0, 4, 4]), 2, 2, (1, 2, 3)) == (1, 3)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (12, 4), (8, 1), (6, 6)])
@@ -78,8 +82,8 @@ def test_a_lower_threshold_never_keeps_more(heads: int, kv_heads: int) -> None:
     """The number of heads that stay falls with the threshold, from all of them to none."""
     rng = np.random.default_rng(7)
     for _ in range(20):
-        scores = rng.random(heads)
-        kept = [len(valid_heads(threshold - scores, kv_heads)) for threshold in np.linspace(1.01, 0, 60)]
+        costs, counts = rng.integers(0, 1001, heads), range(1, heads // kv_heads + 1)
+        kept = [len(valid_heads(costs, threshold, kv_heads, counts)) for threshold in np.linspace(1010, 0, 60)]
         assert kept[0] == heads
         assert kept[-1] == 0
         assert all(more >= fewer for more, fewer in itertools.pairwise(kept))
@@ -95,12 +99,13 @@ def test_plans_never_break_a_group(pico: Callable[..., Loaded], kv_heads: int) -
         threshold = float(rng.uniform(0.2, 1))
         made = plan_by_threshold(scored, threshold, weights={"entropy": 1})
         scores = prunability(values, True)
-        assert made.keep == tuple(valid_heads(threshold - row, kv_heads) for row in scores)
+        ranks, limit, counts = doubled_ranks(values, True), threshold * highest_rank(24), range(1, 6 // kv_heads + 1)
+        assert shorthand(made.keep) == tuple(valid_heads(row, limit, kv_heads, counts) for row in ranks)
         free = {(layer, head) for layer, head in np.argwhere(scores < threshold).tolist()}
         for change in made.changes:
             assert ((change.layer, change.head) in free) == (change.change == "removed")
             free ^= {(change.layer, change.head)}
-        assert free == {(layer, head) for layer, heads in enumerate(made.keep) for head in heads or ()}
+        assert free == {(layer, head) for layer, kept in enumerate(made.keep) for head in kept.heads}
         assert made.removed_heads == 24 - len(free)
 
 
@@ -112,6 +117,8 @@ def test_prunability_ranks_over_the_whole_model() -> None:
     np.testing.assert_allclose(prunability(values, False), 1 - high)
     np.testing.assert_array_equal(prunability(np.array([7.0]), True), [0.0])
     np.testing.assert_array_equal(prunability(np.full((2, 3), 4.0), False), np.full((2, 3), 0.5))
+    np.testing.assert_array_equal(doubled_ranks(values, True), [[6, 0, 3], [3, 10, 8]])
+    assert (highest_rank(6), highest_rank(1)) == (10, 1)
 
 
 def test_composite_is_the_weighted_mean(calibration: Calibration) -> None:
@@ -147,7 +154,7 @@ def test_weights_that_cannot_be_used(
 @pytest.mark.parametrize("unit", ["head", "block"])
 @pytest.mark.parametrize("threshold", [0.0, -0.1, float("nan"), float("inf"), float("-inf")])
 def test_thresholds_that_cannot_be_used(calibration: Calibration, unit: Any, threshold: float) -> None:
-    """Nothing at all would be left, or it is no threshold."""
+    """Nothing at all would be left, or it is not finite."""
     with pytest.raises(InputError, match=f"threshold={threshold:g}"):
         plan_by_threshold(calibration, threshold, unit)
 
@@ -170,12 +177,33 @@ def test_blocks_go_at_the_threshold_and_above(calibration: Calibration) -> None:
     assert made.changes == ()
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_scores_the_threshold_goes(pico: Callable[..., Loaded], unit: UnitName) -> None:
+    """To the last digit: each score that a plan names, given as the threshold, removes all that score it or more."""
+    scored = measured(pico("llama", kv_heads=6), random_rows((9, 12, 7, 10)))
+    there = {name: weight for name, weight in MIX.items() if name in measured_per(scored, unit)}
+    scores = composite(scored, there, unit).reshape(4, -1)
+    for score in np.unique(scores)[1:].tolist():
+        made = plan_by_threshold(scored, score, unit, there)
+        np.testing.assert_array_equal(removed_heads(made.keep, 6), np.repeat(scores >= score, 6 // scores.shape[1], 1))
+        assert made.changes == ()
+
+
+def test_a_score_in_parts_is_a_whole_number() -> None:
+    """Of the quotient of any two, which is rounded; what is between two scores stays between them."""
+    rng = np.random.default_rng(0)
+    for whole in (1, 23, 46, 2_300_000, 5_750_000, 1_894_030_000):
+        for part in {0, 1, whole, *rng.integers(0, whole + 1, 500).tolist()}:
+            assert in_parts(part / whole, whole) == part
+            assert part < in_parts((part + 0.5) / whole, whole) < part + 1
+
+
 def test_a_plan_forecasts_on_the_other_fold(calibration: Calibration) -> None:
     """½ Σ (s·d)² per predicted token of the sequences that did not rank the heads, with their bootstrap."""
     made, sketch = plan_by_threshold(calibration, 0.7), calibration.sketch
     assert made.forecast is not None
     assert sketch is not None
-    removed = removed_columns(removed_mask(made.keep, 6))
+    removed = removed_columns(made.keep, 6)
     energy = 0.5 * np.square((sketch.scores.astype(float) * removed).sum((1, 2)))
     sums = np.array([energy[sketch.sequence == row].sum() for row in (1, 3)])
     tokens = sketch.tokens[1::2]
@@ -196,17 +224,18 @@ def test_without_a_sketch_there_is_no_forecast(calibration: Calibration) -> None
 
 def test_a_layer_without_heads_loses_its_block() -> None:
     """Its block's column stands for all that attention adds, instead of its heads'; the MLP stays."""
-    keep = ((0, 2), (), (0, 1, 2))
-    mask = removed_mask(keep, 3)
+    keep = keeping((0, 2), (), (0, 1, 2))
+    mask = removed_heads(keep, 3)
     np.testing.assert_array_equal(mask, [[0, 1, 0], [1, 1, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(removed_columns(mask), [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(removed_columns(keep, 3), [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(head_columns(mask), removed_columns(keep, 3))
 
 
 def test_a_removed_block_is_forecast_by_its_own_column(calibration: Calibration) -> None:
     """Not by the sum of its heads: a block may add a bias of its own."""
     sketch = calibration.sketch
     assert sketch is not None
-    found = forecast(calibration, ((0, 1, 2, 3, 4, 5), (), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5)))
+    found = forecast(calibration, keeping((0, 1, 2, 3, 4, 5), (), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5)))
     unseen = sketch.fold(1)
     expected = 0.5 * np.square(unseen.scores[:, 1, -2].astype(float)).sum() / unseen.tokens.sum()
     assert found is not None
@@ -224,13 +253,14 @@ def test_a_plan_survives_its_file(calibration: Calibration, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda p: p["keep"].__setitem__(1, [0, 1, 3]), r"keep\[1\].*KV group"),
-        (lambda p: p["keep"].__setitem__(2, [3, 0]), r"keep\[2\].*ascending"),
-        (lambda p: p["keep"].__setitem__(2, [0, 0]), r"keep\[2\].*ascending"),
-        (lambda p: p["keep"].__setitem__(0, [0, 6]), r"keep\[0\].*0\.\.5"),
-        (lambda p: p["keep"].__setitem__(0, [-1]), r"keep\[0\].*0\.\.5"),
+        (lambda p: p["keep"][1].__setitem__("heads", [0, 1, 3]), r"keep\[1\]\.heads=\[0, 1, 3\].*KV group"),
+        (lambda p: p["keep"][2].__setitem__("heads", [3, 0]), r"keep\.2: heads=\[3, 0\].*ascending"),
+        (lambda p: p["keep"][2].__setitem__("heads", [0, 0]), r"keep\.2: heads=\[0, 0\].*ascending"),
+        (lambda p: p["keep"][0].__setitem__("heads", [0, 6]), r"keep\[0\]\.heads=\[0, 6\].*0\.\.5"),
+        (lambda p: p["keep"][0].__setitem__("heads", [-1]), r"keep\.0\.heads\.0.*greater than or equal to 0"),
+        (lambda p: p["keep"].__setitem__(0, [0, 3]), r"keep\.0: .*LayerKeep"),
         (lambda p: p["keep"].pop(), "keep has 3 layers, the model has 4"),
-        (lambda p: p.__setitem__("keep", [[]] * 4), "last attention block"),
+        (lambda p: p.__setitem__("keep", [{}] * 4), "last attention block"),
         (lambda p: p["reason"].__setitem__("threshold", -1), "threshold"),
         (lambda p: p.__setitem__("unit", "neuron"), "unit"),
         (lambda p: p.__setitem__("schema_version", 99), r"newer Slim \(schema version 99"),

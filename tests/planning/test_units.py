@@ -10,24 +10,24 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from slim.core.errors import InputError
-from slim.core.records import Keep
 from slim.models.load import Loaded
+from slim.models.units import UNITS, Keep, whole_model
 from slim.planning.build import check_unit
-from slim.planning.sizes import everything, project
+from slim.planning.sizes import size_of
 from slim.pruning.trial import masked
-from tests.pico import FAMILIES, save_pico
+from tests.pico import FAMILIES, keeping, save_pico
 from tests.surgery import FULL, IDS, WHOLE, Pruned, cached, file_bytes, held, logits
 
 KEEPS: dict[str, Keep] = {
-    "head": (WHOLE, (0, 2, 3, 5), (4,), (1, 4)),
-    "group": ((3, 4, 5), WHOLE, (0, 1, 2), WHOLE),
-    "block": ((), WHOLE, (), WHOLE),
-    "layer": (None, WHOLE, WHOLE, None),
-    "all of them": (None, (0, 2, 3, 5), (), (3, 4, 5)),
+    "head": keeping(WHOLE, (0, 2, 3, 5), (4,), (1, 4)),
+    "group": keeping((3, 4, 5), WHOLE, (0, 1, 2), WHOLE),
+    "block": keeping((), WHOLE, (), WHOLE),
+    "layer": keeping(None, WHOLE, WHOLE, None),
+    "all of them": keeping(None, (0, 2, 3, 5), (), (3, 4, 5)),
 }
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
 EXTRA = {"qwen2": WINDOWS, "qwen3": WINDOWS}
-"""What is special about a layer by its number, beyond what the pico models have."""
+"""Features of single layers by their number, beyond what the pico models have."""
 WHOLE_BLOCKS = ("olmo2",)
 
 
@@ -44,9 +44,9 @@ def original(
 
 @pytest.mark.parametrize("what", KEEPS)
 def test_a_unit_of_a_family(original: Loaded, what: str, tmp_path: Path) -> None:
-    """Logits of the original gated by hand and bypassed; parameters, file, memory and cache as projected."""
-    keep, facts, unit = KEEPS[what], original.facts, what if what in ("head", "group", "block", "layer") else "head"
-    if facts.model_type in WHOLE_BLOCKS and any(0 < len(heads or ()) < facts.heads for heads in keep):
+    """Logits of the original gated by hand and masked; parameters, file, memory and cache as projected."""
+    keep, facts, unit = KEEPS[what], original.facts, what if what in UNITS else "head"
+    if facts.model_type in WHOLE_BLOCKS and any(0 < len(kept.heads) < facts.heads for kept in keep):
         return refused(original, keep, unit)
     check_unit(unit, facts)
     case = Pruned(original, keep, tmp_path / "pruned", unit)
@@ -82,7 +82,7 @@ def test_a_unit_of_a_family(original: Loaded, what: str, tmp_path: Path) -> None
 def refused(original: Loaded, keep: Keep, unit: Any) -> None:
     """By the choice of the unit and by the projection, with the reason."""
     with pytest.raises(InputError, match=r"'olmo2'.*norms span all heads.*`block`"):
-        project(original.facts, keep)
+        size_of(original.facts, keep)
     if unit in ("head", "group"):
         with pytest.raises(InputError, match=r"'olmo2'.*norms span all heads.*`block`"):
             check_unit(unit, original.facts)
@@ -113,17 +113,17 @@ def is_stock(case: Pruned) -> None:
 
 def test_layers_gone_are_counted_by_the_cache(original: Loaded, tmp_path: Path) -> None:
     """All layers but the last: one is left, and it holds the whole cache."""
-    case = Pruned(original, (None, None, None, WHOLE), tmp_path / "pruned", "layer")
+    case = Pruned(original, keeping(None, None, None, WHOLE), tmp_path / "pruned", "layer")
     assert case.loaded.facts.layers == len(cached(case.loaded)) == 1
     with case.gated_original():
         torch.testing.assert_close(logits(case.loaded), logits(original), rtol=0, atol=1e-6)
 
 
 def test_a_stock_checkpoint_is_cut_again(original: Loaded, tmp_path: Path) -> None:
-    """What loses a layer, then a block, is what loses both at once."""
-    once = Pruned(original, (WHOLE, None, WHOLE, WHOLE), tmp_path / "once", "layer")
-    twice = Pruned(once.loaded, (WHOLE, (), WHOLE), tmp_path / "twice", "block")
-    both = Pruned(original, (WHOLE, None, (), WHOLE), tmp_path / "both")
+    """Removing a layer, then a block, gives what removing both at once gives."""
+    once = Pruned(original, keeping(WHOLE, None, WHOLE, WHOLE), tmp_path / "once", "layer")
+    twice = Pruned(once.loaded, keeping(WHOLE, (), WHOLE), tmp_path / "twice", "block")
+    both = Pruned(original, keeping(WHOLE, None, (), WHOLE), tmp_path / "both")
     torch.testing.assert_close(logits(twice.loaded), logits(both.loaded), rtol=0, atol=1e-9)
-    assert everything(once.loaded.facts) == FULL[:3]
+    assert whole_model(once.loaded.facts) == FULL[:3]
     assert twice.plan.after == both.plan.after

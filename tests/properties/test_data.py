@@ -170,7 +170,7 @@ def test_layouts(names: list[str], template: str | None, columns: dict[str, str]
     )
 )
 def test_names_of_sources(source: str) -> None:
-    """What is no file is refused before it is opened; a name of the Hub is not asked for."""
+    """A name that is not a file is refused before it is opened; a name of the Hub is not asked for."""
     if "/" not in source.strip("./~") and source.isascii() and source.isalnum():
         source += ".csv"
     clean(lambda: open_source(f"{source}.csv"))

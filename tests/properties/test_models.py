@@ -19,11 +19,11 @@ from slim.models.gguf_header import check_gguf
 from slim.models.load import load_model
 from slim.models.tokenizer import facts_at_hand, load_tokenizer
 from slim.pruning import checkpoint
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import prune
 from tests.fuzz import NUMBERS, ODD, cases, clean, damaged, edited, json_files
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 
-KEEP = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+KEEP = keeping((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
 WEIGHTS = "model.safetensors"
 ASKED = Example("What?", "This.", (("user", "What?"),))
 

@@ -22,19 +22,20 @@ from slim.data.tasks import Encoded
 from slim.evaluation.metrics import Figure
 from slim.evaluation.record import TABLE, EvaluationFacts, MetricFacts, Score, figures_table, load_evaluation
 from slim.judging import judge, votes
+from slim.models.units import whole_model
 from slim.planning.after_repair import FILE, AfterRepairSketch, load_after_repair, save_after_repair
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import ByBudget
-from slim.planning.sizes import everything, project
+from slim.planning.sizes import size_of
 from slim.planning.threshold import plan_by_threshold
 from slim.pruning.history import RECOVERY_FILE, CurvePoint, Quality, Recovery, RecoveryStep, load_recovery
 from tests import FILES
 from tests.fuzz import clean, damaged, edited, json_files, values
 from tests.judgements import compared, judgement
-from tests.pico import make_pico, plan_of, random_rows
+from tests.pico import keeping, make_pico, plan_of, random_rows
 from tests.reference import measured
 
-KEEP = ((0, 3), (), None, (0, 1, 2, 3, 4, 5))
+KEEP = keeping((0, 3), (), None, (0, 1, 2, 3, 4, 5))
 DATA = DatasetFacts(source="rows.csv", split="train", kind="text", rows=3, tokens=9, truncated_rows=0)
 
 
@@ -65,9 +66,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         saved = save_calibration(replace(made, check=check), folder / "kept")
         save_check(saved, check)
         facts, root = made.facts.model, saved.path or folder
-        kept = [[(), (0, 3), tuple(range(6))]] * 4
+        kept = [[*keeping((), (0, 3), tuple(range(6)))]] * 4
         effects = [np.ones((3, 5), np.float32)] * 4
-        sketch = AfterRepairSketch(kept, effects, np.array([0, 0, 1, 1, 1]), np.array([4, 5]))  # type: ignore[arg-type]
+        sketch = AfterRepairSketch(kept, effects, np.array([0, 0, 1, 1, 1]), np.array([4, 5]))
         save_after_repair(sketch, root)
         save_plan(plan_by_threshold(saved, 0.6), root / "plan.json")
         budget = plan_of(facts, KEEP).model_copy(update={"reason": ByBudget(limits={"params": 0.9})})
@@ -147,15 +148,15 @@ def check_json(place: Place, name: str, content: bytes, load: Callable[[], Any],
 
 @pytest.mark.parametrize("name", ["plan.json", "budget.json", "old.json"])
 def test_plans(place: Place, name: str) -> None:
-    """A plan that is read is legal, of the size that it says, and what is shown of it can be made."""
+    """A plan that is read has valid shapes, is of the size that it says, and what is shown of it can be made."""
 
     @given(content=json_files(place.raw(name)))
     def every(content: bytes) -> None:
         found = check_json(place, name, content, lambda: load_plan(place.folder / name))
         if found is not None:
             survives(found)
-            assert found.after == project(found.model, found.keep)
-            assert found.before == project(found.model, everything(found.model))
+            assert found.after == size_of(found.model, found.keep)
+            assert found.before == size_of(found.model, whole_model(found.model))
             assert str(found.reason)
             assert found.removed_heads >= 0
 
@@ -205,7 +206,7 @@ def test_evaluation_tables(place: Place) -> None:
 
 
 def test_judgements_and_votes(place: Place) -> None:
-    """What is read can be reviewed: its votes, its queue."""
+    """A record that is read can be reviewed: its votes, its queue."""
     file = place.folder / "judged.json"
 
     @given(content=json_files(place.raw("judged.json")))
@@ -284,7 +285,7 @@ def headers(draw: st.DrawFn, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", FILE])
 def test_arrays(place: Place, name: str) -> None:
-    """Of a calibration and of what repair absorbs: what is read are finite numbers of the right shapes."""
+    """Of a calibration and of a forecast after repair: arrays that are read are finite and of the right shapes."""
     (place.folder / name).write_bytes(place.good[name])
     good = load_file(place.folder / name)
     load = load_calibration if name == "tensors.safetensors" else load_after_repair

@@ -29,7 +29,7 @@ CELLS = st.one_of(
     ),
 )
 MODES = st.sampled_from([0, 1, 2, 3, 4, 5, None])
-"""How diskcache is told that a value is stored; 4 is a pickle."""
+"""Ways in which diskcache marks how a value is stored; 4 is a pickle."""
 
 
 def put(store: Path, value: Any, mode: int | None) -> None:
@@ -69,7 +69,7 @@ def test_results(at_home: Path) -> None:
 
 @given(st.one_of(st.text(max_size=40), LEAVES, st.binary(max_size=60)))
 def test_kept_arrays_of_any_text(value: Any) -> None:
-    """A value that the store gives but that is no array of ours."""
+    """A value that the store gives but that Slim did not write as an array."""
     held = RowCache(dict.fromkeys([RowCache(None, a=1)._key(ROW, 0)], value), a=1)  # type: ignore[arg-type]
     found = held.get(ROW, 0)
     assert found is None or isinstance(found, dict)
@@ -79,7 +79,7 @@ GOOD = {"id": "a", "kind": "calibrate", "arguments": {"model": "x"}, "created": 
 
 
 def test_jobs(at_home: Path) -> None:
-    """A job that cannot be read is none; the others are there."""
+    """A job that cannot be read is left out; the others are there."""
     with JobStore() as store:
         store.put(Job.model_validate(GOOD))
 

@@ -1,7 +1,6 @@
-"""Whatever is typed as an option, linked to, or answered by a judge: a value, or one clean line."""
+"""Whatever is typed as an option, linked to, shown, or answered by a judge: a value, or one clean line."""
 
 import json
-from collections.abc import Callable
 from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,13 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slim.cli.plan import _pins, _thresholds
-from slim.cli.shared import parse_numbers, parse_pairs, parse_places, parse_weights
+from slim.core.markdown import escaped
+from slim.core.request import Option, Request, Text
+from slim.jobs.kinds import ROWS
+from slim.judging.address import base_url
 from slim.judging.client import Reply, _as_reply, _of_cache
-from slim.judging.endpoint import base_url
 from slim.judging.prompt import LONGEST, as_data, messages, read
 from slim.planning.board_choice import from_query, to_query
-from tests.fuzz import ODD, TEXTS, clean, edited
+from slim.planning.request import PlanRequest
+from tests.core.test_markdown import SIGNS, shown
+from tests.fuzz import ODD, TEXTS, cases, clean, edited
 from tests.pico import make_pico, random_rows
 from tests.reference import measured
 
@@ -27,27 +29,51 @@ WORDS = st.one_of(
         ["kl_output=1", "3:1,7", "nan", "a=nan", "0=inf", "a=1,a=2", "9" * 5000, f"a={'9' * 5000}", "٣:١", "1_0"]
     ),
 )
-PARSERS: dict[str, Callable[[str], Any]] = {
-    "weights": parse_weights,
-    "numbers": lambda text: parse_numbers("budget", text, "limit=number"),
-    "places": lambda text: parse_places("keep", text),
-    "pairs": lambda text: parse_pairs("columns", text),
-    "thresholds": _thresholds,
-    "pins": lambda text: _pins(text, "1:1", text),
-}
+REQUESTS: tuple[type[Request], ...] = (PlanRequest, *(row.request for row in ROWS))
+FORMS = {f"{kind.verb} {option.name}": (kind, option) for kind in REQUESTS for option in kind.options()}
+READ = [name for name, (_, option) in FORMS.items() if option.marker(Text) and option.name != "rubric"]
+"""Options whose value is read from one text; the criteria of a judge are a whole file."""
 
 
-@pytest.mark.parametrize("name", PARSERS)
-def test_options(name: str) -> None:
-    """Numbers are finite, layers small."""
+def asked(kind: type[Request], option: Option, value: Any) -> Request:
+    """The request with one option, and in those that it needs besides something that can be."""
+    needed = {one.name: ["x"] if one.name == "checkpoints" else "x" for one in kind.options() if one.required}
+    return kind.asked(**needed | {option.name: value})
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_typed_as_an_option(name: str) -> None:
+    """Numbers are finite, layers small; it is written as it was read, and what a stage can not do is one line too."""
+    kind, option = FORMS[name]
+    form = option.marker(Text)
+    assert form is not None
 
     @given(st.lists(WORDS, min_size=1, max_size=4).map(",".join))
     def every(text: str) -> None:
-        found = clean(lambda: PARSERS[name](text))
+        found = clean(lambda: form.read(option.name, text), option.name)
+        if found is None:
+            return
+        assert form.read(option.name, form.write(found)) == found
         if isinstance(found, dict):
             assert all(isfinite(value) for value in found.values() if isinstance(value, float))
-        if isinstance(found, tuple):
-            assert all(0 <= number < 10**9 for place in found for number in place)
+        numbers = [number for one in found for number in (one if isinstance(one, tuple) else [one])]
+        assert all(0 <= number < 10**9 for number in numbers if isinstance(number, int))
+        clean(lambda: asked(kind, option, found))
+
+    every()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_a_program_gives_for_an_option(name: str) -> None:
+    """A request that can be stored and asked again, or one line."""
+    kind, option = FORMS[name]
+
+    @cases(0.3)
+    @given(ODD)
+    def every(value: Any) -> None:
+        found = clean(lambda: asked(kind, option, value))
+        if found is not None:
+            assert kind.of_job(json.loads(json.dumps(found.arguments()))).changed().keys() == found.changed().keys()
 
     every()
 
@@ -58,7 +84,7 @@ def calibrated() -> Any:
 
 
 def test_links(calibrated: Any) -> None:
-    """What a link names is a choice that can be linked to again; what cannot be followed is told in one line."""
+    """A link gives a board state that can be linked to again; what cannot be followed is reported in one line."""
     names = ("unit", "threshold", "weights", "keep", "drop", "protect", "layers", "uniform", "other")
 
     @given(st.dictionaries(st.sampled_from(names), WORDS, max_size=5))
@@ -106,7 +132,7 @@ GOOD = {"text": '{"verdict": "A"}', "refusal": "", "finish": "stop", "tokens": [
 
 @given(st.one_of(edited(GOOD), ODD))
 def test_kept_answers_of_a_judge(value: Any) -> None:
-    """What is in the store is an answer or nothing."""
+    """A value in the store is read as an answer or as nothing."""
     found = _of_cache({"key": value}, "key")  # type: ignore[arg-type]
     assert found is None or isinstance(found, Reply)
     if value == GOOD:
@@ -130,7 +156,7 @@ ADDRESSES = st.one_of(
 
 @given(ADDRESSES)
 def test_addresses_of_judges(text: str) -> None:
-    """What is taken is http or https with a host, and holds neither user nor query; it stays the same."""
+    """An accepted address is http or https with a host, and holds neither user nor query; it stays the same."""
     found = clean(lambda: base_url(text), "endpoint")
     if found is not None:
         assert found.startswith(("http://", "https://"))
@@ -139,3 +165,13 @@ def test_addresses_of_judges(text: str) -> None:
         assert (parts.query, parts.fragment, parts.username) == ("", "", None)
         assert not set("?#\n\t ") & set(found)
         assert base_url(found) == found
+
+
+PIECES = st.one_of(st.sampled_from([*SIGNS, *"\\`*_[]<>|~$#&@:!(){}+-=.^ \n\t", "www.", "https://"]), TEXTS)
+
+
+@given(st.lists(PIECES, min_size=1, max_size=6).map("".join))
+def test_text_stays_text_in_markdown(said: str) -> None:
+    """Word for word; NUL alone has another sign there."""
+    said = said.replace("\0", "")
+    assert (shown(escaped(said)) or "") == " ".join(said.split())

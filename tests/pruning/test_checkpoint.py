@@ -1,4 +1,4 @@
-"""What a checkpoint is beyond its logits: its files, its formats, its card, and an adapter on top of it."""
+"""Parts of a checkpoint beyond its logits: its files, its formats, its card, and an adapter on top of it."""
 
 import json
 import re
@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from slim.calibration.facts import Forecast
-from slim.core.records import Keep
 from slim.models.load import Loaded, load_model
+from slim.pruning.checkpoint import prune
 from slim.pruning.model_card import model_card
-from slim.pruning.surgery import prune
-from tests.pico import plan_of, save_pico
+from tests.pico import keeping, plan_of, save_pico
 from tests.surgery import IDS, WHOLE, Pruned, file_bytes, logits
 
-KEEP: Keep = ((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
+KEEP = keeping((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
 TEMPLATE = "{% for m in messages %}<bos>{{ m['content'] }}{% endfor %}"
 
 
@@ -111,7 +110,7 @@ def test_the_card_says_what_was_done_and_how_to_load_it(case: Pruned) -> None:
 
 
 def test_the_card_names_a_model_that_others_have_too(case: Pruned) -> None:
-    """A Hub id or the bundled model, the forecast, and what a person was warned of; a stock one needs no code."""
+    """A Hub id or the bundled model, the forecast, and the warnings; a stock one needs no code."""
     forecast = Forecast(nats_per_token=0.25, low=0.2, high=0.3, sequences=8)
     facts = case.plan.model.model_copy(update={"source": "owner/name"})
     changed = {"model": facts, "forecast": forecast, "notes": ("it may well be useless",)}
@@ -120,7 +119,7 @@ def test_the_card_names_a_model_that_others_have_too(case: Pruned) -> None:
     assert "0.250 nats/token [0.200, 0.300]" in card
     assert "Warning: it may well be useless." in card
     bundled = facts.model_copy(update={"source": "bundled:smollm2-135m"})
-    card = model_card(plan_of(bundled, (None, *(WHOLE,) * 3), "layer"))
+    card = model_card(plan_of(bundled, keeping(None, *(WHOLE,) * 3), "layer"))
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "trust_remote_code" not in card
     assert "1 whole layers" in card

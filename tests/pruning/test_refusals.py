@@ -18,20 +18,19 @@ from safetensors.numpy import save_file
 
 from slim.calibration import record
 from slim.calibration.calibrate import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.request import CalibrateRequest
 from slim.core import workspace
 from slim.core.errors import Cancelled, InputError, SlimError
-from slim.core.records import Keep
 from slim.core.run_index import runs
 from slim.models.load import Loaded, load_model
+from slim.models.units import channel_mask, whole_model
 from slim.planning.record import Plan
-from slim.planning.sizes import everything
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import prune
 from tests import ROOT
-from tests.pico import plan_of, random_rows, save_pico
+from tests.pico import keeping, plan_of, random_rows, save_pico
 from tests.reference import measured
 
-KEEP: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+KEEP = keeping((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
 HALF = """
 import sys, time
 from pathlib import Path
@@ -101,12 +100,24 @@ def test_a_pruned_model_is_not_calibrated(plan: Plan, tmp_path: Path) -> None:
     """Its layers differ: the original is what plans are made for."""
     pruned = prune(plan, tmp_path / "pruned")
     with pytest.raises(InputError, match="pruned already"):
-        calibrate(str(pruned), settings=CalibrationSettings(samples=2, device="cpu"), output=tmp_path / "calibration")
+        calibrate(CalibrateRequest.asked(model=pruned, samples=2, device="cpu", output=tmp_path / "calibration"))
     assert not (tmp_path / "calibration").exists()
 
 
+def test_a_plan_that_removes_channels_is_refused(plan: Plan, tmp_path: Path) -> None:
+    """Its sizes are counted, and nothing carries it out yet: before anything is loaded, and nothing is written."""
+    keep = (*plan.keep[:3], plan.keep[3].model_copy(update={"channels": channel_mask(range(40), 48)}))
+    (tmp_path / "original").rename(tmp_path / "moved")
+    with pytest.raises(InputError) as caught:
+        prune(plan_of(plan.model, keep), tmp_path / "pruned")
+    assert str(caught.value) == (
+        "keep[3].channels=…: MLP channels cannot be removed yet; plan heads, groups, blocks or layers."
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+
+
 class Usage(NamedTuple):
-    """What shutil.disk_usage gives."""
+    """The result of shutil.disk_usage."""
 
     total: int
     used: int
@@ -213,7 +224,7 @@ def test_what_a_killed_save_left_is_removed_by_the_next(plan: Plan, tmp_path: Pa
 
 
 def test_a_process_number_given_anew_protects_nothing(tmp_path: Path) -> None:
-    """What a dead process left is not taken for the work of the one that has its number now; strangers' files stay."""
+    """Files of a dead process are not taken for those of the one that has its number now; strangers' files stay."""
     mine, dead, stranger = (
         tmp_path / name for name in (f".a.partial-{os.getpid()}", f".b.partial-{os.getpid()}", ".c.partial-x")
     )
@@ -239,8 +250,8 @@ def test_two_saves_to_one_place_do_not_harm_each_other(tmp_path: Path) -> None:
 def test_a_layer_without_heads_loses_its_block(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """With its norm and its output bias, not only its heads."""
     original = save_pico(pico("llama", attention_bias=True), tmp_path / "original")
-    full = everything(original.facts)
-    made = plan_of(original.facts, (full[0], (), *full[2:]))
+    full = whole_model(original.facts)
+    made = plan_of(original.facts, keeping(full[0], (), *full[2:]))
     assert made.removed_blocks == (1,)
     loaded = load_model(str(prune(made, tmp_path / "pruned")), device="cpu")
     left = {name for name, p in loaded.model.named_parameters() if name.startswith("model.layers.1.") and p.numel()}

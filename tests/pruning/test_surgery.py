@@ -15,22 +15,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from slim.core.errors import InputError
-from slim.core.records import Keep
 from slim.models.load import Loaded
 from slim.models.probe import Probe
+from slim.models.units import Keep, whole_model
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
-from slim.planning.sizes import everything
-from slim.pruning.checkpoint import MODELING_FILE, PLAN_FILE
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import MODELING_FILE, PLAN_FILE, prune
 from tests import reference
-from tests.pico import FAMILIES, plan_of, save_pico
+from tests.pico import FAMILIES, keeping, plan_of, save_pico
 from tests.surgery import FULL, IDS, WHOLE, Pruned, cached, file_bytes, held, logits
 
-GROUPED: Keep = ((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
-FREE: Keep = ((), (0, 2, 5), (4,), (0, 1, 2, 3, 4))
-BLOCKS: Keep = ((), WHOLE, (), WHOLE)
-LAYERS: Keep = (None, (), (0, 2, 3, 5), (3, 4, 5))
+GROUPED = keeping((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
+FREE = keeping((), (0, 2, 5), (4,), (0, 1, 2, 3, 4))
+BLOCKS = keeping((), WHOLE, (), WHOLE)
+LAYERS = keeping(None, (), (0, 2, 3, 5), (3, 4, 5))
 CASES = {
     "llama": ("llama", 2, {}, GROUPED),
     "llama-mha": ("llama", 6, {}, FREE),
@@ -46,9 +44,9 @@ CASES = {
     "starcoder2": ("starcoder2", 2, {}, GROUPED),
     "granite": ("granite", 2, {}, GROUPED),
     "gemma2": ("gemma2", 2, {}, GROUPED),
-    "gemma2-full": ("gemma2", 2, {}, (FULL[0], (), (3, 4, 5), ())),
+    "gemma2-full": ("gemma2", 2, {}, keeping(WHOLE, (), (3, 4, 5), ())),
     "gemma3_text": ("gemma3_text", 2, {}, GROUPED),
-    "gemma3_text-full": ("gemma3_text", 2, {}, ((), (0, 2, 3, 5), (), FULL[0])),
+    "gemma3_text-full": ("gemma3_text", 2, {}, keeping((), (0, 2, 3, 5), (), WHOLE)),
     "olmo2": ("olmo2", 2, {}, BLOCKS),
     "phi3": ("phi3", 2, {}, GROUPED),
     "phi3-mha": ("phi3", 6, {}, FREE),
@@ -110,7 +108,7 @@ def test_a_block_goes_with_all_that_only_it_needs(case: Pruned) -> None:
     owner = next(name for name, module in model.named_modules() if module is reference.layers_of(model))
     stored = {name: tensor for name, tensor in load_file(case.folder / "model.safetensors").items() if tensor.numel()}
     for new, heads in enumerate(case.stay):
-        layer = [at for at, kept in enumerate(case.plan.keep) if kept is not None][new]
+        layer = [at for at, kept in enumerate(case.keep) if kept is not None][new]
         parts = [
             {name.removeprefix(f"{owner}.{at}.") for name in names if name.startswith(f"{owner}.{at}.")}
             for at, names in ((layer, dict(model.named_parameters())), (new, stored))
@@ -176,7 +174,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "beams": ({"do_sample": False, "num_beams": 3}, {}),
     "sampling": ({"do_sample": True, "top_k": 50, "temperature": 1.5}, {}),
 }
-"""What is asked for, and what keeps the keys and values meanwhile."""
+"""Options of generation, and of the cache of keys and values."""
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -210,7 +208,7 @@ def test_a_probe_opens_on_a_pruned_model(case: Pruned) -> None:
     facts, expected = case.loaded.facts, logits(case.loaded)
     with torch.no_grad(), Probe(case.loaded.model, case.loaded.architecture) as probe:
         torch.testing.assert_close(logits(case.loaded), expected, rtol=0, atol=0)
-        probe.deltas = torch.zeros(1, facts.layers, 2)
+        probe.gates = torch.tensor([1.0, 0, 0]).expand(1, facts.layers, 3)  # all heads alike, whatever their number
         assert (logits(case.loaded) - expected).abs().max() > 0.1
 
 
@@ -237,8 +235,8 @@ def test_the_config_tells_the_shapes(case: Pruned) -> None:
 def test_a_removed_block_takes_its_bias_along(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """Removing the block is not gating all of its heads where the output projection has a bias."""
     original = save_pico(pico("llama", attention_bias=True), tmp_path / "original")
-    full = everything(original.facts)
-    case = Pruned(original, (full[0], (), *full[2:]), tmp_path / "pruned")
+    full = whole_model(original.facts)
+    case = Pruned(original, keeping(full[0], (), *full[2:]), tmp_path / "pruned")
     with case.gated_original():
         torch.testing.assert_close(logits(case.loaded), logits(original), rtol=0, atol=1e-6)
     gates = torch.ones(4, 6)
@@ -247,7 +245,7 @@ def test_a_removed_block_takes_its_bias_along(pico: Callable[..., Loaded], tmp_p
         assert (logits(original) - logits(case.loaded)).abs().max() > 1e-2
 
 
-UNIFORM = [FULL, ((0, 3), (2, 5), (1, 4), (0, 5)), ((3, 4, 5),) * 4]
+UNIFORM = [FULL, keeping((0, 3), (2, 5), (1, 4), (0, 5)), keeping((3, 4, 5)) * 4]
 OWN_SIZE = ("phi3", "gpt2", "gpt_neox", "opt")
 """Families whose config cannot say that there are fewer heads of the same size."""
 
@@ -287,7 +285,7 @@ def test_a_uniform_plan_carries_its_class_where_the_config_cannot_say_it(
 ) -> None:
     """Every layer alike, and still the folder's own class gives the gated original's logits."""
     original = save_pico(pico(family), tmp_path / "original")
-    case = Pruned(original, ((3, 4, 5),) * 4, tmp_path / "pruned")
+    case = Pruned(original, keeping((3, 4, 5)) * 4, tmp_path / "pruned")
     remote = AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=True, dtype=torch.float64).eval()
     with torch.no_grad(), case.gated_original():
         torch.testing.assert_close(remote(IDS, use_cache=False).logits, logits(original), rtol=0, atol=1e-6)
@@ -298,8 +296,8 @@ def test_a_uniform_plan_carries_its_class_where_the_config_cannot_say_it(
 def test_heads_that_norms_span_are_not_cut(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """olmo2 is refused by name with the reason when single heads would go, by the projection and by the surgery."""
     original = save_pico(pico("olmo2"), tmp_path / "original")
-    keep = ((0, 1, 3, 4), *everything(original.facts)[1:])
-    whole = plan_of(original.facts, everything(original.facts))
+    keep = keeping((0, 1, 3, 4), *whole_model(original.facts)[1:])
+    whole = plan_of(original.facts, whole_model(original.facts))
     with pytest.raises(InputError, match=r"'olmo2'.*norms span all heads.*`block`"):
         plan_of(original.facts, keep)
     with pytest.raises(InputError, match=r"'olmo2'.*norms span all heads.*`block`"):
@@ -310,7 +308,7 @@ def test_heads_that_norms_span_are_not_cut(pico: Callable[..., Loaded], tmp_path
 def test_every_head_of_a_layer_lands_where_it_was(pico: Callable[..., Loaded], tmp_path: Path) -> None:
     """The weights that stay are the original's own rows and columns."""
     original = save_pico(pico("qwen2"), tmp_path / "original")
-    plan: Plan = plan_of(original.facts, (everything(original.facts)[0], *GROUPED[1:]))
+    plan: Plan = plan_of(original.facts, (whole_model(original.facts)[0], *GROUPED[1:]))
     before = load_file(tmp_path / "original" / "model.safetensors")
     after = load_file(prune(plan, tmp_path / "pruned") / "model.safetensors")
     queries = [row for head in (0, 2, 3, 5) for row in range(head * 8, head * 8 + 8)]
@@ -335,7 +333,7 @@ def test_the_stock_class_refuses_a_checkpoint_with_removed_blocks(
 ) -> None:
     """It would fill the gap with random attention, so it must not load without the folder's own class."""
     loaded = save_pico(pico(family), tmp_path / "model")
-    keep = ((), *everything(loaded.facts)[1:])
+    keep = keeping((), *whole_model(loaded.facts)[1:])
     folder = prune(plan_of(loaded.facts, keep), tmp_path / "pruned")
     assert AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) is not None
     with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):

@@ -6,9 +6,11 @@ import pytest
 
 from slim.pruning.history import CurvePoint, Quality, RecoveryStep
 from slim.recovery.charts import changes, curve, in_words
-from tests.pages.test_recover_page import POINTS
 
-CURVE = tuple(CurvePoint.model_validate(point) for point in POINTS)
+CURVE = (
+    CurvePoint(step=0, validation=1.5, kl=0.5),
+    CurvePoint(step=4, training=1.4, validation=1.2, kl=0.25),
+)
 
 
 def quality(kl: float, perplexity: float) -> Quality:
@@ -29,7 +31,7 @@ def step(method: str, before: Quality, after: Quality, applied: bool = True) -> 
             },
             "samples": 60,
             "seed": 0,
-            "rows": {"learn": 40},
+            "rows": {"train": 40},
             "settings": {},
             "before": before.model_dump(),
             "after": after.model_dump(),

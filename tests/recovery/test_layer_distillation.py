@@ -15,14 +15,17 @@ from torch import Tensor
 from slim import cli
 from slim.core import workspace
 from slim.core.errors import Cancelled, InputError, SlimError
-from slim.core.records import Keep
+from slim.core.reporter import SILENT, Reporter
 from slim.models.load import Loaded
+from slim.models.units import NO_LAYER, Keep
+from slim.pruning.checkpoint import prune
 from slim.pruning.history import RecoveryStep, load_recovery
-from slim.pruning.surgery import prune
 from slim.recovery import layer_distillation
-from slim.recovery.finetune import TrainSettings, finetune
+from slim.recovery.finetune import finetune
 from slim.recovery.layer_distillation import DistilledLayer, distill, error_of
-from tests.pico import FAMILIES, make_pico, plan_of, save_pico
+from slim.recovery.request import FinetuneRequest
+from slim.recovery.settings import TrainSettings
+from tests.pico import FAMILIES, keeping, make_pico, plan_of, save_pico
 from tests.recovery.test_finetune import same, written
 from tests.recovery.test_least_squares import fit_and_choose, lost, removable
 from tests.reference import layers_of
@@ -47,7 +50,7 @@ def cut(tmp_path: Path) -> Callable[..., Pruned]:
 
     def make(keep: Keep, loaded: Loaded | None = None) -> Pruned:
         original = save_pico(loaded or make_pico("llama"), tmp_path / "original")
-        unit = "layer" if None in keep else "head"
+        unit = "layer" if NO_LAYER in keep else "head"
         return Pruned(original, keep, tmp_path / "cut", unit)
 
     return make
@@ -59,7 +62,7 @@ def taught(case: Pruned, folder: Path, settings: TrainSettings = SETTINGS) -> li
 
 @torch.no_grad()
 def residuals(loaded: Loaded) -> list[list[Tensor]]:
-    """What enters each layer and what leaves the last, on the rows that choose, by hooks on a plain forward.
+    """Inputs of each layer and outputs of the last, on the validation split, by hooks on a plain forward.
 
     # (n, E) of each batch
     """
@@ -108,7 +111,7 @@ def test_every_layer_of_every_family_comes_closer(
 
 def test_a_layer_aims_where_its_output_is_read_next(cut: Callable[..., Pruned], tmp_path: Path) -> None:
     """At what enters the next layer that stays, past one that is gone."""
-    case = cut((WHOLE, None, (0, 1, 3, 4), WHOLE))
+    case = cut(keeping(WHOLE, None, (0, 1, 3, 4), WHOLE))
     wanted, before = residuals(case.original), residuals(case.loaded)
     found = taught(case, tmp_path)
     after = residuals(case.loaded)
@@ -134,7 +137,7 @@ def test_a_head_that_has_a_twin_is_made_up_for(cut: Callable[..., Pruned], tmp_p
         for twin in (1, 4):
             rows = attention.q_proj.weight
             rows[twin * size : (twin + 1) * size] = rows[(twin - 1) * size : twin * size]
-    case = cut((WHOLE, WHOLE, WHOLE, (0, 2, 3, 5)), original)
+    case = cut(keeping(WHOLE, WHOLE, WHOLE, (0, 2, 3, 5)), original)
     before = lost(logits(original), logits(case.loaded))
     settings = SETTINGS.model_copy(update={"steps": 100, "weights": "adapter", "learning_rate": 0.01})
     found = taught(case, tmp_path, settings)
@@ -147,7 +150,7 @@ def test_one_layer_at_a_time_has_gradients(
     weights: str, cut: Callable[..., Pruned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only parameters of the layer at hand ask for them, only they get them, and none before it is touched."""
-    case = cut((WHOLE, (0, 1, 3, 4), WHOLE, WHOLE))
+    case = cut(keeping(WHOLE, (0, 1, 3, 4), WHOLE, WHOLE))
     seen: list[tuple[set[str], set[str]]] = []
     step = torch.optim.AdamW.step
 
@@ -185,7 +188,7 @@ def test_nothing_changes_where_nothing_was_removed(cut: Callable[..., Pruned], t
 
 def test_a_layer_that_gets_no_better_stays_as_it_was(cut: Callable[..., Pruned], tmp_path: Path) -> None:
     """With steps far too large, bit for bit."""
-    case = cut((WHOLE, WHOLE, WHOLE, (0, 1, 3, 4)))
+    case = cut(keeping(WHOLE, WHOLE, WHOLE, (0, 1, 3, 4)))
     before = logits(case.loaded)
     for weights in ("adapter", "full"):
         wild = SETTINGS.model_copy(update={"weights": weights, "learning_rate": 1.0, "steps": 8, "patience": 2})
@@ -201,7 +204,7 @@ class Case:
     pruned: Path
     rows: Path
 
-    def run(self, output: Path, progress: Any = lambda *said: None, **settings: Any) -> RecoveryStep:
+    def run(self, output: Path, reporter: Reporter = SILENT, **settings: Any) -> RecoveryStep:
         given = SETTINGS.model_dump() | {
             "samples": 60,
             "batch_size": 4,
@@ -212,9 +215,24 @@ class Case:
             "rank": 4,
             "learning_rate": 0.02,
         }
-        chosen = TrainSettings.checked(**given | settings)
-        finetune(str(self.pruned), str(self.rows), "local", chosen, output=output, progress=progress)
+        asked = {"folder": self.pruned, "dataset": self.rows, "method": "local"} | given | settings
+        finetune(FinetuneRequest.asked(output=output, **asked), reporter)
         return load_recovery(output).steps[-1]
+
+
+class Progress(Reporter):
+    """Keeps how far the work was, and ends it at a step of a layer, both counted from 1."""
+
+    def __init__(self, layer: int = 0, step: int = 0) -> None:
+        self.last = f"Layer {layer} of 4, step {step} "
+        self.said: list[str] = []
+        self.seen: list[tuple[float, float]] = []
+
+    def progress(self, done: float, total: float, message: str) -> None:
+        self.said.append(message)
+        self.seen.append((done, total))
+        if message.startswith(self.last):
+            raise Cancelled("cancelled")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +241,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         original = save_pico(make_pico("llama", dtype=torch.float32), folder / "original")
-        prune(plan_of(original.facts, ((), (0, 2, 3, 5), WHOLE, (3, 4, 5))), folder / "pruned")
+        prune(plan_of(original.facts, keeping((), (0, 2, 3, 5), WHOLE, (3, 4, 5))), folder / "pruned")
         yield Case(folder / "pruned", written(folder / "rows.jsonl"))
 
 
@@ -240,7 +258,7 @@ def test_a_checkpoint_comes_closer_and_says_how(case: Case, tmp_path: Path) -> N
     layers = step.settings["layers"]
     assert [layer["layer"] for layer in layers] == [0, 1, 2, 3]
     assert all(layer["after"] < layer["before"] for layer in layers)
-    assert "4 of 4 layers came closer to what the original has there" in step.notes
+    assert "4 of 4 layers came closer to the original's output" in step.notes
     assert not finished()
 
 
@@ -249,19 +267,13 @@ def test_a_stopped_run_goes_on_and_ends_the_same(case: Case, tmp_path: Path, wei
     """Cancelled twice in the middle of a layer: layers before it are not learnt again, and the weights are the same."""
     unbroken = case.run(tmp_path / "unbroken", weights=weights, learning_rate=0.01)
     for layer in (2, 4):
-        said: list[str] = []
-
-        def stop(done: float, total: float, message: str, layer: int = layer, said: list[str] = said) -> None:
-            said.append(message)
-            if message.startswith(f"Layer {layer} of 4, step 3 "):
-                raise Cancelled("cancelled")
-
+        stopped = Progress(layer, step=3)
         with pytest.raises(Cancelled):
-            case.run(tmp_path / "resumed", stop, weights=weights, learning_rate=0.01)
+            case.run(tmp_path / "resumed", stopped, weights=weights, learning_rate=0.01)
         assert finished() == [f"layer-{index}.safetensors" for index in range(layer - 1)]
         assert not (tmp_path / "resumed").exists()
-    assert "Layer 1 of 4 was known" in said
-    assert not any(message.startswith("Layer 1 of 4, step") for message in said)
+    assert "Layer 1 of 4 was saved before" in stopped.said
+    assert not any(message.startswith("Layer 1 of 4, step") for message in stopped.said)
     resumed = case.run(tmp_path / "resumed", weights=weights, learning_rate=0.01)
     assert same(tmp_path / "resumed", tmp_path / "unbroken")
     assert not same(tmp_path / "resumed", case.pruned)
@@ -270,10 +282,10 @@ def test_a_stopped_run_goes_on_and_ends_the_same(case: Case, tmp_path: Path, wei
 
 
 def test_work_that_is_told_is_all_the_work(case: Case, tmp_path: Path) -> None:
-    """What is done never falls and ends at the total, early stops included."""
-    told: list[tuple[float, float]] = []
-    case.run(tmp_path / "made", lambda done, total, message: told.append((done, total)), steps=9, patience=1)
-    mine = [(done, total) for done, total in told if total == told[-1][1]]
+    """The work done never falls and ends at the total, early stops included."""
+    told = Progress()
+    case.run(tmp_path / "made", told, steps=9, patience=1)
+    mine = [(done, total) for done, total in told.seen if total == told.seen[-1][1]]
     assert [done for done, _ in mine] == sorted(done for done, _ in mine)
     assert mine[-1][0] == pytest.approx(mine[-1][1], rel=0.05)
 
@@ -297,7 +309,7 @@ def test_a_loss_that_is_no_number_stops_the_run(case: Case, tmp_path: Path, monk
 
 def test_what_does_not_fit_in_memory_is_said(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_distillation._Learner, "_gradients", lambda *given: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(SlimError, match="out of memory while a layer learnt: choose a smaller micro_batch"):
+    with pytest.raises(SlimError, match="out of memory while a layer was trained; choose a smaller micro_batch"):
         case.run(tmp_path / "none", seed=6)
 
 
@@ -315,8 +327,8 @@ def test_as_a_command(
 
 def test_what_cannot_be_is_refused(case: Case, tmp_path: Path) -> None:
     """An adapter of a model that is merged layer by layer, and a model that was never cut."""
-    with pytest.raises(InputError, match="merge=False: method 'local'"):
+    with pytest.raises(InputError, match="merge=False"):
         case.run(tmp_path / "none", merge=False)
-    with pytest.raises(InputError, match=r"has no slim_plan\.json: method 'local' is for what Slim pruned"):
-        finetune(str(case.pruned.parent / "original"), str(case.rows), "local", output=tmp_path / "none")
+    with pytest.raises(InputError, match=r"method='local': .* has no slim_plan\.json"):
+        case.run(tmp_path / "none", folder=case.pruned.parent / "original")
     assert not (tmp_path / "none").exists()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slim.core.records import Keep, Unit
 from slim.data.tasks import Batch, Encoded, batches
 from slim.models.architectures import architecture_of
 from slim.models.load import Loaded
+from slim.models.units import Keep, UnitName
 from slim.recovery.least_squares import STRENGTHS, repair_weights
-from tests.pico import FAMILIES, make_pico, random_rows, save_pico
+from tests.pico import FAMILIES, keeping, make_pico, random_rows, save_pico
 from tests.reference import layers_of
 from tests.surgery import FULL, WHOLE, Pruned, logits
 
@@ -24,7 +24,7 @@ LENGTHS = (40, 33, 47, 28, 36, 45, 39, 31)
 def cut(tmp_path: Path) -> Callable[..., Pruned]:
     """A pico model, as it is or changed, and its checkpoint with `keep` left."""
 
-    def make(keep: Keep, loaded: Loaded | None = None, unit: Unit = "head") -> Pruned:
+    def make(keep: Keep, loaded: Loaded | None = None, unit: UnitName = "head") -> Pruned:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         original = save_pico(loaded or make_pico("llama"), folder)
         return Pruned(original, keep, folder / "cut", unit)
@@ -49,9 +49,9 @@ def lost(one: Tensor, other: Tensor) -> float:
 def removable(model_type: str) -> Keep:
     """A head group here, a block there, where the family lets single heads go."""
     if architecture_of(model_type).whole_blocks:
-        return (WHOLE, (), WHOLE, WHOLE)
+        return keeping(WHOLE, (), WHOLE, WHOLE)
     kv = make_pico(model_type).facts.kv_heads
-    return (WHOLE, (0, 1, 3, 4) if kv == 2 else (0, 2, 3), (), WHOLE)
+    return keeping(WHOLE, (0, 1, 3, 4) if kv == 2 else (0, 2, 3), (), WHOLE)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -72,7 +72,7 @@ def test_nothing_changes_where_nothing_was_removed(cut: Callable[..., Pruned]) -
 
 
 def test_what_comes_before_the_first_removal_stays_as_it_is(cut: Callable[..., Pruned]) -> None:
-    keep = (WHOLE, WHOLE, (0, 1, 3, 4), WHOLE)
+    keep = keeping(WHOLE, WHOLE, (0, 1, 3, 4), WHOLE)
     case = cut(keep)
     before = {name: weight.clone() for name, weight in case.loaded.model.named_parameters()}
     found = repair_weights(case.original, case.loaded, keep, *fit_and_choose())
@@ -91,7 +91,7 @@ def test_a_head_that_has_a_twin_is_made_up_for_exactly(cut: Callable[..., Pruned
     attention = layers_of(original.model)[1].self_attn
     size = original.facts.head_dim
     attention.q_proj.weight[size : 2 * size] = attention.q_proj.weight[:size]
-    keep = (WHOLE, (0, 2, 3, 5), WHOLE, WHOLE)
+    keep = keeping(WHOLE, (0, 2, 3, 5), WHOLE, WHOLE)
     attention.q_proj.weight[4 * size : 5 * size] = attention.q_proj.weight[3 * size : 4 * size]
     case = cut(keep, original)
     assert lost(logits(original), logits(case.loaded)) > 1e-2
@@ -100,7 +100,7 @@ def test_a_head_that_has_a_twin_is_made_up_for_exactly(cut: Callable[..., Pruned
 
 
 class Watched:
-    """What a module reads and what leaves a layer, by hooks of the test's own on a plain forward."""
+    """Inputs of a module and outputs of a layer, by hooks of the test's own on a plain forward."""
 
     def __init__(self, module: nn.Module, layer: nn.Module) -> None:
         self.x: list[Any] = []
@@ -126,7 +126,7 @@ class Watched:
 
 def test_the_last_matrix_is_the_textbooks_ridge_regression(cut: Callable[..., Pruned]) -> None:
     """Its change, the λ that was chosen and the error left, all from explicit data matrices."""
-    keep = (WHOLE, WHOLE, WHOLE, (0, 1, 3, 4))
+    keep = keeping(WHOLE, WHOLE, WHOLE, (0, 1, 3, 4))
     case = cut(keep)
     fit, choose = fit_and_choose()
     before = layers_of(case.loaded.model)[3].mlp.down_proj.weight.clone()
@@ -155,7 +155,7 @@ def test_the_last_matrix_is_the_textbooks_ridge_regression(cut: Callable[..., Pr
 
 
 def test_a_removed_layer_is_absorbed_by_what_writes_before_it(cut: Callable[..., Pruned]) -> None:
-    keep: Keep = (WHOLE, WHOLE, None, WHOLE)
+    keep = keeping(WHOLE, WHOLE, None, WHOLE)
     case = cut(keep, unit="layer")
     before = lost(logits(case.original), logits(case.loaded))
     found = repair_weights(case.original, case.loaded, keep, *fit_and_choose())
@@ -166,7 +166,7 @@ def test_a_removed_layer_is_absorbed_by_what_writes_before_it(cut: Callable[...,
 
 @pytest.mark.parametrize(("size", "side"), [(1, "right"), (3, "left"), (8, "right")])
 def test_batches_and_padding_make_no_difference(size: int, side: str, cut: Callable[..., Pruned]) -> None:
-    keep: Keep = (WHOLE, (0, 1, 3, 4), (), WHOLE)
+    keep = keeping(WHOLE, (0, 1, 3, 4), (), WHOLE)
     one, other = (cut(keep) for _ in range(2))
     repair_weights(one.original, one.loaded, keep, *fit_and_choose())
     repair_weights(other.original, other.loaded, keep, *fit_and_choose(size, side))

@@ -1,4 +1,4 @@
-"""What is told of a recovery before a model is loaded is what the stage itself would tell, and which rows it takes."""
+"""The preview of a recovery before a model is loaded agrees with the stage itself, and which rows it takes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,13 @@ import torch
 from slim.core.errors import InputError
 from slim.data import tasks
 from slim.models import load
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import prune
 from slim.recovery import finetune, repair
+from slim.recovery.context import recovery_context
 from slim.recovery.layer_distillation import workload
 from slim.recovery.preview import preview
-from slim.recovery.repair import RepairSettings
-from slim.recovery.settings import TrainSettings
-from slim.recovery.workbench import recovery_context
-from tests.pico import make_pico, plan_of, save_pico
+from slim.recovery.settings import RepairSettings, TrainSettings
+from tests.pico import keeping, make_pico, plan_of, save_pico
 from tests.recovery.test_finetune import written
 from tests.surgery import WHOLE
 
@@ -26,7 +25,7 @@ TRAINING = TrainSettings(samples=40, max_length=48, steps=5)
 @pytest.fixture
 def pruned(tmp_path: Path) -> Path:
     original = save_pico(make_pico("llama"), tmp_path / "original")
-    prune(plan_of(original.facts, ((), (0, 2, 3, 5), WHOLE, WHOLE)), tmp_path / "pruned")
+    prune(plan_of(original.facts, keeping((), (0, 2, 3, 5), WHOLE, WHOLE)), tmp_path / "pruned")
     return tmp_path / "pruned"
 
 
@@ -64,7 +63,7 @@ def test_a_model_that_is_not_unpacked(pruned: Path, tmp_path: Path) -> None:
 
 def test_bad_input_is_told_before_the_start(pruned: Path, tmp_path: Path) -> None:
     task = tasks.load_task(str(written(tmp_path / "rows.jsonl", rows=5)))
-    with pytest.raises(InputError, match="none is left to"):
+    with pytest.raises(InputError, match="samples=40"):
         preview(str(pruned), task, TRAINING)
     with pytest.raises(InputError, match=r"without a config\.json"):
         preview(str(tmp_path), task, TRAINING)

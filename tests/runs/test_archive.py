@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from slim.calibration.record import load_calibration
 from slim.core import workspace
 from slim.core.errors import InputError
+from slim.data.request import DataSource
 from slim.evaluation.record import load_evaluation
 from slim.judging import judge, votes
 from slim.models.load import load_model
@@ -33,7 +34,7 @@ from tests.pipeline import Pipeline, make_pipeline
 
 OLD = FILES / "0.1.0"
 Members = dict[str, bytes]
-"""What is in an archive, by name."""
+"""The members of an archive, by name."""
 Edit = Callable[[Members], Any]
 
 
@@ -110,7 +111,7 @@ def refused(file: Path | io.BytesIO, match: str) -> str:
     """That an archive is refused in a sentence with `match`, and nothing of it is left in the workspace."""
     with pytest.raises(InputError, match=match) as caught:
         import_runs(file)
-    assert str(caught.value).startswith("archive ")
+    assert str(caught.value).startswith("archive=")
     left = [path for path in workspace.home().rglob("*") if not path.is_dir()]
     assert not left, left
     assert not lineage.read_lineage().runs
@@ -160,8 +161,9 @@ def test_a_round_trip(exported: Path, made: Pipeline, own_workspace: Path) -> No
     with torch.no_grad():
         mine, theirs = (load_model(str(path)).model(ids).logits for path in (places["recovered"], made.recovered))
     assert torch.equal(mine, theirs)
-    task = held_out.open_task("bundled:triage", split="train")
-    assert held_out.calibrated_on(str(places["recovered"]), task)  # the rows are known by the calibration's place here
+    task = held_out.open_task(DataSource(source="bundled:triage", split="train"))
+    plan = recipe(places["recovered"])
+    assert held_out.calibrated_on(plan, task)  # the rows are known by the calibration's place here
 
 
 def test_a_second_import_stands_beside_the_first(exported: Path, own_workspace: Path) -> None:
@@ -214,7 +216,7 @@ def test_what_is_not_a_runs_own_is_not_exported(made: Pipeline, tmp_path: Path, 
     (made.checkpoint / "secret.pem").write_text("key")
     try:
         found = lineage.read_lineage()
-        with pytest.raises(InputError, match=r"holds 'secret.pem', which is none of a checkpoint's files"):
+        with pytest.raises(InputError, match=r"holds 'secret.pem', which does not belong to a checkpoint"):
             export_runs(found, [find_run(found, str(made.checkpoint))], tmp_path / "x.zip")
     finally:
         (made.checkpoint / "secret.pem").unlink()
@@ -255,7 +257,7 @@ def test_names_that_are_none_of_a_runs(
         run["files"].append(entry)
         bad[MANIFEST] = json.dumps(manifest).encode()
     refused(
-        written(bad, tmp_path / "bad.zip"), "none of a checkpoint's files" if listed and name != "1/" else "archive"
+        written(bad, tmp_path / "bad.zip"), "does not belong to a checkpoint" if listed and name != "1/" else "archive"
     )
     assert not (tmp_path / "evil.json").exists()
 
@@ -274,7 +276,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_members_that_are_no_plain_files(
     members: Members, tmp_path: Path, own_workspace: Path, changes: dict[str, Any]
 ) -> None:
-    refused(written(members, tmp_path / "bad.zip", **changes), "is no plain file|is compressed")
+    refused(written(members, tmp_path / "bad.zip", **changes), "is a folder, a link or a device|is compressed")
 
 
 def test_an_encrypted_member(members: Members, tmp_path: Path, own_workspace: Path) -> None:
@@ -290,9 +292,9 @@ def test_names_that_are_there_twice(members: Members, tmp_path: Path, own_worksp
     name = next(name for name in members if name.endswith("config.json"))
     with zipfile.ZipFile(file, "a") as opened, pytest.warns(UserWarning, match="Duplicate name"):
         opened.writestr(name, b"{}")
-    refused(file, "is there twice")
+    refused(file, "occurs twice")
     upper = members | {name.replace("config", "CONFIG"): members[name]}
-    refused(written(sealed(upper), tmp_path / "upper.zip"), "in its case alone")
+    refused(written(sealed(upper), tmp_path / "upper.zip"), "in case alone")
 
 
 def test_a_bomb_of_overlapping_members(members: Members, tmp_path: Path, own_workspace: Path) -> None:
@@ -318,11 +320,11 @@ def test_sizes_that_are_not_true(members: Members, tmp_path: Path, own_workspace
     manifest = json.loads(members[MANIFEST])
     manifest["runs"][0]["files"][0]["bytes"] += 1
     lied = members | {MANIFEST: json.dumps(manifest).encode()}
-    refused(written(lied, tmp_path / "bad.zip"), "bytes and should be")
+    refused(written(lied, tmp_path / "bad.zip"), "bytes, not")
     huge = json.loads(members[MANIFEST])
     huge["runs"][0]["files"][0]["bytes"] = 10**15
     content = bytearray(written(members | {MANIFEST: json.dumps(huge).encode()}, tmp_path / "huge.zip").read_bytes())
-    refused(io.BytesIO(bytes(content)), "bytes and should be")
+    refused(io.BytesIO(bytes(content)), "bytes, not")
 
 
 def test_more_than_the_disk_holds(
@@ -331,7 +333,7 @@ def test_more_than_the_disk_holds(
     """It is known before anything is written."""
     file = written(members, tmp_path / "full.zip")
     monkeypatch.setattr(archive.shutil, "disk_usage", lambda place: type("Use", (), {"free": 1000})())
-    refused(file, "it needs .* MB and there are 0 MB: free some space")
+    refused(file, "it needs .* MB of disk, and 0 MB are free")
 
 
 def test_content_that_was_changed(members: Members, tmp_path: Path, own_workspace: Path) -> None:
@@ -348,13 +350,13 @@ def test_content_that_was_changed(members: Members, tmp_path: Path, own_workspac
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
 def test_an_archive_that_was_cut_off(exported: Path, own_workspace: Path, share: float) -> None:
     content = exported.read_bytes()
-    refused(io.BytesIO(content[: int(len(content) * share)]), "no archive that Slim wrote")
+    refused(io.BytesIO(content[: int(len(content) * share)]), "not written by Slim")
 
 
 def test_other_files(tmp_path: Path, own_workspace: Path) -> None:
     for name, content in (("a.zip", b""), ("b.zip", b"PK\x05\x06" + b"\0" * 18), ("c.zip", b"hello" * 100)):
         (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, "no archive|there are 0 of it")
+        refused(tmp_path / name, "not written by Slim|there are 0 of it")
     refused(tmp_path / "missing.zip", "cannot be read")
     refused(tmp_path, "cannot be read")
 
@@ -386,7 +388,7 @@ def test_a_record_of_an_older_version_comes_in(members: Members, tmp_path: Path,
     members |= {f"{number}/plan.json": content, MANIFEST: json.dumps(manifest).encode()}
     taken = import_runs(written(members, tmp_path / "old.zip"))
     arrived = load_plan(Path(taken[number - 1].path))
-    assert arrived.schema_version == 2
+    assert arrived.schema_version == 3
     assert arrived.calibration == taken[0].path
     assert arrived.keep == load_plan(OLD / "plan-heads.json").keep
 
@@ -472,25 +474,28 @@ RECORDS: dict[str, tuple[Edit, str]] = {
     "a recovery": (replaced("checkpoint", "slim_recovery.json", b"[]", True), "slim_recovery.json is damaged"),
     "weights": (replaced("checkpoint", "model.safetensors", b"\x80\x04N."), "cut off or damaged"),
     "no weights": (without("checkpoint", "model.safetensors"), "no safetensors weights"),
-    "a tokenizer": (replaced("checkpoint", "tokenizer_config.json", b"{"), "is no JSON"),
+    "a tokenizer": (
+        replaced("checkpoint", "tokenizer_config.json", b"{"),
+        "tokenizer_config.json: it is not valid JSON",
+    ),
     "an evaluation": (replaced("evaluation", "record.json", b"{}"), r"evaluation .* cannot be read"),
     "its rows": (replaced("evaluation", "table.parquet", b"PAR1"), "cannot be read"),
-    "a judgement": (replaced("judgement", "judgement.json", b"{}"), r"judgement .* cannot be read"),
-    "votes": (replaced("judgement", "judgement.votes.json", b"[]"), "no votes that can be read"),
+    "a judgement": (replaced("judgement", "judgement.json", b"{}"), r"judgement=.* cannot be read"),
+    "votes": (replaced("judgement", "judgement.votes.json", b"[]"), "cannot be read as votes"),
     "changed code": (appended("checkpoint", "modeling_slim.py", b"\nimport os\n"), "not the one that this Slim writes"),
     "no code": (without("checkpoint", "modeling_slim.py"), "only there"),
     "code elsewhere": (
         configured(auto_map={"AutoModelForCausalLM": "evil/repo--modeling.Evil"}),
-        "may lead to others' code",
+        "may load foreign code",
     ),
     "code of a tokenizer": (
         replaced("checkpoint", "tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["evil/repo--x.Y", null]}}'),
-        "may lead to others' code",
+        "may load foreign code",
     ),
     "an adapter": (replaced("checkpoint", "adapter_config.json", b"{}"), "adapter"),
     "no plan and no recovery": (
         without("checkpoint", "slim_plan.json", "slim_recovery.json"),
-        "no checkpoint that Slim made",
+        "not created by Slim",
     ),
 }
 
@@ -517,7 +522,7 @@ def test_weights_of_another_model(members: Members, tmp_path: Path, own_workspac
 
 
 def test_a_name_from_elsewhere_is_made_safe(members: Members, tmp_path: Path, own_workspace: Path) -> None:
-    """What a run was called there never leads out of the workspace's folders."""
+    """The name of a run there never leads out of the workspace's folders."""
     manifest = json.loads(members[MANIFEST])
     for run, name in zip(manifest["runs"], ("../../up", "/etc/passwd", "NUL", ".hidden", "a b<i>", "…"), strict=True):
         run["file_name"] = name

@@ -1,8 +1,9 @@
-"""What each run was made from: of a real pipeline, of runs that moved, and of records that are gone or broken."""
+"""The parents of each run: of a real pipeline, of runs that moved, and of records that are gone or broken."""
 
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from slim.core import workspace
 from slim.core.run_index import reference, remember, runs
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import Plan
-from slim.pruning import surgery
+from slim.pruning import checkpoint
 from slim.runs import facts, lineage
+from slim.runs.facts import Stage
 from slim.runs.lineage import Lineage, Node
 from slim.runs.lineage_chart import chart, columns, lines, places, short
 from tests.pipeline import Pipeline
@@ -98,7 +100,7 @@ def test_runs_that_moved_find_each_other(here: Pipeline) -> None:
     ],
 )
 def test_a_parent_that_is_gone(here: Pipeline, gone: str, left: str, expected: list[str], note: str) -> None:
-    """What was made from it is joined to the nearest that is left. Repair may have been done on the way, so no note."""
+    """Its children are joined to the nearest that is left. Repair may have been done on the way, so no note."""
     path = here.runs[gone]
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = lineage.read_lineage()
@@ -163,7 +165,7 @@ def test_a_plan_of_another_content_is_not_the_parent(here: Pipeline) -> None:
 
 def test_twins_are_told_apart_by_time(here: Pipeline) -> None:
     """Of two checkpoints by one plan, the one that was there before the recovered one is its parent."""
-    twin = surgery.prune(load_plan(here.plan), here.checkpoint.with_name("twin"))
+    twin = checkpoint.prune(load_plan(here.plan), here.checkpoint.with_name("twin"))
     found = lineage.read_lineage()
     (parent,) = found.parents(node_of(found, here.recovered).key)
     assert parent.path == here.checkpoint != twin
@@ -209,12 +211,68 @@ def forged(*parents: tuple[str, tuple[str, ...]]) -> Lineage:
 
 
 def test_a_circle_of_edited_records_ends() -> None:
-    """Each is found once, and drawn."""
-    found = forged(("a", ("c",)), ("b", ("a",)), ("c", ("b",)))
+    """Each is found once, and drawn; the circle is cut, so that all lines go to the right."""
+    found = forged(("a", ("c",)), ("b", ("a",)), ("c", ("b",)), ("d", ("d", "c")))
     assert [node.key for node in found.ancestors("a")] == ["c", "b"]
-    assert [node.key for node in found.dependents("a")] == ["b", "c"]
-    assert len(set(places(found).values())) == 3
+    assert [node.key for node in found.dependents("a")] == ["b", "c", "d"]
+    column = columns(found)
+    assert len(set(places(found).values())) == 4
+    assert len(lines(found)) == 3
+    assert all(column[parent] < column[child] for parent, child in lines(found))
     chart(found, "a")
+
+
+def staged(*nodes: tuple[str, Stage, str]) -> Lineage:
+    """Nodes by key, stage and the keys of their parents, the first of them made first."""
+    return Lineage(
+        {
+            key: Node(key=key, stage=stage, name=key, created=str(place), parents=tuple(parents))
+            for place, (key, stage, parents) in reversed(list(enumerate(nodes)))
+        }
+    )
+
+
+def test_the_places_of_a_workspace() -> None:
+    """By hand: a stage is a column, a way is a row, and what compares models stands right of all others."""
+    found = staged(
+        ("m", "model", ""),
+        ("c", "calibration", "m"),
+        ("p", "plan", "c"),
+        ("q", "plan", "c"),
+        ("k", "checkpoint", "p"),
+        ("r", "recovered", "k"),
+        ("e", "evaluation", "rkm"),
+        ("j", "judgement", "km"),
+        ("l", "checkpoint", "q"),
+        ("n", "model", ""),
+    )
+    assert places(found) == {
+        "m": (0, 0),
+        "c": (1, 0),
+        "p": (2, 0),
+        "k": (3, 0),
+        "r": (4, 0),
+        "e": (5, 0),
+        "j": (6, 1),
+        "q": (2, 2),
+        "l": (3, 2),
+        "n": (0, 3),
+    }
+    assert set(lines(found)) == {tuple(edge) for edge in ("mc", "cp", "cq", "pk", "kr", "re", "kj", "ql")}
+
+
+def test_what_is_made_of_a_pruned_model_stands_right_of_it() -> None:
+    """A checkpoint that was calibrated again: its stages move on. A stage that nothing is of has no column."""
+    found = staged(("m", "model", ""), ("k", "checkpoint", "m"), ("c", "calibration", "k"), ("e", "evaluation", "km"))
+    assert columns(found) == {"m": 0, "k": 1, "c": 2, "e": 3}
+    assert columns(staged()) == places(staged()) == {}
+
+
+def test_a_long_line_of_runs_is_laid_out() -> None:
+    """However many steps were taken after each other."""
+    names = [f"k{number}" for number in range(1200)]
+    found = forged((names[0], ()), *((child, (parent,)) for parent, child in pairwise(names)))
+    assert places(found) == {name: (number, 0) for number, name in enumerate(names)}
 
 
 def test_a_part_stays_joined() -> None:

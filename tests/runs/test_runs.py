@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 
 from slim import jobs
+from slim.calibration.record import CHECK_FILE
 from slim.core import workspace
 from slim.core.cache import open_cache
 from slim.core.errors import InputError
@@ -39,9 +40,9 @@ def test_a_run_is_found_by_what_a_person_has_at_hand(made: Pipeline) -> None:
     found = lineage.read_lineage()
     for text in (str(made.plan), "eight.json", "eight", "the good one", "the g", node.key, node.key[:10]):
         assert find_run(found, text).key == node.key
-    with pytest.raises(InputError, match=r"run 'nothing' is not in the workspace"):
+    with pytest.raises(InputError, match=r"run='nothing': it is not in the workspace"):
         find_run(found, "nothing")
-    with pytest.raises(InputError, match=r"run '' is not in the workspace"):
+    with pytest.raises(InputError, match=r"run='': it is not in the workspace"):
         find_run(found, "")
 
 
@@ -52,7 +53,7 @@ def test_what_may_be_several_is_asked_back(made: Pipeline) -> None:
     save_plan(load_plan(made.plan), third)
     found = lineage.read_lineage()
     assert find_run(found, "eight").path == made.plan  # all of its name counts for more than a beginning
-    with pytest.raises(InputError, match=r"run 'eight-mo' may be any of 2: name one by its path") as caught:
+    with pytest.raises(InputError, match=r"run='eight-mo': 2 runs match; name one by its path") as caught:
         find_run(found, "eight-mo")
     assert str(other) in str(caught.value)
     assert str(third) in str(caught.value)
@@ -70,7 +71,7 @@ def test_names_and_tags(made: Pipeline) -> None:
     rename(lineage.read_lineage(), node, "")
     changed = by_stage(lineage.read_lineage())["calibration"]
     assert (changed.name, changed.tags) == ("task", ("v1",))
-    with pytest.raises(InputError, match=r"tag 'kept' is none of 'task': it has 'v1'"):
+    with pytest.raises(InputError, match=r"tag='kept': 'task' does not have it; its tags: 'v1'"):
         untag(node, "kept")
 
 
@@ -78,20 +79,20 @@ def test_names_and_tags(made: Pipeline) -> None:
 def test_names_that_cannot_be(made: Pipeline, name: str) -> None:
     found = lineage.read_lineage()
     node = by_stage(found)["plan"]
-    with pytest.raises(InputError, match=r"name .*write 1 to 80 characters"):
+    with pytest.raises(InputError, match=r"^name=.*write 1 to 80"):
         rename(found, node, name)
-    with pytest.raises(InputError, match=r"tag .*write 1 to 80 characters"):
+    with pytest.raises(InputError, match=r"^tag=.*write 1 to 80"):
         tag(node, name)
 
 
 def test_a_name_belongs_to_one_run(made: Pipeline) -> None:
     found = lineage.read_lineage()
-    with pytest.raises(InputError, match=r"name 'small' is that of the checkpoint .*choose another"):
+    with pytest.raises(InputError, match=r"name='small': the checkpoint .*choose another"):
         rename(found, by_stage(found)["plan"], "small")
 
 
 def test_two_runs_side_by_side(made: Pipeline) -> None:
-    """What differs comes first, of circumstances last, and two plans say which heads only one of them removes."""
+    """Differences come first, of circumstances last, and two plans say which heads only one of them removes."""
     cut = load_plan(made.plan)
     other = made.plan.with_name("other.json")
     keep = (cut.keep[0], *cut.keep[1:])
@@ -113,7 +114,7 @@ def test_two_runs_side_by_side(made: Pipeline) -> None:
     for one in stages.values():
         if one.path:
             assert compare(one, stages["judgement"]).lines
-    with pytest.raises(InputError, match="is a model that runs were made of"):
+    with pytest.raises(InputError, match="it is a model, not a run"):
         compare(stages["model"], stages["plan"])
 
 
@@ -144,11 +145,11 @@ def test_votes_go_with_their_judgement(made: Pipeline) -> None:
 
 
 def test_only_a_runs_own_files_are_deleted(made: Pipeline) -> None:
-    """A person's file in the folder, or a folder that is no run, and nothing is touched."""
+    """The user's file in the folder, or a folder without a run, and nothing is touched."""
     thesis = made.calibration / "thesis.tex"
     thesis.write_text("years of work")
     stages = by_stage(lineage.read_lineage())
-    with pytest.raises(InputError, match=r"holds 'thesis.tex', which is none of a calibration's files"):
+    with pytest.raises(InputError, match=r"holds 'thesis.tex', which does not belong to a calibration"):
         delete([stages["plan"], stages["calibration"]])
     assert made.plan.exists()
     assert thesis.exists()
@@ -174,8 +175,8 @@ def test_links_are_not_followed(made: Pipeline, tmp_path: Path) -> None:
     remember(link, "calibration")
     with pytest.raises(InputError, match="is a link"):
         delete([find_run(lineage.read_lineage(), "link")])
-    (made.calibration / "faithfulness.json").symlink_to(outside / "record.json")
-    with pytest.raises(InputError, match=r"holds 'faithfulness.json'"):
+    (made.calibration / CHECK_FILE).symlink_to(outside / "record.json")
+    with pytest.raises(InputError, match=f"holds '{CHECK_FILE}'"):
         delete([find_run(lineage.read_lineage(), "task")])
     assert len(list(outside.iterdir())) == 2
     assert made.calibration.exists()
@@ -201,7 +202,7 @@ def test_a_run_that_a_job_works_with_stays(made: Pipeline) -> None:
     )
     with JobStore() as store:
         store.put(job)
-    with pytest.raises(InputError, match=r"run 'eight': a job \(prune\) works with it"):
+    with pytest.raises(InputError, match=r"run='eight': a job \(prune\) uses it"):
         delete([by_stage(lineage.read_lineage())["plan"]])
     assert made.plan.exists()
 

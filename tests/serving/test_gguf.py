@@ -17,19 +17,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from slim.core.errors import InputError, SlimError
-from slim.core.records import Keep
 from slim.models.load import load_model
-from slim.pruning.surgery import prune
+from slim.models.units import NO_ATTENTION, Keep
+from slim.pruning.checkpoint import prune
 from slim.serving.gguf import export_gguf
 from tests.commands import Run
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico, shorthand
 from tests.pruning.test_refusals import little_room
 
-FULL: Keep = ((0, 1, 2, 3, 4, 5),) * 4
-GROUPED: Keep = ((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
-INNER: Keep = ((0, 1, 2, 3, 4, 5), (), (3, 4, 5), (0, 2, 3, 5))
-UNIFORM: Keep = ((3, 4, 5), (0, 1, 2), (3, 4, 5), (0, 1, 2))
-FEWER: Keep = (None, *FULL[1:])
+FULL = keeping((0, 1, 2, 3, 4, 5)) * 4
+GROUPED = keeping((), (0, 2, 3, 5), (3, 4, 5), (0, 1, 2, 3, 4, 5))
+INNER = keeping((0, 1, 2, 3, 4, 5), (), (3, 4, 5), (0, 2, 3, 5))
+UNIFORM = keeping((3, 4, 5), (0, 1, 2), (3, 4, 5), (0, 1, 2))
+FEWER = keeping(None, *FULL[1:])
 D = 8
 CASES: dict[str, tuple[str, dict[str, Any], Keep, str]] = {
     "llama": ("llama", {}, FULL, "llama"),
@@ -57,7 +57,7 @@ PLACES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""What llama.cpp calls the parts of a layer."""
+"""The names of a layer's parts in llama.cpp."""
 TEXT = (
     "The old ship's captain said: \"We're off at 12:30, aren't we?\"\n\n  Nobody knew; it'd been 1984 since.\tDÉJÀ vu! "
 )
@@ -137,7 +137,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         exported = export_gguf(str(folder), place / "model.gguf")
     assert exported.architecture == arch
     assert exported.bytes == exported.path.stat().st_size
-    assert bool(exported.notes) == (keep[0] == ())
+    assert bool(exported.notes) == (keep[0] == NO_ATTENTION)
     return folder, exported.path, keep, arch
 
 
@@ -159,7 +159,7 @@ def test_every_value_is_where_llama_cpp_looks_for_it(case: tuple[Path, Path, Kee
     for place, tensor in expected.items():
         assert np.array_equal(tensors[place], tensor.numpy()), place
     silent = tensors.keys() - expected.keys()
-    if keep[0] == ():
+    if keep[0] == NO_ATTENTION:
         assert silent == {f"blk.0.attn_{name}.weight" for name in ("norm", "q", "k", "v", "output")}
         assert not tensors["blk.0.attn_output.weight"].any()
         assert tensors["blk.0.attn_q.weight"].shape == (D, 24)
@@ -172,9 +172,9 @@ def test_the_metadata_tells_every_layer(case: tuple[Path, Path, Keep, str]) -> N
     folder, file, keep, arch = case
     values, _ = read(file)
     config = json.loads((folder / "config.json").read_text())
-    stay = [heads for heads in keep if heads is not None]
+    stay = [heads for heads in shorthand(keep) if heads is not None]
     queries, keys = [len(heads) for heads in stay], [len({head // 3 for head in heads}) for heads in stay]
-    if keep[0] == ():
+    if keep[0] == NO_ATTENTION:
         queries[0] = keys[0] = 1
     assert values["general.architecture"] == arch
     assert values[f"{arch}.block_count"] == len(stay)
@@ -225,7 +225,7 @@ def test_auto_keeps_the_stored_format(tmp_path: Path) -> None:
 
 
 def test_rope_factors(tmp_path: Path) -> None:
-    """What llama 3 and linear scaling divide each angle by, by their definitions."""
+    """The divisors of each angle under llama 3 and linear scaling, by their definitions."""
     theta, low, high, old = 10000.0, 1.0, 4.0, 64
     scalings = {
         "linear": {"factor": 4.0},
@@ -261,20 +261,20 @@ def test_a_sliding_window_ends_the_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "keep", "extra", "sentence"),
     [
-        ("gemma2", FULL, {}, r"'gemma2' cannot be exported: .*llama, mistral, qwen2, qwen3"),
-        ("qwen3", INNER, {}, r"'qwen3' .*layers differ.*query and key norms.*--uniform"),
+        ("gemma2", FULL, {}, r"model_type='gemma2': .*llama, mistral, qwen2, qwen3"),
+        ("qwen3", INNER, {}, r"model_type='qwen3': .*query and key norms.*--uniform"),
         ("llama", FULL, {"hidden_act": "gelu"}, r"hidden_act='gelu'"),
         (
             "llama",
             FULL,
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-            r"rope type 'yarn'",
+            r"rope_type='yarn'",
         ),
         (
             "qwen2",
             FULL,
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
-            r"rope type 'linear'.*'qwen2'",
+            r"rope_type='linear': .*'qwen2'",
         ),
     ],
 )
@@ -363,13 +363,13 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     save_pico(make_pico("llama", vocab_size=64), tmp_path / "words")
     loaded = make_pico("llama", vocab_size=300)
     save_pico(replace(loaded, tokenizer=trained(GPT2)), tmp_path / "more")
-    for name, sentence in (("words", "it is WordLevel"), ("more", "320 tokens and the model 300 embeddings")):
+    for name, sentence in (("words", "tokenizer=WordLevel"), ("more", "320 tokens and the model 300 embeddings")):
         with pytest.raises(InputError, match=sentence):
             export_gguf(str(tmp_path / name), tmp_path / "model.gguf")
 
 
 def test_the_command_prints_for_people_and_for_programs(run: Run, tmp_path: Path) -> None:
-    """What was written, and what a person should know; the same as JSON; bad input is one line."""
+    """The file that was written and the notes are printed; the same as JSON; bad input is one line."""
     folder = made(tmp_path, keep=GROUPED)
     shown = run("export", folder, "--format", "gguf", "--output", tmp_path / "one.gguf")
     assert shown.code == 0, shown.err
@@ -393,7 +393,7 @@ def test_a_cut_without_a_name_is_refused(tmp_path: Path) -> None:
         "none": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     }
     for name, cut in odd.items():
-        with pytest.raises(InputError, match=r"cuts text in a way.*gpt-2, smollm, llama-bpe, qwen2"):
+        with pytest.raises(InputError, match=r"tokenizer: .*gpt-2, smollm, llama-bpe, qwen2"):
             export_gguf(str(made(tmp_path / name, cut=cut)), tmp_path / "model.gguf")
 
 

@@ -14,13 +14,13 @@ import torch
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
-from slim.core.records import Keep
 from slim.evaluation.streaming import stream
 from slim.models import bundled
 from slim.models.load import Loaded, load_model
-from slim.pruning.surgery import prune
+from slim.models.units import Keep
+from slim.pruning.checkpoint import prune
 from slim.serving.gguf import export_gguf
-from tests.pico import make_pico, plan_of, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 from tests.serving.test_gguf import CASES, CUTS, INNER, TEXT, made, sentencepiece
 
 PATIENCE = 300.0
@@ -46,7 +46,7 @@ def ask(path, **body):
     request = urllib.request.Request(server.listening_address + path, json.dumps(body).encode(), headers)
     return json.loads(urllib.request.urlopen(request, timeout=120).read())
 
-def next_token(ids):  # a plain letter is made to come next, as one that is no whole character is not told of
+def next_token(ids):  # a plain letter is made to come next, as a part of a character is not reported
     letter = [[given["letter"], 1000]]
     said = ask("/completion", prompt=ids, n_predict=1, n_probs=given["vocabulary"], temperature=0, logit_bias=letter)
     row = [None] * given["vocabulary"]
@@ -68,7 +68,7 @@ json.dump(told, open(answered, "w"))
 
 @dataclass(frozen=True)
 class Told:
-    """What llama.cpp says: log-probabilities of the next token after each prompt (prompts, V), tokens, answers."""
+    """Results of llama.cpp: log-probabilities of the next token after each prompt (prompts, V), tokens, answers."""
 
     rows: NDArray[np.float64]
     tokens: list[list[int]]
@@ -142,7 +142,7 @@ def test_every_case_runs(tmp_path: Path, family: str, extra: dict[str, Any], kee
 )
 def test_scaled_rotations_run(tmp_path: Path, rope: dict[str, Any]) -> None:
     """The factors are applied where layers are alike and where they are not."""
-    for name, keep in (("alike", ((0, 1, 2),) * 4), ("differ", INNER)):
+    for name, keep in (("alike", keeping(*[(0, 1, 2)] * 4)), ("differ", INNER)):
         folder = made(tmp_path / name, keep=keep, rope_parameters={"rope_theta": 1e4, **rope})
         assert differences(folder, export_gguf(str(folder), tmp_path / f"{name}.gguf").path).max() < 1e-3
 
@@ -178,7 +178,7 @@ def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) 
     if plan == "layers differ":
         full = tuple(range(9))
         keep = [(), full, (3, 4, 5, 6, 7, 8), *[full] * 8, (), (0, 3, 6), *[full] * 17]
-    folder = prune(plan_of(original.facts, tuple(keep)), tmp_path / "pruned")
+    folder = prune(plan_of(original.facts, keeping(*keep)), tmp_path / "pruned")
     exported = export_gguf(str(folder), tmp_path / "model.gguf")
     assert exported.architecture == ("deci" if plan == "layers differ" else "llama")
     assert differences(folder, exported.path).max() < 1e-3

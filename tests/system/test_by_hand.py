@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from slim.calibration.forecast import columns_of
 from slim.calibration.record import Calibration
 from slim.calibration.scores import composite
 from slim.calibration.scores import measured as measured_per
 from slim.core.errors import InputError
-from slim.core.records import Unit
 from slim.models.load import Loaded
+from slim.models.units import UNITS, UnitName, removed_columns, whole_model
 from slim.planning.files import plan_difference
 from slim.planning.record import Pins, Plan
-from slim.planning.shapes import uniform_heads, valid_heads, valid_shapes
-from slim.planning.sizes import everything
+from slim.planning.shapes import uniform_heads
 from slim.planning.threshold import plan_by_threshold
-from tests.pico import plan_of, random_rows
+from tests.pico import keeping, plan_of, random_rows
 from tests.reference import measured
 
 WHOLE = tuple(range(6))
@@ -38,15 +36,14 @@ def test_groups_go_whole(calibration: Calibration) -> None:
     scores = composite(calibration, {"kl_output": 1}, "group")
     made = plan_by_threshold(calibration, 0.6, "group", {"kl_output": 1})
     assert scores.shape == (4, 2)
-    for layer, heads in enumerate(made.keep):
-        expected = [head for head in WHOLE if scores[layer, head // 3] < 0.6]
-        assert list(heads or ()) == expected
+    for layer, kept in enumerate(made.keep):
+        assert kept.heads == tuple(head for head in WHOLE if scores[layer, head // 3] < 0.6)
     assert made.changes == ()
     assert made.removed_heads == 3 * int((scores >= 0.6).sum())
 
 
 def test_layers_go_whole(calibration: Calibration) -> None:
-    """Attention and MLP together, ranked by their joint forecast on the rows that choose."""
+    """Attention and MLP together, ranked by their joint forecast on the selection fold."""
     sketch = calibration.sketch
     assert sketch is not None
     choosing = sketch.fold(0)
@@ -69,7 +66,7 @@ def test_layers_need_a_sketch(calibration: Calibration) -> None:
 
 def test_columns_of_a_plan() -> None:
     """A removed block stands for its heads, and a removed layer takes its MLP along."""
-    found = columns_of(((0, 2), (), None, (0, 1, 2)), 3)
+    found = removed_columns(keeping((0, 2), (), None, (0, 1, 2)), 3)
     np.testing.assert_array_equal(found, [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]])
 
 
@@ -77,27 +74,27 @@ def test_single_layers_have_thresholds_of_their_own(calibration: Calibration) ->
     """Above every score nothing goes there, and the other layers follow the common one."""
     common = plan_by_threshold(calibration, 0.5)
     made = plan_by_threshold(calibration, 0.5, per_layer={2: 1.5, 0: 0.2})
-    assert made.keep[2] == WHOLE
+    assert made.keep[2].heads == WHOLE
     assert made.keep[1] == common.keep[1]
     assert made.keep[3] == common.keep[3]
-    assert len(made.keep[0] or ()) <= len(common.keep[0] or ())
+    assert len(made.keep[0].heads) <= len(common.keep[0].heads)
 
 
-@pytest.mark.parametrize("unit", ["head", "group", "block", "layer"])
-def test_pins_win(calibration: Calibration, unit: Unit) -> None:
-    """What is pinned stays or goes at any threshold, and a protected layer stays whole."""
+@pytest.mark.parametrize("unit", UNITS)
+def test_pins_win(calibration: Calibration, unit: UnitName) -> None:
+    """Pinned units stay or go at any threshold, and a protected layer stays whole."""
     lax = plan_by_threshold(calibration, 2.0, unit, pins=Pins(drop=((1, 0),)))
-    assert [layer for layer, heads in enumerate(lax.keep) if heads != WHOLE] == [1]
-    assert 0 not in (lax.keep[1] or ())
+    assert [layer for layer, kept in enumerate(lax.keep) if kept.heads != WHOLE] == [1]
+    assert 0 not in lax.keep[1].heads
     strict = plan_by_threshold(calibration, 0.2, unit, pins=Pins(keep=((3, 0),), protect=(0,)))
-    assert strict.keep[0] == WHOLE
-    assert 0 in (strict.keep[3] or ())
+    assert strict.keep[0].heads == WHOLE
+    assert 0 in strict.keep[3].heads
 
 
 def test_what_was_pinned_and_what_became_of_it_is_told(calibration: Calibration) -> None:
-    """A pin that no legal shape can honour beside another shows among the changes."""
+    """A pin that no valid shape can honour beside another shows among the changes."""
     made = plan_by_threshold(calibration, 2.0, pins=Pins(drop=((1, 0), (1, 1), (1, 2), (1, 3))))
-    kept = set(made.keep[1] or ())
+    kept = set(made.keep[1].heads)
     for change in made.changes:
         assert change.layer == 1
         assert (change.change == "kept") == (change.head in kept)
@@ -128,7 +125,7 @@ def test_pins_outside_of_the_model(calibration: Calibration, pins: Pins, words: 
 
 def test_a_pin_goes_one_way() -> None:
     """Not to stay and to go."""
-    with pytest.raises(ValidationError, match="2:1 is pinned both"):
+    with pytest.raises(ValidationError, match="keep, drop=2:1"):
         Pins(keep=((2, 1),), drop=((0, 0), (2, 1)))
 
 
@@ -143,10 +140,12 @@ def test_layer_thresholds_that_cannot_be(calibration: Calibration, per_layer: di
 def test_the_uniform_shape_is_the_best_of_all(heads: int, kv_heads: int) -> None:
     """Brute force over every set of every shape, one shape for two layers."""
     rng, group = np.random.default_rng(heads + kv_heads), heads // kv_heads
+    shapes = [*itertools.product(range(1, kv_heads + 1), range(1, group + 1))]
     for _ in range(30):
-        gains = rng.integers(-8, 9, (2, heads)) / 8
+        costs, thresholds = rng.integers(0, 9, (2, heads)), rng.integers(0, 9, 2).tolist()
+        gains = np.array(thresholds)[:, None] - costs
         best = -np.inf
-        for groups, per_group in valid_shapes(kv_heads, group):
+        for groups, per_group in shapes:
             sets = [
                 chosen
                 for chosen in itertools.combinations(range(heads), groups * per_group)
@@ -154,9 +153,9 @@ def test_the_uniform_shape_is_the_best_of_all(heads: int, kv_heads: int) -> None
                 == [0] * (kv_heads - groups) + [per_group] * groups
             ]
             best = max(best, sum(max(row[list(chosen)].sum() for chosen in sets) for row in gains))
-        found = uniform_heads(gains, kv_heads, valid_shapes(kv_heads, group))
-        assert sum(row[list(kept or ())].sum() for row, kept in zip(gains, found, strict=True)) == pytest.approx(best)
-        assert len({len(kept or ()) for kept in found}) == 1
+        found = uniform_heads(costs, thresholds, kv_heads, shapes)
+        assert sum(row[list(kept.heads)].sum() for row, kept in zip(gains, found, strict=True)) == best
+        assert len({len(kept.heads) for kept in found}) == 1
 
 
 def test_a_uniform_threshold_plan(calibration: Calibration) -> None:
@@ -164,12 +163,12 @@ def test_a_uniform_threshold_plan(calibration: Calibration) -> None:
     scores = composite(calibration, {"kl_output": 1}, "head")
     for threshold in (0.3, 0.5, 0.7):
         made = plan_by_threshold(calibration, threshold, weights={"kl_output": 1}, uniform=True)
-        assert len({len(heads or ()) for heads in made.keep}) == 1
+        assert len({len(kept.heads) for kept in made.keep}) == 1
         gains = threshold - scores
-        free = [valid_heads(row, 2) for row in gains]
+        free = plan_by_threshold(calibration, threshold, weights={"kl_output": 1})
         reached, possible = (
-            sum(row[list(heads or ())].sum() for row, heads in zip(gains, keep, strict=True))
-            for keep in (made.keep, free)
+            sum(row[list(kept.heads)].sum() for row, kept in zip(gains, plan.keep, strict=True))
+            for plan in (made, free)
         )
         assert reached <= possible + 1e-12
     with pytest.raises(InputError, match="uniform"):
@@ -186,17 +185,17 @@ def test_heads_of_a_family_that_keeps_blocks_whole(pico: Callable[..., Loaded]) 
 
 
 def test_two_plans_compared(calibration: Calibration, pico: Callable[..., Loaded]) -> None:
-    """What each removes alone, heads of removed blocks and layers included."""
+    """Heads that only one of them removes, heads of removed blocks and layers included."""
     facts = calibration.facts.model
-    one = plan_of(facts, ((0, 1, 3, 4), (), WHOLE, WHOLE))
-    other = plan_of(facts, ((0, 3), WHOLE, None, WHOLE))
+    one = plan_of(facts, keeping((0, 1, 3, 4), (), WHOLE, WHOLE))
+    other = plan_of(facts, keeping((0, 3), WHOLE, None, WHOLE))
     found = plan_difference(one, other)
     assert found.only_one == tuple((1, head) for head in WHOLE)
     assert found.only_other == ((0, 1), (0, 4), *((2, head) for head in WHOLE))
     assert (found.layers_only_one, found.layers_only_other) == ((), (2,))
     assert found.shared == 2
     with pytest.raises(InputError, match="two models"):
-        plan_difference(one, plan_of(pico("mistral").facts, everything(facts)))
+        plan_difference(one, plan_of(pico("mistral").facts, whole_model(facts)))
 
 
 def test_the_reason_is_kept(calibration: Calibration) -> None:

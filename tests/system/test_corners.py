@@ -14,17 +14,20 @@ from safetensors import SafetensorError
 from slim import cli, jobs
 from slim.core import workspace
 from slim.core.errors import Cancelled, InputError, SlimError
+from slim.core.reporter import SILENT
 from slim.core.run_index import references, remember
 from slim.data import tasks
 from slim.jobs import worker
 from slim.jobs.foreground import foreground
-from slim.jobs.kinds import KINDS
-from slim.jobs.store import Job, JobStore
+from slim.jobs.job import Job
+from slim.jobs.kinds import JobKind
+from slim.jobs.store import JobStore
 from slim.models.load import Loaded, load_model
 from slim.planning.files import load_plan, save_plan
 from slim.planning.shapes import valid_heads
-from slim.pruning.surgery import prune
-from tests.pico import make_pico, pico_tokenizer, plan_of, random_rows, save_pico
+from slim.pruning.checkpoint import prune
+from slim.serving.request import PushRequest
+from tests.pico import keeping, make_pico, pico_tokenizer, plan_of, random_rows, save_pico
 from tests.reference import block_kl, measured
 
 ROWS = random_rows((5, 11, 3, 8, 16, 7, 4, 9, 20, 2, 6, 12))
@@ -52,13 +55,13 @@ def test_a_uniform_plan_whose_heads_do_not_divide_the_width_loads(
 ) -> None:
     """Five heads and a hidden size of 24: llama's config refuses that as a stock checkpoint."""
     original = save_pico(pico(family, kv_heads=6), tmp_path / "original")
-    made = plan_of(original.facts, ((0, 1, 2, 3, 4),) * 4)
+    made = plan_of(original.facts, keeping((0, 1, 2, 3, 4)) * 4)
     smaller = load_model(str(prune(made, tmp_path / "pruned")), device="cpu", dtype="float64")
     assert sum(parameter.numel() for parameter in smaller.model.parameters()) == made.after.parameters
 
 
 def test_truncated_weights_are_refused(pico: Callable[..., Loaded], tmp_path: Path) -> None:
-    """A file that ends early is no model."""
+    """A file that ends early is not loaded."""
     save_pico(pico("llama"), tmp_path / "original")
     file = tmp_path / "original" / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -78,7 +81,16 @@ def test_a_full_disk_as_safetensors_tells_it(
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(SlimError, match="no space left"):
-        prune(plan_of(original.facts, ((0, 3),) * 4), tmp_path / "pruned")
+        prune(
+            plan_of(
+                original.facts,
+                keeping(
+                    (0, 3),
+                )
+                * 4,
+            ),
+            tmp_path / "pruned",
+        )
     assert [path.name for path in tmp_path.iterdir() if "pruned" in path.name] == []
 
 
@@ -102,13 +114,13 @@ def test_standard_error_is_one_line(
 
 
 def test_a_legal_threshold_is_followed_exactly() -> None:
-    """Where the heads below the threshold are a legal set, that set stays: a head at the threshold goes."""
+    """Where the heads below the threshold are a valid shape, that set stays: a head at the threshold goes."""
     rng = np.random.default_rng(3)
     for _ in range(500):
-        scores, threshold = rng.integers(0, 9, 6) / 8, rng.integers(0, 10) / 8
-        free = tuple(np.flatnonzero(scores < threshold).tolist())
+        costs, threshold = rng.integers(0, 9, 6), int(rng.integers(0, 10))
+        free = tuple(np.flatnonzero(costs < threshold).tolist())
         if len({sum(head // 3 == group for head in free) for group in {head // 3 for head in free}}) <= 1:
-            assert valid_heads(threshold - scores, 2) == free
+            assert valid_heads(costs, threshold, 2, (1, 2, 3)) == free
 
 
 @pytest.mark.parametrize("gold", [5, -4, "b", 1.5])
@@ -133,7 +145,7 @@ def test_a_question_that_is_a_number_is_text(tmp_path: Path) -> None:
 def test_a_cancelled_job_is_not_a_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library on the way may turn the cancellation into an error of its own."""
 
-    def cancelled_on_the_way(arguments: dict[str, Any], progress: Any) -> str:
+    def cancelled_on_the_way(kind: JobKind, request: Any, reporter: Any) -> str:
         with JobStore() as store:
             store.update("a", state="cancelling")
         try:
@@ -141,7 +153,7 @@ def test_a_cancelled_job_is_not_a_failed_one(monkeypatch: pytest.MonkeyPatch) ->
         except Exception as error:
             raise InputError("dataset could not be read") from error
 
-    monkeypatch.setitem(KINDS, "calibrate", cancelled_on_the_way)
+    monkeypatch.setattr(JobKind, "run", cancelled_on_the_way)
     with JobStore() as store:
         store.put(Job(id="a", kind="calibrate", arguments={}, created=0))
     monkeypatch.setattr(worker.signal, "signal", lambda *arguments: None)
@@ -177,7 +189,7 @@ def test_a_plan_whose_sizes_do_not_fit_its_heads_is_refused(
     pico: Callable[..., Loaded], tmp_path: Path, field: str
 ) -> None:
     """Editing `keep` by hand must not leave the old sizes standing."""
-    path = save_plan(plan_of(pico("llama").facts, ((0, 3), (0, 3), (0, 3), (1, 4))), tmp_path / "plan.json")
+    path = save_plan(plan_of(pico("llama").facts, keeping((0, 3), (0, 3), (0, 3), (1, 4))), tmp_path / "plan.json")
     value = json.loads(path.read_text())
     value[field]["parameters"] += 1
     path.write_text(json.dumps(value))
@@ -198,8 +210,8 @@ def test_a_done_job_is_written_before_the_next_one_may_start(
         return update(self, job_id, **changes)
 
     monkeypatch.setattr(JobStore, "update", watch)
-    with foreground("push", {}, print) as progress:
-        progress.made("there")
+    asked = PushRequest.asked(folder="small", repository="me/small")
+    assert foreground(asked, lambda request, reporter: "there", SILENT) == "there"
     assert held == [True]
     (job,) = jobs.jobs()
     assert (job.state, job.result) == ("done", "there")

@@ -1,4 +1,4 @@
-"""What only a GPU can show. These run where there is one and are left out elsewhere."""
+"""Tests of what only a GPU can show. They run where there is one and are left out elsewhere."""
 
 from collections.abc import Callable
 from typing import Any

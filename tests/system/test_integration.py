@@ -18,19 +18,19 @@ from torch import Tensor
 from slim.calibration.calibrate import calibrate
 from slim.calibration.check import check
 from slim.calibration.criteria.kl_output import Ablation, ablate
-from slim.calibration.facts import CalibrationSettings
 from slim.calibration.record import Calibration
+from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.data.tasks import Encoded, batches, choose, encode, load_task
 from slim.models import bundled
 from slim.models.load import load_model
+from slim.models.units import whole_model
 from slim.planning.record import Plan
-from slim.planning.sizes import everything
 from slim.planning.slicing import is_stock
 from slim.planning.threshold import plan_by_threshold
-from slim.pruning.surgery import prune
+from slim.pruning.checkpoint import prune
 from slim.pruning.trial import masked
 from tests import ROOT, TEST_CACHE, reference
-from tests.pico import plan_of
+from tests.pico import keeping, plan_of
 
 pytestmark = pytest.mark.integration
 PROMPT = "The capital of France is"
@@ -39,7 +39,7 @@ FRESH = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from slim.models.load import load_model
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 folder, given, taken = sys.argv[1:]
 loaded = load_model(folder, device="cpu")
 with torch.no_grad():
@@ -71,15 +71,15 @@ save_file(logits, taken)
 @pytest.fixture(scope="module")
 def calibration(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """Of the bundled model on two of the briefs."""
-    settings = CalibrationSettings(samples=2, draws=1, max_length=96, device="cpu")
-    return calibrate(settings=settings, output=tmp_path_factory.mktemp("real") / "calibration")
+    output = tmp_path_factory.mktemp("real") / "calibration"
+    return calibrate(CalibrateRequest.asked(samples=2, max_length=96, device="cpu", output=output))
 
 
 @pytest.fixture(scope="module")
 def plan(calibration: Calibration) -> Plan:
-    """What the default threshold removes, and the first attention block with it."""
+    """A plan that removes what the default threshold does, and the first attention block with it."""
     made = plan_by_threshold(calibration, 0.8)
-    return plan_of(made.model, ((), *made.keep[1:]))
+    return plan_of(made.model, keeping((), *made.keep[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_exact_ablation_is_the_naive_loop(shared_workspace: Path) -> None:
 
 def test_the_second_run_knows_everything(calibration: Calibration, shared_workspace: Path, tmp_path: Path) -> None:
     """The same calibration again: all of it from the workspace, and the same figures."""
-    again = calibrate(settings=calibration.facts.settings, output=tmp_path / "again")
+    again = calibrate(CalibrateRequest.asked(output=tmp_path / "again", **calibration.facts.settings.model_dump()))
     assert again.facts.reused == 1
     for name, scores in calibration.metrics.items():
         for level, values in scores.items():
@@ -173,7 +173,7 @@ def test_the_second_run_knows_everything(calibration: Calibration, shared_worksp
 
 def test_a_check_tells_good_criteria_from_bad_ones(calibration: Calibration, shared_workspace: Path) -> None:
     """On rows it did not see, at the first tenth of the heads: the sketch's choice costs least, entropy's ruins it."""
-    found = check(calibration, rows=1, heads=6).check
+    found = check(CheckRequest.asked(calibration=calibration.path, samples=1, heads=6)).check
     assert found is not None
     assert found.unseen
     assert 3 < found.perplexity < 300
@@ -197,7 +197,8 @@ def test_the_planned_checkpoint_has_the_planned_size(plan: Plan, pruned: Path) -
 
 
 def test_a_fresh_process_gives_the_same_logits(pruned: Path, tmp_path: Path) -> None:
-    """Bit for bit."""
+    """Bit for bit. Both compute with one thread, because how sums are split among threads changes their last bits."""
+    torch.set_num_threads(1)
     ids = real_ids()
     here = load_model(str(pruned), device="cpu")
     with torch.no_grad():
@@ -247,10 +248,10 @@ def plain_python() -> Path:
 def cut(plan: Plan, pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Plan, Path]]]:
     """The checkpoint whose layers differ, and two stock ones: without layers, and with a third fewer heads in all."""
     facts, place = plan.model, tmp_path_factory.mktemp("stock")
-    whole = everything(facts)
+    whole = whole_model(facts)
     keeps = {
-        "layers": tuple(None if layer in (11, 21) else heads for layer, heads in enumerate(whole)),
-        "uniform": tuple(tuple(h for h in range(9) if (h + layer) % 3) for layer in range(30)),
+        "layers": keeping(*(None if layer in (11, 21) else kept for layer, kept in enumerate(whole))),
+        "uniform": keeping(*(tuple(h for h in range(9) if (h + layer) % 3) for layer in range(30))),
     }
     made = {name: plan_of(facts, keep) for name, keep in keeps.items()}
     yield {"per layer": (plan, pruned)} | {name: (of, prune(of, place / name)) for name, of in made.items()}

@@ -18,16 +18,17 @@ import pytest
 from huggingface_hub import HfApi, constants
 from streamlit.testing.v1 import AppTest
 
-from pages.views import frame
-from slim import jobs
+from slim import __version__, jobs
 from slim.calibration import check_charts
-from slim.core import errors, workspace
+from slim.core import errors, launch, workspace
 from slim.core.chart_style import visible
 from slim.core.errors import InputError, SlimError
+from slim.core.markdown import escaped
 from slim.core.network import is_local
 from slim.core.run_index import remember
 from slim.data.sources import open_source
 from slim.judging.endpoint import models_of
+from slim.judging.request import JudgeRequest
 from slim.models.load import Loaded, load_model
 from tests import ROOT, audit
 from tests.judge_server import Scripted, _Handler, always, serving, verdict
@@ -96,9 +97,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        (("slim.cli", "app", "--no-browser"), "--port"),
+        (("slim", "app", "--no-browser"), "--port"),
         (("streamlit", "run", "app.py"), "--server.port"),
-        (("slim.cli", "serve", "MODEL", "--device", "cpu"), "--port"),
+        (("slim", "serve", "MODEL", "--device", "cpu"), "--port"),
     ],
 )
 def test_servers_listen_to_this_machine_alone(model: str, command: tuple[str, ...], option: str) -> None:
@@ -119,7 +120,7 @@ def test_servers_listen_to_this_machine_alone(model: str, command: tuple[str, ..
 def test_who_asks_for_more_is_told_what_others_get(model: str, command: tuple[str, ...], words: str) -> None:
     """Before anything else."""
     named = [model if word == "MODEL" else word for word in command]
-    with started("slim.cli", *named, "--host", "0.0.0.0", "--port", str(free_port())) as process:
+    with started("slim", *named, "--host", "0.0.0.0", "--port", str(free_port())) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         assert "careful, it listens at 0.0.0.0: whoever reaches this machine gets" in first
@@ -142,7 +143,7 @@ def test_who_asks_for_more_is_told_what_others_get(model: str, command: tuple[st
     ],
 )
 def test_which_addresses_are_this_machines_own(host: str | None, local: bool) -> None:
-    """What cannot be told counts as open."""
+    """An address that cannot be resolved counts as open."""
     assert is_local(host) is local
 
 
@@ -188,7 +189,7 @@ def test_a_list_of_models_elsewhere_is_not_asked_for(with_key: None) -> None:
 
 
 def test_the_hub_token_stays_with_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the Hub's own client does when a Hub sends it elsewhere."""
+    """The Hub's own client does not send it where a Hub redirects it."""
     heard: list[str | None] = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with serving(always(verdict("A"))) as other, serving(always(verdict("A"))) as hub:
@@ -202,7 +203,7 @@ def test_the_hub_token_stays_with_the_hub(monkeypatch: pytest.MonkeyPatch) -> No
                     self.answer(307 if self.goes else 200, b"{}", {"Location": self.goes} if self.goes else {})
 
             server.RequestHandlerClass = Handler  # type: ignore[assignment]
-        with suppress(Exception):  # the answer is none of the Hub's
+        with suppress(Exception):  # the stand-in's answer is not the Hub's
             HfApi(endpoint=f"http://127.0.0.1:{hub.server_port}", token="hf_secret_0123").repo_info("me/small")
     assert heard[0] == "Bearer hf_secret_0123"
     assert not any(heard[1:])
@@ -220,15 +221,17 @@ def test_a_key_is_nowhere_but_in_the_request(
     answer = {"reason": f"your key is {KEY}", "verdict": "A"}
     with serving(always(Scripted(json.dumps(answer), wait=0.2)), key=KEY) as server:
         job = jobs.start(
-            "judge",
-            original=str(tmp_path / "one"),
-            pruned=str(tmp_path / "two"),
-            dataset=str(tmp_path / "rows.jsonl"),
-            samples=3,
-            settings={"max_new_tokens": 2, "batch_size": 3},
-            endpoint=server.url,
-            asking={"concurrency": 1},
-            device="cpu",
+            JudgeRequest.asked(
+                original=tmp_path / "one",
+                pruned=tmp_path / "two",
+                dataset=tmp_path / "rows.jsonl",
+                samples=3,
+                max_new_tokens=2,
+                batch_size=3,
+                endpoint=server.url,
+                concurrency=1,
+                device="cpu",
+            )
         )
         deadline = time.monotonic() + PATIENCE
         while (now := jobs.state_of(job.id)) and now.unfinished and time.monotonic() < deadline:
@@ -281,7 +284,7 @@ def test_weights_that_are_pickles_are_refused_with_the_way_out(tmp_path: Path, p
 
 
 def test_a_dataset_is_never_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a loading script of its own name is no dataset, on the command line either."""
+    """A folder with a loading script of its own name is not a dataset, on the command line either."""
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
@@ -291,8 +294,18 @@ def test_a_dataset_is_never_a_program(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_file_in_the_current_folder_is_not_a_module(tmp_path: Path) -> None:
+    """Whatever it is called: processes that Slim starts import Python's modules, the installed ones and its own."""
+    for name in ("slim", "typer", "torch", "fractions"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    command, environment = launch.module_command("slim", "--version"), launch.environment()
+    said = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert said == f"slim {__version__}\n"
+    assert not (tmp_path / "ran").exists()
+
+
 def test_no_call_in_slim_trusts_code_or_pickles() -> None:
-    """Whatever a later change brings: a folder's code stays off, weights are no pickles, nothing goes to a shell."""
+    """Whatever a later change brings: a folder's code stays off, weights are never pickles, nothing goes to a shell."""
     for file in (*(ROOT / "slim").rglob("*.py"), *(ROOT / "pages").rglob("*.py")):
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(call, ast.Call):
@@ -308,7 +321,7 @@ def test_no_call_in_slim_trusts_code_or_pickles() -> None:
 
 def test_text_is_shown_as_text() -> None:
     """Markdown and plotly take nothing in it for a sign."""
-    shown = frame.escaped(HOSTILE + "\n# Title")
+    shown = escaped(HOSTILE + "\n# Title")
     assert "\n" not in shown
     for sign in "<[`$:*_#|&":
         assert shown.count(sign) == shown.count(f"\\{sign}")
@@ -340,15 +353,12 @@ def test_a_hostile_judgement_is_text_on_its_page(own_workspace: Path) -> None:
 
 
 def test_the_audit_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A version that was not tested, one with a known vulnerability, a licence that is none, a file that changed."""
+    """A version that was not tested, a licence that may not be used, a file that changed."""
     found, _ = audit.needed()
     assert {"slim", "torch", "streamlit", "ruff"} <= found.keys()
     (tmp_path / "constraints.txt").write_text("torch==1.0\n")
     monkeypatch.setattr(audit, "CONSTRAINTS", tmp_path / "constraints.txt")
-    monkeypatch.setitem(audit.FIXED, "plotly", ("9999", "CVE-0000-0000"))
-    said = "\n".join(audit.versions(found))
-    assert "torch is " in said
-    assert "CVE-0000-0000" in said
+    assert "torch is " in "\n".join(audit.versions(found))
     package = tmp_path / "thing-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.0\nLicense: GPL-3.0-only\n")
@@ -361,3 +371,18 @@ def test_the_audit_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path
     ]
     assert list(audit.licences({"thing": thing})) == ["thing 1.0: its licence is GPL-3.0-only"]
     assert audit.altered(found["typer"]) == []
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_vulnerabilities_are_asked_of_pip_audit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> None:
+    """All but the accepted ones. A finding counts as a problem, and so does its absence."""
+    monkeypatch.setattr(audit, "find_spec", lambda name: None)
+    assert "pip-audit is not installed" in audit.online()[0]
+    (tmp_path / "pip_audit.py").write_text(
+        f"import sys; open('asked', 'w').write(' '.join(sys.argv[1:])); sys.exit({code})"
+    )
+    monkeypatch.setattr(audit, "find_spec", lambda name: name)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert len(audit.online()) == code
+    assert (tmp_path / "asked").read_text() == "--skip-editable --ignore-vuln CVE-2025-69872"

@@ -12,17 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from slim.core.errors import InputError
-from slim.core.records import Keep
 from slim.models.load import Loaded, load_model
 from slim.models.tokenizer import facts_at_hand
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
-from slim.pruning.checkpoint import PLAN_FILE, recipe
-from slim.pruning.surgery import prune
-from tests.pico import plan_of, save_pico
+from slim.pruning.checkpoint import PLAN_FILE, prune, recipe
+from tests.pico import keeping, plan_of, save_pico
 from tests.surgery import IDS, WHOLE, logits
 
-KEEP: Keep = ((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
+KEEP = keeping((), (0, 2, 3, 5), (3, 4, 5), WHOLE)
 Edit = Callable[[Path], Any]
 HARM = """
 from pathlib import Path
@@ -122,9 +120,9 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "elsewhere": (config(transformers_weights="../other.safetensors"), "weights that are not its own"),
     "adapter": (file("adapter_config.json", '{"base_model_name_or_path": "x/y"}'), "holds an adapter"),
     "pickle": (pickled, "no safetensors weights"),
-    "index away": (indexed("../original/model.safetensors"), "no file in the folder"),
-    "index absolute": (indexed("/etc/passwd"), "no file in the folder"),
-    "index of nothing": (indexed("model-00002-of-00002.safetensors"), "no file in the folder"),
+    "index away": (indexed("../original/model.safetensors"), "is not a file in the folder"),
+    "index absolute": (indexed("/etc/passwd"), "is not a file in the folder"),
+    "index of nothing": (indexed("model-00002-of-00002.safetensors"), "is not a file in the folder"),
     "index of no map": (
         lambda folder: (indexed("x")(folder), file("model.safetensors.index.json", "{}")(folder)),
         "stored as nothing",
@@ -189,7 +187,7 @@ def test_a_broken_folder_is_refused(original: Loaded, name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_broken_layers_are_refused(folder: Path, name: str) -> None:
-    """What a config says of single layers is checked like everything else."""
+    """The settings of single layers in a config are checked like everything else."""
     per_layer, words = LAYERS[name]
     config(per_layer_config=per_layer)(folder)
     with pytest.raises(InputError, match=words) as caught:
@@ -238,9 +236,9 @@ def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_recipe_in_a_folder_is_checked(folder: Path, original: Loaded, tmp_path: Path) -> None:
-    """Its plan must be legal and the plan of these weights."""
+    """Its plan must have valid shapes and be the plan of these weights."""
     assert recipe(folder).keep == KEEP
-    whole = plan_of(original.facts, (WHOLE, *KEEP[1:]))
+    whole = plan_of(original.facts, keeping(WHOLE, *KEEP[1:]))
     (folder / PLAN_FILE).write_text(whole.model_dump_json())
     with pytest.raises(InputError, match=r"slim_plan\.json is that of another model"):
         recipe(folder)
@@ -268,21 +266,28 @@ def plan(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
 LAST = "last attention block"
 OUTPUT = "model.layers.0.self_attn.o_proj.weight"
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no layer stays": (plan("keep", to=[None] * 4), LAST),
-    "no head stays": (plan("keep", to=[[]] * 4), LAST),
-    "layers and blocks": (plan("keep", to=[None, [], None, []]), LAST),
-    "three layers": (plan("keep", to=[[0]] * 3), "keep has 3 layers, the model has 4"),
+    "no layer stays": (plan("keep", to=[{"layer": False}] * 4), LAST),
+    "no head stays": (plan("keep", to=[{"heads": []}] * 4), LAST),
+    "layers and blocks": (plan("keep", to=[{"layer": False}, {}, {"layer": False}, {}]), LAST),
+    "three layers": (plan("keep", to=[{"heads": [0]}] * 3), "keep has 3 layers, the model has 4"),
     "nothing": (plan("keep", to=None), "keep"),
     "words": (plan("keep", 1, to="all"), r"keep\.1"),
     "an object": (plan("keep", 1, to={"0": 1}), r"keep\.1"),
-    "half a head": (plan("keep", 1, to=[0.5]), r"keep\.1"),
-    "no head six": (plan("keep", 1, to=[6]), r"keep\[1\]"),
-    "a negative head": (plan("keep", 1, to=[-1]), r"keep\[1\]"),
-    "a huge head": (plan("keep", 1, to=[10**30]), "keep"),
-    "twice": (plan("keep", 1, to=[0, 0]), r"keep\[1\]"),
-    "descending": (plan("keep", 1, to=[3, 0]), r"keep\[1\]"),
-    "unequal groups": (plan("keep", 1, to=[0, 1, 3]), "every KV group that stays must keep equally many"),
-    "layer gone": (plan("keep", 3, to=None), "after: it is not the size"),
+    "heads alone": (plan("keep", 1, to=[0, 3]), r"keep\.1"),
+    "half a head": (plan("keep", 1, "heads", to=[0.5]), r"keep\.1\.heads\.0"),
+    "no head six": (plan("keep", 1, "heads", to=[6]), r"keep\[1\]"),
+    "a negative head": (plan("keep", 1, "heads", to=[-1]), r"keep\.1\.heads\.0"),
+    "a huge head": (plan("keep", 1, "heads", to=[10**30]), "keep"),
+    "twice": (plan("keep", 1, "heads", to=[0, 0]), r"keep\.1: heads=\[0, 0\]"),
+    "descending": (plan("keep", 1, "heads", to=[3, 0]), r"keep\.1: heads=\[3, 0\]"),
+    "unequal groups": (plan("keep", 1, "heads", to=[0, 1, 3]), "every KV group that stays must keep equally many"),
+    "layer gone": (plan("keep", 3, to={"layer": False}), "after: it is not the size"),
+    "heads of no layer": (plan("keep", 1, "layer", to=False), r"keep\.1: layer=false: nothing of a removed layer"),
+    "channels of words": (plan("keep", 1, "channels", to="some of them"), r"keep\.1: channels: it is neither"),
+    "channels of a list": (plan("keep", 1, "channels", to=[0, 1]), r"keep\.1\.channels"),
+    "too few channels": (plan("keep", 1, "channels", to="AAAA"), "24 bits does not fit the layer's 48 channels"),
+    "too many channels": (plan("keep", 1, "channels", to="AAAAAAAAAA=="), "56 bits does not fit the layer's 48"),
+    "channels gone": (plan("keep", 1, "channels", to="AAAAAAAA"), "after: it is not the size"),
     "layers": (plan("model", "layers", to=10**9), r"model\.layers"),
     "heads": (plan("model", "heads", to=6 * 10**8), r"model\.heads"),
     "no heads": (plan("model", "heads", to=0), r"model\.heads"),
@@ -336,7 +341,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dtype": "load"}, "dtype 'load' is no number format"),
+        ({"dtype": "load"}, "dtype='load'"),
         ({"dtype": "float16"}, "dtype='float16', where it is 'float64'"),
         ({"shapes": {}}, "does not describe .*: shapes"),
         ({"layers": 5}, "layers=5, where it is 4"),
