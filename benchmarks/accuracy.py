@@ -1,6 +1,6 @@
 """How often models answer right, on tasks that nothing was calibrated, repaired or trained on.
 
-`python -m benchmarks.recovery --accuracy` asks for it. What was measured is kept in the work folder.
+`python -m benchmarks.recovery --accuracy` asks for it. Measurements are kept in the work folder.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.measure import slug, table
 from slim.data import tasks
 from slim.evaluation.evaluate import evaluate
-from slim.evaluation.record import EvaluationSettings, load_evaluation_facts
+from slim.evaluation.record import load_evaluation_facts
+from slim.evaluation.request import EvaluateRequest
 from slim.models import bundled
 
 
@@ -53,9 +54,9 @@ def table_of(folders: Mapping[str, Path], data: Path, work: Path) -> str:
     for one in tried:
         kept = work / slug(f"accuracy-{one.title}")
         if not kept.is_dir():
-            settings = EvaluationSettings(samples=one.rows, max_length=512, positions="answer")
-            sources = list(map(str, folders.values()))
-            evaluate(sources, one.dataset, baseline=bundled.NAME, settings=settings, output=kept, **one.data)
+            settings = {"samples": one.rows, "max_length": 512, "positions": "answer"}
+            models = {"checkpoints": list(folders.values()), "baseline": bundled.NAME}
+            evaluate(EvaluateRequest.asked(dataset=one.dataset, output=kept, **models, **settings, **one.data))
         for line, scores in zip(lines.values(), load_evaluation_facts(kept).models, strict=True):
             figure = scores.scores[one.measure].figure
             line.append(f"{figure.value:.1f}% [{figure.low:.1f}, {figure.high:.1f}]")

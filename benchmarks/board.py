@@ -1,7 +1,7 @@
-"""What a frame of the threshold board costs while a person drags its line, in the real page and a real browser.
+"""Time of a frame of the threshold board while its line is dragged, in the real page and a real browser.
 
 `python -m benchmarks.board` serves the dashboard on made-up calibrations of large models. `work` is what the page
-computes and paints per frame, `between frames` what a person sees. Prints a Markdown table.
+computes and paints per frame, `between frames` what the user sees. Prints a Markdown table.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks.measure import machine, table
 from benchmarks.planner import SHAPES, Shape, made_up
 from slim.calibration.criteria import CRITERIA
-from slim.calibration.criteria.base import Level
 from slim.calibration.facts import CriterionFacts
 from slim.calibration.record import Calibration, save_calibration
 from slim.core import workspace
 from slim.core.statistics import Estimate
+from slim.models.units import UNITS, UnitName
 from tests.browser_setup import FLAGS, ensure_browser, served
 
 WATCH = """() => {
@@ -54,9 +54,9 @@ def save_made_up(shape: Shape, output: Path) -> Calibration:
         raise ValueError("the planner's calibrations have a sketch")
     rng, chosen = np.random.default_rng(1), sketch.fold(0)
     variance = rng.lognormal(size=(shape.layers, shape.heads))
-    group = shape.heads // shape.kv_heads
-    estimates: dict[str, dict[Level, Estimate]] = {
-        "kl_output": {"head": chosen.heads(), "group": chosen.groups(group)},
+    group, facts = shape.heads // shape.kv_heads, found.facts.model
+    estimates: dict[str, dict[UnitName, Estimate]] = {
+        "kl_output": {unit: chosen.of_unit(UNITS[unit], facts) for unit in ("head", "group")},
         "variance": {"head": Estimate.unsure(variance)},
     }
     estimates["kl_output"]["block"] = Estimate.unsure(chosen.single().value[:, -2])

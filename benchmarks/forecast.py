@@ -1,9 +1,9 @@
-"""What joint removals are forecast to cost, and what they cost when measured on rows of another split.
+"""Forecasts of joint removals beside their measured loss increase on rows of another split.
 
 `python -m benchmarks.forecast` calibrates the bundled model on `briefs` with the default settings and checks it (unless
-`--calibration DIR` names a calibration), then leaves out many sets together: by the default score in legal shapes, by
+`--calibration DIR` names a calibration), then leaves out many sets together: by the default score in valid shapes, by
 every criterion, at random, whole attention blocks and whole layers, 1 to 40% of the heads. Prints Markdown tables, the
-last one of what several weights of the composite would cost. The forecasts come from rows that chose nothing, the costs
+last one of what several weights of the composite would cost. The forecasts come from the held-out fold, the costs
 from `--rows` rows of the validation split.
 """
 
@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.measure import machine
-from slim.calibration import calibrate, scores
+from slim.calibration import scores
+from slim.calibration.calibrate import calibrate
 from slim.calibration.check import check, criteria
 from slim.calibration.check_record import first_heads
 from slim.calibration.criteria.kl_output import without
-from slim.calibration.forecast import removed_columns, removed_mask
 from slim.calibration.record import Calibration, load_calibration
+from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.data import tasks
 from slim.models import bundled
 from slim.models.load import Loaded, load_model
+from slim.models.units import head_columns, removed_columns
 from slim.planning.threshold import plan_by_threshold
 
 THRESHOLDS = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6)
@@ -62,17 +64,17 @@ def removals(calibration: Calibration) -> Iterator[Removal]:
     facts = calibration.facts.model
     for threshold in THRESHOLDS:
         keep = plan_by_threshold(calibration, threshold).keep
-        yield Removal("default score, legal", removed_columns(removed_mask(keep, facts.heads)))
+        yield Removal("default score, valid", removed_columns(keep, facts.heads))
     for name, order in criteria(calibration, scores.default_weights(calibration)).items():
         if name in ("random", "composite"):
             continue
         for share in SHARES[1::2] if name != "kl_output" else SHARES:
-            yield Removal(name, removed_columns(first_heads(order, share)))
+            yield Removal(name, head_columns(first_heads(order, share)))
     chance = np.random.default_rng(0)
     for share in SHARES:
         for _ in range(2):
             order = chance.random((facts.layers, facts.heads))
-            yield Removal("random heads", removed_columns(first_heads(order, share)))
+            yield Removal("random heads", head_columns(first_heads(order, share)))
     blocks = np.argsort(calibration.level("block")["kl_output"])
     for count in (1, 2, 3, 4, 6, 9):
         yield Removal("cheapest blocks", whole(facts.layers, facts.heads, blocks[:count], (-2,)))
@@ -113,7 +115,7 @@ def mixes(calibration: Calibration, loaded: Loaded, encoded: tasks.Encoded) -> N
     """Prints what following the composite costs at several weights."""
     shares = (0.05, 0.1, 0.2, 0.3)
     orders = [scores.composite(calibration, weights, "head") for weights in MIXES]
-    sets = [removed_columns(first_heads(order, share)) for order in orders for share in shares]
+    sets = [head_columns(first_heads(order, share)) for order in orders for share in shares]
     costs = measured(loaded, encoded, np.stack(sets))[0].reshape(len(MIXES), len(shares))
     print("\n| weights of the composite | " + " | ".join(f"KL without {share:.0%}" for share in shares) + " |")
     print("|---|" + "---|" * len(shares))
@@ -131,9 +133,9 @@ def main() -> None:
         if options.calibration:
             calibration = load_calibration(options.calibration)
         else:
-            calibration = calibrate.calibrate(output=Path(folder) / "calibration")
+            calibration = calibrate(CalibrateRequest.asked(output=Path(folder) / "calibration"))
         if calibration.check is None:
-            calibration = check(calibration)
+            calibration = check(CheckRequest.asked(calibration=calibration.path))
     report(calibration, options.rows)
 
 
@@ -162,7 +164,7 @@ def report(calibration: Calibration, rows: int) -> None:
             f"| {costs[i] / corrected[i]:.2f} | {base:.1f} → {perplexity[i]:,.1f} |"
         )
     shares = np.array([removal.share for removal in found])
-    chosen = np.array([removal.by in ("default score, legal", "kl_output") for removal in found])
+    chosen = np.array([removal.by in ("default score, valid", "kl_output") for removal in found])
     print(f"\nSpearman of forecast and measured KL over all {len(found)}: {spearmanr(raw, costs)[0]:.3f}\n")
     print("| removals | how many | measured / forecast: median [5%, 95%] | within 25% | corrected | within 25% |")
     print("|---|---|---|---|---|---|")

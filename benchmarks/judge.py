@@ -17,7 +17,8 @@ import time
 
 from benchmarks.measure import machine, table
 from slim.data import tasks
-from slim.evaluation.answers import AnswerSettings, answer, prompts
+from slim.evaluation.answers import answer, prompts
+from slim.evaluation.settings import AnswerSettings
 from slim.evaluation.timing import interleaved
 from slim.judging import client
 from slim.judging.endpoint import Endpoint

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a table, a line that says on what machine, names."""
+"""Helpers that the benchmarks share: a table, a line that says on what machine, names."""
 
 import os
 import platform

@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import machine, table
-from slim.core.records import Keep, ModelFacts
+from slim.core.records import ModelFacts
 from slim.evaluation.speed import Decoding, prefill, tokens
 from slim.evaluation.timing import interleaved
 from slim.models import bundled
 from slim.models.load import Loaded, load_model
+from slim.models.units import NO_ATTENTION, NO_LAYER, Keep, LayerKeep, whole_layer, whole_model
 from slim.planning.files import load_plan
 from slim.planning.record import ByThreshold, Plan
-from slim.planning.sizes import CONTEXT, Speedup, everything, project, speedup
-from slim.pruning.surgery import prune
+from slim.planning.sizes import CONTEXT, Speedup, original_size, size_of, speedup
+from slim.pruning.checkpoint import prune
 
 ROWS = (1, 8)
 PROMPT = 64
@@ -31,19 +32,20 @@ STEPS = 32
 
 def fewer_layers(facts: ModelFacts) -> Keep:
     """Every fifth layer is gone."""
-    return tuple(None if layer % 5 == 2 else heads for layer, heads in enumerate(everything(facts)))
+    return tuple(NO_LAYER if layer % 5 == 2 else kept for layer, kept in enumerate(whole_model(facts)))
 
 
 def uniform(facts: ModelFacts) -> Keep:
     """The same third of the KV groups, with all of their heads, in every layer."""
-    return (tuple(range(max(1, facts.kv_heads // 3) * facts.group)),) * facts.layers
+    return (LayerKeep(heads=tuple(range(max(1, facts.kv_heads // 3) * facts.group))),) * facts.layers
 
 
 def layer_by_layer(facts: ModelFacts) -> Keep:
     """Of three layers one is whole, one has its first KV group alone, and one has no attention but every other time."""
-    whole, first = tuple(range(facts.heads)), tuple(range(facts.group))
+    whole, first = whole_layer(facts), LayerKeep(heads=tuple(range(facts.group)))
     return tuple(
-        (whole, first, () if layer % 2 else whole)[layer % 3] if layer else whole for layer in range(facts.layers)
+        (whole, first, NO_ATTENTION if layer % 2 else whole)[layer % 3] if layer else whole
+        for layer in range(facts.layers)
     )
 
 
@@ -62,8 +64,8 @@ def plan_of(facts: ModelFacts, keep: Keep) -> Plan:
         unit="head",
         reason=ByThreshold(threshold=1, weights={}, scores=()),
         keep=keep,
-        before=project(facts, everything(facts)),
-        after=project(facts, keep),
+        before=original_size(facts),
+        after=size_of(facts, keep),
     )
 
 

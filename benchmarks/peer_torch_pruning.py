@@ -51,7 +51,7 @@ def pruned(share: float) -> tuple[Loaded, int]:
 
 
 def at_ratio(original: Loaded, ratio: float) -> tuple[Loaded, int]:
-    """What torch-pruning makes of a copy of the model when asked for that ratio of heads, and how many it took."""
+    """A copy of the model that torch-pruning pruned to that ratio of heads, and how many heads it removed."""
     model = copy.deepcopy(original.model)
     layers: Any = decoder_layers(model, original.architecture)
     heads: dict[nn.Module, int] = {}
@@ -66,7 +66,7 @@ def at_ratio(original: Loaded, ratio: float) -> tuple[Loaded, int]:
         torch.arange(8)[None],
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
         global_pruning=True,
-        pruning_ratio=0.5,  # of head dimensions, which it is told to leave alone: with 0 it would not look at heads
+        pruning_ratio=0.5,  # of head dimensions, which are excluded below: with 0 it would not look at heads
         ignored_layers=[model.get_input_embeddings(), model.lm_head, *(layer.mlp for layer in layers)],
         num_heads=heads,
         prune_num_heads=True,

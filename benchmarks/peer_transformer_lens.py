@@ -1,7 +1,7 @@
 """Head ablation with TransformerLens, for benchmarks/speed.py: runs where TransformerLens is, and needs no Slim.
 
 Reads {"model": FOLDER, "ids": [[…]]} from its first line of standard input and answers with its versions. Every further
-line [[layer, head], …] is answered with the mean KL of leaving out each of those heads.
+line [[layer, head], …] is answered with the mean KL of ablating those heads one at a time.
 """
 
 import json
@@ -31,7 +31,7 @@ def main() -> None:
     from transformer_lens import TransformerBridge  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not be read as an answer
     given = json.loads(sys.stdin.readline())
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(given["model"])

@@ -1,11 +1,11 @@
-"""What pruning costs and what recovery wins back, on the bundled model and GSM8K.
+"""Loss of quality by pruning and its recovery, on the bundled model and GSM8K.
 
 `python -m benchmarks.recovery --data FOLDER --work FOLDER` calibrates and trains on `gsm8k_train_1000.jsonl` of the
 data folder and measures on `gsm8k_test.jsonl`. Every line of the table is measured once and kept in the work folder, so
 the run may be stopped and goes on; `--only TEXT` measures the lines whose name holds it. Prints what is there as
 Markdown.
 
-For 20, 30 and 40% of the heads, legal under GQA: planned by the loss sketch and for what is left after repair, each
+For 20, 30 and 40% of the heads, valid under GQA: planned by the loss sketch and for what is left after repair, each
 without and with closed-form repair; in rounds; then 200 steps of KD-LoRA. Beside them the same sizes at random, by
 magnitude, by block influence (whole blocks) and by torch-pruning; whole attention blocks; and the original itself,
 given the same 200 steps.
@@ -14,7 +14,6 @@ given the same 200 steps.
 import argparse
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,36 +24,37 @@ from numpy.typing import NDArray
 
 from benchmarks import accuracy, peer_torch_pruning
 from benchmarks.measure import machine, slug, table
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.calibrate import calibrate
 from slim.calibration.record import Calibration, load_calibration
+from slim.calibration.request import CalibrateRequest
 from slim.core.cache import open_cache
-from slim.core.records import Keep
 from slim.data import tasks
 from slim.evaluation.likelihood import Passes
 from slim.models import bundled
 from slim.models.load import Loaded, load_model
-from slim.planning import after_repair as absorbed
-from slim.planning.after_repair import AfterRepairSketch
+from slim.models.units import NO_ATTENTION, Keep, LayerKeep, whole_model
+from slim.planning.after_repair import AfterRepairSketch, after_repair_sketch
 from slim.planning.budget import plan_by_budget
 from slim.planning.build import build_plan
+from slim.planning.files import save_plan
 from slim.planning.record import ByBudget, Pins, Plan
 from slim.planning.shapes import valid_heads
 from slim.pruning import checkpoint
-from slim.pruning.surgery import prune
+from slim.recovery.context import quality
 from slim.recovery.finetune import finetune
-from slim.recovery.iterative import prune_in_rounds
-from slim.recovery.repair import RepairSettings, repair
-from slim.recovery.settings import TrainSettings
-from slim.recovery.workbench import quality
+from slim.recovery.prune import prune
+from slim.recovery.repair import repair
+from slim.recovery.request import FinetuneRequest, PruneRequest, RepairRequest
 
 SHARES = (0.2, 0.3, 0.4)
 ROUNDS = {0.2: 2, 0.3: 3, 0.4: 4}
 """Of a tenth of the heads each."""
 BLOCKS = (6, 9)
+PARTS = 2**40
+"""Of the range of a rule's scores, which are planned by as whole numbers."""
 LENGTH = 256
-REPAIR = RepairSettings(samples=160, max_length=LENGTH)
-TRAINING = TrainSettings(steps=200, batch_size=4, max_length=LENGTH, positions="all", evaluations=4)
+REPAIR = {"samples": 160, "max_length": LENGTH}
+TRAINING = {"steps": 200, "batch_size": 4, "max_length": LENGTH, "positions": "all", "evaluations": 4}
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Bench:
     def calibration(self) -> Calibration:
         folder = self.work / "calibration"
         if not folder.is_dir():
-            settings = CalibrationSettings(samples=96, max_length=LENGTH)
-            calibrate.calibrate(bundled.NAME, self.train, settings=settings, output=folder)
+            calibrate(CalibrateRequest.asked(dataset=self.train, samples=96, max_length=LENGTH, output=folder))
         return load_calibration(folder)
 
     @cached_property
-    def absorbed(self) -> AfterRepairSketch:
-        return absorbed.after_repair_sketch(self.calibration)
+    def left(self) -> AfterRepairSketch:
+        """The forecast after repair of each layer candidate."""
+        return after_repair_sketch(self.calibration)
 
     @cached_property
     def original(self) -> Loaded:
@@ -95,34 +95,45 @@ class Bench:
         return tasks.encode(tasks.choose(task, self.rows, 0), self.original.tokenizer, LENGTH)
 
     def plan(self, keep: Keep) -> Plan:
-        reason = ByBudget(limits={"heads": sum(len(heads or ()) for heads in keep) / 270})
+        reason = ByBudget(limits={"heads": sum(len(kept.heads) for kept in keep) / 270})
         return build_plan(self.calibration, keep, "head", reason, Pins(), False)
 
     def by_scores(self, scores: NDArray[np.float64], share: float) -> Plan:
-        """The legal plan that removes at least a share of the heads, the highest scores first."""
-        facts, low, high = self.calibration.facts.model, float(scores.min()), float(scores.max()) + 1
-        keep: Keep = ()
+        """The plan of a valid shape that removes at least a share of the heads, the highest scores first."""
+        facts, low, high = self.calibration.facts.model, 0.0, 2.0 * PARTS
+        costs = np.round((scores - scores.min()) / np.ptp(scores) * PARTS).astype(np.int64)  # (L, H)
+        counts, kept = range(1, facts.group + 1), list[tuple[int, ...]]()
         for _ in range(40):
             threshold = (low + high) / 2
-            tried = tuple(valid_heads(threshold - row, facts.kv_heads) for row in scores)
+            tried = [valid_heads(row, threshold, facts.kv_heads, counts) for row in costs]
             if sum(map(len, tried)) <= (1 - share) * scores.size:
-                low, keep = threshold, tried
+                low, kept = threshold, tried
             else:
                 high = threshold
-        return self.plan(keep)
+        return self.plan(tuple(LayerKeep(heads=heads) for heads in kept))
 
     def without_blocks(self, order: NDArray[np.int64], count: int) -> Plan:
-        whole = tuple(range(self.calibration.facts.model.heads))
-        gone = set(order[:count].tolist())
-        return self.plan(tuple(() if layer in gone else whole for layer in range(len(order))))
+        whole, gone = whole_model(self.calibration.facts.model), set(order[:count].tolist())
+        return self.plan(tuple(NO_ATTENTION if layer in gone else kept for layer, kept in enumerate(whole)))
+
+    def model(self, name: str) -> Path:
+        return self.work / "models" / slug(name)
 
     def repaired(self, name: str) -> Callable[[Path], Path]:
-        return lambda output: repair(str(self.work / "models" / slug(name)), settings=REPAIR, output=output)
+        return lambda output: repair(RepairRequest.asked(folder=self.model(name), output=output, **REPAIR))
 
-    def trained(self, name: str) -> Callable[[Path], Path]:
+    def trained(self, source: str | Path, method: str) -> Callable[[Path], Path]:
         return lambda output: finetune(
-            str(self.work / "models" / slug(name)), self.train, "kd", TRAINING, output=output
+            FinetuneRequest.asked(folder=source, dataset=self.train, method=method, output=output, **TRAINING)
         )
+
+    def in_rounds(self, share: float) -> Callable[[Path], Path]:
+        def make(output: Path) -> Path:
+            plan = plan_by_budget(self.calibration, {"heads": 1 - share}, absorbed=self.left)
+            file = save_plan(plan, self.work / "plans" / f"{slug(output.name)}.json")
+            return prune(PruneRequest.asked(plan=file, rounds=ROUNDS[share], output=output, **REPAIR))
+
+        return make
 
     def lines(self) -> Iterator[Line]:
         """In the order in which they are measured."""
@@ -131,11 +142,13 @@ class Bench:
         for share in SHARES:
             limits, size = {"heads": 1 - share}, f"{share:.0%}"
             first, planned = f"{size}: sketch", f"{size}: sketch after repair"
-            yield Line(first, lambda at, limits=limits: prune(plan_by_budget(self.calibration, limits), at))
+            yield Line(first, lambda at, limits=limits: checkpoint.prune(plan_by_budget(self.calibration, limits), at))
             yield Line(f"{first}, repaired", self.repaired(first))
             yield Line(
                 planned,
-                lambda at, limits=limits: prune(plan_by_budget(self.calibration, limits, absorbed=self.absorbed), at),
+                lambda at, limits=limits: checkpoint.prune(
+                    plan_by_budget(self.calibration, limits, absorbed=self.left), at
+                ),
             )
             yield Line(f"{planned}, repaired", self.repaired(planned))
             yield Line(f"{size}: in {ROUNDS[share]} rounds", self.in_rounds(share))
@@ -148,58 +161,33 @@ class Bench:
                     self.without_blocks(np.argsort(blocks["block_influence"]), round(share * layers)),
                 ),
             ):
-                yield Line(f"{size}: {name}", lambda at, plan=plan: prune(plan, at))
+                yield Line(f"{size}: {name}", lambda at, plan=plan: checkpoint.prune(plan, at))
                 yield Line(f"{size}: {name}, repaired", self.repaired(f"{size}: {name}"))
             yield Line(f"{size}: torch-pruning", None, share)
         for count in BLOCKS:
             name = f"{count} blocks: left out one by one"
             order = np.argsort(blocks["kl_output"])
-            yield Line(name, lambda at, count=count, order=order: prune(self.without_blocks(order, count), at))
+            yield Line(
+                name, lambda at, count=count, order=order: checkpoint.prune(self.without_blocks(order, count), at)
+            )
             yield Line(f"{name}, repaired", self.repaired(name))
             name = f"{count} blocks: sketch after repair"
             limits = {"heads": 1 - count / layers}
             yield Line(
                 name,
-                lambda at, limits=limits: prune(
-                    plan_by_budget(self.calibration, limits, "block", absorbed=self.absorbed), at
+                lambda at, limits=limits: checkpoint.prune(
+                    plan_by_budget(self.calibration, limits, "block", absorbed=self.left), at
                 ),
             )
             yield Line(f"{name}, repaired", self.repaired(name))
         for share in SHARES:
             best = f"{share:.0%}: in {ROUNDS[share]} rounds"
-            yield Line(f"{best}, then 200 steps of KD-LoRA", self.trained(best))
-        yield Line(
-            "original, 200 steps on the task",
-            lambda at: finetune(bundled.NAME, self.train, "lora", TRAINING, output=at),
-        )
-
-    def in_rounds(self, share: float) -> Callable[[Path], Path]:
-        """Rounds of a tenth each; those of the largest share pass by the smaller ones, which are kept."""
-
-        def make(output: Path) -> Path:
-            most = max(SHARES)
-            plan = plan_by_budget(self.calibration, {"heads": 1 - most}, absorbed=self.absorbed)
-            number_of = {rounds: share for share, rounds in ROUNDS.items()}
-
-            def told(number: int, folder: Path) -> None:
-                if number in number_of and number_of[number] != most:
-                    place = self.work / "models" / slug(f"{number_of[number]:.0%}: in {number} rounds")
-                    if not place.is_dir():
-                        shutil.copytree(folder, place)
-                if share != most and number_of.get(number) == share:
-                    raise Reached
-
-            final = self.work / "models" / slug(f"{most:.0%}: in {ROUNDS[most]} rounds")
-            try:
-                return prune_in_rounds(plan, ROUNDS[most], REPAIR, final, told=told)
-            except Reached:
-                return output
-
-        return make
+            yield Line(f"{best}, then 200 steps of KD-LoRA", self.trained(self.model(best), "kd"))
+        yield Line("original, 200 steps on the task", self.trained(bundled.NAME, "lora"))
 
     def measure(self, line: Line) -> None:
         """Makes the model of a line and keeps its figures."""
-        place = self.work / "models" / slug(line.name)
+        place = self.model(line.name)
         if line.make is None:
             loaded, gone = peer_torch_pruning.pruned(line.peer)
         else:
@@ -211,10 +199,6 @@ class Bench:
             found = quality(self.original, loaded, self.told, Passes(8, cache))
         kept = {"gone": gone, **found.model_dump(), "machine": machine()}
         (self.work / f"{slug(line.name)}.json").write_text(json.dumps({"name": line.name, **kept}, indent=1))
-
-
-class Reached(Exception):
-    """The round that was wanted is done."""
 
 
 def removed(folder: Path) -> int:
@@ -258,7 +242,7 @@ def main() -> None:
     print(report(bench))
     if options.accuracy:
         best = [f"{share:.0%}: sketch after repair, repaired" for share in SHARES]
-        folders = {name: bench.work / "models" / slug(name) for name in best}
+        folders = {name: bench.model(name) for name in best}
         there = {name: folder for name, folder in folders.items() if folder.is_dir()}
         print(f"\n{accuracy.table_of(there, bench.data, bench.work)}")
 

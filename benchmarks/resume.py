@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import machine
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
-from slim.models import bundled
+from slim.calibration.calibrate import calibrate
+from slim.calibration.request import CalibrateRequest
 from slim.planning.budget import plan_by_budget
+from slim.pruning.checkpoint import prune
 from slim.pruning.history import load_recovery
-from slim.pruning.surgery import prune
 
 TRAINING = "--rows 120 --batch-size 2 --max-length 48 --positions all --evaluations 10 --patience 10"
 
@@ -53,14 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         os.environ["SLIM_HOME"] = folder
-        measured = calibrate.calibrate(
-            bundled.NAME,
-            "bundled:briefs",
-            settings=CalibrationSettings(samples=6, max_length=64),
-            output=home / "calibration",
-        )
+        measured = calibrate(CalibrateRequest.asked(samples=6, max_length=64, output=home / "calibration"))
         small = prune(plan_by_budget(measured, {"heads": 0.8}), home / "small")
-        command = [sys.executable, "-m", "slim.cli", "finetune", str(small), "--dataset", "bundled:briefs"]
+        command = [sys.executable, "-m", "slim", "finetune", str(small), "--dataset", "bundled:briefs"]
         command += ["--method", "kd", "--steps", str(options.steps), *TRAINING.split(), "--output"]
         broken, whole = home / "broken", home / "whole"
         step = killed([*command, str(broken)], home, options.at)

@@ -25,14 +25,14 @@ from websockets import Subprotocol
 
 from benchmarks.measure import machine, table
 from slim import jobs
-from slim.calibration import calibrate
-from slim.calibration.facts import CalibrationSettings
+from slim.calibration.calibrate import calibrate
 from slim.calibration.record import load_calibration
+from slim.calibration.request import CalibrateRequest
 from slim.core.run_index import remember
 from tests.pico import make_pico, save_pico
 
 PATH = ("explore", "prune", "runs", "explore", "calibrate", "prune", "home", "compare", "evaluate", "recover")
-"""The way of a person over the pages; it starts anew where they go on."""
+"""The pages in the order in which a session opens them; it starts anew at the end."""
 OWN = ("explore", "prune")
 """Pages that show one calibration, which their address names."""
 SLIDER = "Write variance"
@@ -56,7 +56,7 @@ class Person:
 
     @property
     def mark(self) -> str:
-        """What stands on a page where this one's calibration is shown, and nowhere else."""
+        """Text that is on a page where this session's calibration is shown, and nowhere else."""
         return f"mark-{self.number:03}-"
 
     @property
@@ -67,9 +67,9 @@ class Person:
 def furnish(home: Path, people: int) -> None:
     """A workspace with a calibration for each person, told apart by what it says of its rows."""
     save_pico(make_pico("llama"), home / "model")
-    settings = CalibrationSettings(samples=6, max_length=48, device="cpu")
+    asked = {"model": home / "model", "dataset": "bundled:triage", "device": "cpu"}
     first = home / "first"
-    calibrate.calibrate(str(home / "model"), "bundled:triage", settings=settings, output=first)
+    calibrate(CalibrateRequest.asked(samples=6, max_length=48, output=first, **asked))
     record = json.loads((first / "record.json").read_text())
     for number in range(people):
         folder = home / "calibrations" / f"of-{number:03}"
@@ -84,7 +84,7 @@ def furnish(home: Path, people: int) -> None:
 async def visit(person: Person, address: str, pages: int, people: int, pause: float) -> None:
     """Goes over `pages` pages, sets a slider on the first, and finds it as it was left."""
     where = address.replace("http", "ws", 1) + "/_stcore/stream"
-    chance = random.Random(person.number)  # noqa: S311  what a person clicks, no secret
+    chance = random.Random(person.number)  # noqa: S311  times of clicks, no secret
     async with websockets.connect(where, subprotocols=[Subprotocol("streamlit")], max_size=MOST) as socket:
         for number in range(pages):
             page = PATH[number % len(PATH)]
@@ -140,7 +140,7 @@ def _note(person: Person, page: str, delta: Any) -> None:
 
 
 def _look(person: Person, page: str, people: int, is_set: bool) -> None:
-    """What must be on the page of this person, and what must not."""
+    """Note where the page lacks the mark of this session or shows that of another."""
     if page not in OWN:
         return
     if person.mark not in person.text and page == "explore":
@@ -162,8 +162,8 @@ async def everybody(address: str, people: int, pages: int, pause: float) -> list
 
 
 def sessions(home: Path, address: str, people: int, pages: int, pause: float = PAUSE) -> list[Person]:
-    """What `people` sessions of a served workspace saw while a job ran, which still runs at their end."""
-    job = jobs.start("calibrate", model=str(home / "model"), dataset="bundled:triage", settings=ENDLESS)
+    """Results of `people` sessions of a served workspace while a job ran, which still runs at their end."""
+    job = jobs.start(CalibrateRequest.asked(model=home / "model", dataset="bundled:triage", **ENDLESS))
     try:
         while not (jobs.state_of(job.id) or job).done:
             time.sleep(0.2)
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--pages", type=int, default=len(PATH))
-    parser.add_argument("--pause", type=float, default=PAUSE, help="seconds in the mean between two pages of a person")
+    parser.add_argument("--pause", type=float, default=PAUSE, help="seconds in the mean between two pages of a session")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

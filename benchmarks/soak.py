@@ -11,11 +11,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from slim import jobs
+from slim.calibration.request import CalibrateRequest
 from slim.jobs import Job
 from tests.pico import make_pico, save_pico
 
@@ -28,7 +28,7 @@ SETTINGS = {"samples": 2, "max_length": 16, "batch_size": 2, "device": "cpu"}
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds; memory in bytes."""
+    """Resources that a process holds; memory in bytes."""
 
     memory: int
     files: int
@@ -44,7 +44,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Soak:
-    """What was found, of the server and the runner after a tenth of the jobs and at the end."""
+    """Resources of the server and the runner after a tenth of the jobs and at the end."""
 
     jobs: int
     failed: int
@@ -55,7 +55,7 @@ class Soak:
     left: tuple[str, ...]
 
     def problems(self) -> list[str]:
-        """What must not be."""
+        """A sentence for every failed job, process left behind and resource that grew."""
         found = [f"{self.failed} jobs failed"] if self.failed else []
         found += [f"a process is left: {words}" for words in self.left]
         for name, (early, late) in (("server", self.server), ("runner", self.runner)):
@@ -103,8 +103,7 @@ def soak(count: int, home: Path) -> Soak:
 
 
 def _start(home: Path, number: int) -> Job:
-    settings: dict[str, Any] = SETTINGS | {"seed": number}
-    return jobs.start("calibrate", model=str(home / "model"), dataset="bundled:triage", settings=settings)
+    return jobs.start(CalibrateRequest.asked(model=home / "model", dataset="bundled:triage", seed=number, **SETTINGS))
 
 
 def _mine(started: list[Job]) -> list[Job]:

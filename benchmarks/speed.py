@@ -1,4 +1,4 @@
-"""What the attention statistics and the ablation of heads cost in time and memory, beside other ways to get them.
+"""Time and memory of the attention statistics and the ablation of heads, beside other ways to get them.
 
 `python -m benchmarks.speed` prints two Markdown tables for the bundled model. With `--peer-python PATH`, an interpreter
 that has TransformerLens (`pip install transformer_lens`), its loop over heads is measured too.
@@ -33,7 +33,7 @@ WEIGHED = (512, 1024, 2048, 4096)
 HEADS = ((0, 0), (6, 4), (12, 8), (18, 2), (24, 6), (29, 5))
 """(layer, head) spread over the bundled model."""
 ROWS, LENGTH = 2, 128
-"""What heads are ablated on."""
+"""Rows and tokens per row that heads are ablated on."""
 Pass = Callable[[Loaded, Tensor], object]
 
 
@@ -42,7 +42,7 @@ Pass = Callable[[Loaded, Tensor], object]
 
 @torch.no_grad()
 def plain(loaded: Loaded, ids: Tensor) -> None:
-    """What everything else is compared with: the model's own forward, with the logits of every position."""
+    """Run the model's own forward, with the logits of every position: the baseline of all comparisons."""
     loaded.model(ids, use_cache=False)
 
 
@@ -138,7 +138,7 @@ def gated_loop(loaded: Loaded, ids: Tensor) -> Way:
         found = []
         with torch.no_grad(), Probe(loaded.model, loaded.architecture) as probe:
             for layer, head in HEADS:
-                probe.gates = torch.ones(1, loaded.facts.layers, loaded.facts.heads)
+                probe.gates = torch.ones(1, loaded.facts.layers, loaded.facts.heads + 2)
                 probe.gates[:, layer, head] = 0
                 cut = loaded.model(ids, use_cache=False).logits[:, :-1]
                 found.append(float(kl_divergence(full, cut).mean()))
