@@ -26,6 +26,8 @@ PASSES = 3.0
 """Cost of a repair in forward passes over its rows: the original, the checkpoint, and the moments."""
 STREAMS = 6
 """Vectors of the model's width that are held of each token: both residuals, before, between and after a layer."""
+TOGETHER = 4096
+"""Positions that a layer reads in one go, about: enough for its matrix products, few beside all that are held."""
 MATRICES = 6
 """Matrices in float64 as wide as the widest projection: second moments, and the solver's own."""
 
@@ -92,8 +94,14 @@ def workload(at: RecoveryContext, settings: RepairSettings) -> Workload:
     return at.workload(PASSES * tokens, memory, sizes[0] * facts.itemsize)
 
 
+def _rows_at_once(encoded: tasks.Encoded, settings: RepairSettings) -> int:
+    """Return how many rows a layer reads in one go: more than the settings say where rows are short."""
+    return max(settings.batch_size, TOGETHER // max(encoded.lengths))
+
+
 def _fit(at: RecoveryContext, settings: RepairSettings, work: Work) -> list[FittedMatrix]:
-    rows = {role: list(tasks.batches(at.drawn[role], settings.batch_size)) for role in (TRAIN, VALIDATION)}
+    parts = {role: at.drawn[role] for role in (TRAIN, VALIDATION)}
+    rows = {role: list(tasks.batches(part, _rows_at_once(part, settings))) for role, part in parts.items()}
     tokens = at.drawn[TRAIN].tokens + at.drawn[VALIDATION].tokens
     keep = at.plan.keep if at.plan else ()
     layers = sum(kept.layer for kept in keep)
