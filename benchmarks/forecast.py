@@ -27,8 +27,8 @@ from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.data import tasks
 from slim.models import bundled
+from slim.models.columns import head_columns, removed_columns
 from slim.models.load import Loaded, load_model
-from slim.models.units import head_columns, removed_columns
 from slim.planning.threshold import plan_by_threshold
 
 THRESHOLDS = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6)

@@ -14,7 +14,8 @@ from slim.calibration.record import Calibration
 from slim.calibration.scores import composite, default_weights
 from slim.core.errors import InputError
 from slim.core.run_index import runs
-from slim.models.units import UnitName, removed_heads
+from slim.models.columns import removed_heads
+from slim.models.units import UnitName
 from slim.planning import budget
 from slim.planning.files import load_plan, plan_difference
 from slim.planning.quantities import SIZES

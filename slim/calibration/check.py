@@ -28,8 +28,9 @@ from slim.core.errors import SlimError
 from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.batch_runner import out_of_memory
+from slim.models.columns import head_columns
 from slim.models.load import Loaded
-from slim.models.units import UNITS, head_columns
+from slim.models.units import UNITS
 
 FINE = {"composite", "kl_output", "variance", "sketch"}
 """Criteria that order heads well enough for their small removals to show the error of small forecasts."""

@@ -5,7 +5,8 @@ import math
 from slim.calibration.facts import Forecast
 from slim.calibration.record import Calibration
 from slim.core.statistics import ratio_of_sums
-from slim.models.units import Keep, removed_columns
+from slim.models.columns import removed_columns
+from slim.models.units import Keep
 
 RUINOUS = 0.7
 """Nats/token; twice the perplexity. In the measurements so far, a larger loss was not worth repairing."""

@@ -27,6 +27,7 @@ from slim.core.records import ModelFacts
 from slim.core.statistics import Estimate, ratio_of_sums
 from slim.data.batch_runner import no_numbers
 from slim.data.tasks import Batch
+from slim.models.columns import unit_columns
 from slim.models.load import Loaded
 from slim.models.probe import Probe
 from slim.models.units import Unit, figure_shape
@@ -53,7 +54,7 @@ class LossSketch:
 
     def of_unit(self, unit: Unit, facts: ModelFacts, seed: int = 0) -> Estimate:
         """Forecast KL in nats/token of ablating each of a unit alone.  # (L, count), or (L,) of a single one"""
-        joined = self.scores.astype(np.float64) @ unit.columns(facts).T.astype(np.float64)  # (R, L, count)
+        joined = self.scores.astype(np.float64) @ unit_columns(unit, facts).T.astype(np.float64)  # (R, L, count)
         found = ratio_of_sums(self.energies(np.square(joined)), self.tokens, seed)
         shape = figure_shape(unit, facts)
         return Estimate(*(part.reshape(shape) for part in (found.value, found.low, found.high)))

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from slim.cli.options import command
 from slim.cli.shared import AsJson, at_work, cli, out, print_json
-from slim.planning.files import load_plan, plan_difference
 from slim.planning.quantities import SIZES, SPEEDS
 from slim.planning.record import Plan
 from slim.planning.request import AfterRepairRequest, PlanRequest
@@ -63,6 +62,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Compare two plans: the heads that only one of them removes, their sizes and their forecasts."""
+    from slim.planning.files import load_plan, plan_difference
 
     found = plan_difference(load_plan(one), load_plan(other))
     if as_json:

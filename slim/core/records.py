@@ -14,7 +14,8 @@ MOST = 2**16
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # the validators are built at the first use: a command that starts needs few of its records
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def checked(cls, **values: Any) -> Self:

@@ -7,13 +7,11 @@ unit takes with it.
 """
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from slim.core.records import ModelFacts, Record
@@ -45,7 +43,7 @@ class LayerKeep(Record):
         if not self.layer and (self.heads or self.channels != ALL):
             raise ValueError("layer=false: nothing of a removed layer can stay; leave out heads and channels")
         if self.channels != ALL:
-            _decoded(self.channels)
+            decoded(self.channels)
         return self
 
     @property
@@ -79,44 +77,6 @@ def head_counts(kept: LayerKeep, group: int) -> tuple[int, int]:
     return len(kept.heads), len(kv_groups(kept.heads, group))
 
 
-def channel_mask(kept: Iterable[int], channels: int) -> str:
-    """The channels that stay, of so many in the layer, as `LayerKeep.channels` has them."""
-    stays = np.zeros(channels, dtype=bool)
-    stays[list(kept)] = True
-    return ALL if stays.all() else base64.b64encode(np.packbits(stays, bitorder="little").tobytes()).decode()
-
-
-def kept_channels(kept: LayerKeep, channels: int) -> NDArray[np.int64]:
-    """The channels that stay, ascending, of so many in the layer. Raises ValueError for a mask of another length."""
-    if kept.channels == ALL:
-        return np.arange(channels)
-    stays = np.unpackbits(np.frombuffer(_decoded(kept.channels), np.uint8), bitorder="little").astype(bool)
-    if not channels <= len(stays) < channels + 8 or stays[channels:].any():
-        raise ValueError(f"channels: a mask of {len(stays)} bits does not fit the layer's {channels} channels")
-    return np.flatnonzero(stays)
-
-
-def removed_heads(keep: Sequence[LayerKeep], heads: int) -> NDArray[np.bool_]:
-    """The query heads that go, those of removed blocks and layers among them.  # (L, H)"""
-    removed = np.ones((len(keep), heads), dtype=bool)
-    for layer, kept in enumerate(keep):
-        removed[layer, list(kept.heads)] = False
-    return removed
-
-
-def head_columns(removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Removed heads (L, H) as columns (L, H+2): where none stays, the block's column stands for all of theirs."""
-    blocks = removed.all(1, keepdims=True)
-    return np.concatenate((removed & ~blocks, blocks, np.zeros_like(blocks)), 1)
-
-
-def removed_columns(keep: Sequence[LayerKeep], heads: int) -> NDArray[np.bool_]:
-    """The columns that a plan removes.  # (L, H+2)"""
-    removed = head_columns(removed_heads(keep, heads))
-    removed[:, MLP] = [not kept.layer for kept in keep]
-    return removed
-
-
 @dataclass(frozen=True)
 class Unit:
     """One way to take a layer apart: what is removed as one."""
@@ -126,8 +86,8 @@ class Unit:
     noun: str
     count: Callable[[ModelFacts], int]
     """How many of it a layer has."""
-    columns: Callable[[ModelFacts], NDArray[np.bool_]]
-    """The columns of a layer that each of them takes.  # (count, H+2)"""
+    columns: Callable[[ModelFacts], tuple[tuple[int, ...], ...]]
+    """The columns of a layer that each of them takes; `unit_columns` has them as an array."""
     shapes: Callable[[ModelFacts], list[Shape]]
     """The shapes of a layer of which some stay."""
     gone: LayerKeep
@@ -143,18 +103,9 @@ class Unit:
         return not self.gone.layer
 
 
-def _heads(facts: ModelFacts, size: int) -> NDArray[np.bool_]:
-    """Columns of `size` neighbouring heads each."""
-    owner = np.arange(facts.heads) // size
-    found = np.zeros((facts.heads // size, facts.heads + 2), dtype=bool)
-    found[owner, np.arange(facts.heads)] = True
-    return found
-
-
-def _columns(facts: ModelFacts, *which: int) -> NDArray[np.bool_]:
-    found = np.zeros((1, facts.heads + 2), dtype=bool)
-    found[0, list(which)] = True
-    return found
+def _heads(facts: ModelFacts, size: int) -> tuple[tuple[int, ...], ...]:
+    """Columns of `size` neighboring heads each."""
+    return tuple(tuple(range(start, start + size)) for start in range(0, facts.heads, size))
 
 
 UNITS: dict[str, Unit] = {
@@ -185,7 +136,7 @@ UNITS: dict[str, Unit] = {
             "Attention blocks",
             "attention block",
             count=lambda facts: 1,
-            columns=lambda facts: _columns(facts, BLOCK),
+            columns=lambda facts: ((BLOCK,),),
             shapes=lambda facts: [(facts.kv_heads, facts.group)],
             gone=NO_ATTENTION,
             single=True,
@@ -195,7 +146,7 @@ UNITS: dict[str, Unit] = {
             "Layers",
             "layer",
             count=lambda facts: 1,
-            columns=lambda facts: _columns(facts, BLOCK, MLP),
+            columns=lambda facts: ((BLOCK, MLP),),
             shapes=lambda facts: [(facts.kv_heads, facts.group)],
             gone=NO_LAYER,
             single=True,
@@ -219,7 +170,8 @@ def figure_shape(unit: Unit, facts: ModelFacts) -> tuple[int, ...]:
     return (facts.layers,) if unit.single else (facts.layers, unit.count(facts))
 
 
-def _decoded(mask: str) -> bytes:
+def decoded(mask: str) -> bytes:
+    """Return the bits of a channel mask. Raises ValueError for a text that is neither `all` nor base64."""
     try:
         return base64.b64decode(mask, validate=True)
     except ValueError as error:

@@ -13,18 +13,8 @@ from numpy.typing import NDArray
 from slim.calibration.sketch import LossSketch
 from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
-from slim.models.units import (
-    NO_ATTENTION,
-    NO_LAYER,
-    UNITS,
-    Keep,
-    LayerKeep,
-    Shape,
-    UnitName,
-    head_counts,
-    removed_columns,
-    removed_heads,
-)
+from slim.models.columns import removed_columns, removed_heads
+from slim.models.units import NO_ATTENTION, NO_LAYER, UNITS, Keep, LayerKeep, Shape, UnitName, head_counts
 from slim.planning.build import pinned
 from slim.planning.record import Pins
 from slim.planning.shapes import best_set

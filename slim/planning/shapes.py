@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.models.units import Keep, LayerKeep, Shape, removed_heads
+from slim.models.columns import removed_heads
+from slim.models.units import Keep, LayerKeep, Shape
 from slim.planning.record import Change
 
 

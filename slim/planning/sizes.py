@@ -14,17 +14,8 @@ from numpy.typing import NDArray
 
 from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
-from slim.models.units import (
-    ALL,
-    NO_ATTENTION,
-    Keep,
-    LayerKeep,
-    channel_mask,
-    head_counts,
-    kept_channels,
-    whole_layer,
-    whole_model,
-)
+from slim.models.columns import channel_mask, kept_channels
+from slim.models.units import ALL, NO_ATTENTION, Keep, LayerKeep, head_counts, whole_layer, whole_model
 from slim.planning.quantities import QUANTITIES
 from slim.planning.record import Size
 from slim.planning.slicing import channels_of, check_tensor_shapes, slice_of, whole_blocks_only

@@ -6,7 +6,8 @@ from typing import Literal
 from slim.core.errors import InputError
 from slim.core.records import ModelFacts
 from slim.models.architectures import Architecture, architecture_of
-from slim.models.units import ALL, Keep, LayerKeep, head_counts, kept_channels, kv_groups
+from slim.models.columns import kept_channels
+from slim.models.units import ALL, Keep, LayerKeep, head_counts, kv_groups
 
 MODELING_FILE = "modeling_slim.py"
 """The modeling file of a checkpoint that is not a stock one."""

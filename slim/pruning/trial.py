@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from slim.models.columns import removed_columns
 from slim.models.load import Loaded
 from slim.models.probe import Probe
-from slim.models.units import Keep, removed_columns
+from slim.models.units import Keep
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from slim.calibration.scores import composite, prunability
 from slim.core.errors import InputError, SlimError
 from slim.data import tasks
 from slim.data.tasks import Encoded
+from slim.models.columns import head_columns
 from slim.models.load import Loaded, load_model
-from slim.models.units import head_columns
 from slim.planning.threshold import plan_by_threshold
 from tests import reference
 from tests.pico import make_pico, random_rows, save_pico

@@ -385,7 +385,7 @@ def test_windows_is_refused_in_one_sentence(start: str) -> None:
 
 HEAVY = {
     *("torch", "transformers", "scipy", "sklearn", "networkx", "huggingface_hub", "datasets", "streamlit", "plotly"),
-    *("pandas", "openai"),
+    *("pandas", "openai", "numpy"),
 }
 """Libraries that take long to import, and read what keeps them quiet as they are imported."""
 

@@ -10,6 +10,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from slim.core.records import ModelFacts
+from slim.models.columns import channel_mask, head_columns, kept_channels, removed_columns, removed_heads, unit_columns
 from slim.models.load import Loaded
 from slim.models.units import (
     ALL,
@@ -18,13 +19,8 @@ from slim.models.units import (
     UNITS,
     LayerKeep,
     UnitName,
-    channel_mask,
     figure_shape,
-    head_columns,
     head_counts,
-    kept_channels,
-    removed_columns,
-    removed_heads,
     whole_layer,
     whole_model,
 )
@@ -150,7 +146,7 @@ def test_columns_of_every_unit(facts: ModelFacts) -> None:
     }
     assert [*UNITS] == [*expected]
     for name, unit in UNITS.items():
-        found = unit.columns(facts)
+        found = unit_columns(unit, facts)
         assert unit.name == name
         assert found.shape == (unit.count(facts), heads + 2)
         assert [set(np.flatnonzero(row).tolist()) for row in found] == expected[name]
@@ -160,7 +156,7 @@ def test_columns_of_every_unit(facts: ModelFacts) -> None:
 def test_shapes_of_every_unit(facts: ModelFacts) -> None:
     """Each (KV groups, heads in each) that some set of the unit's has where all groups that stay keep equally many."""
     for unit in UNITS.values():
-        takes = [set(np.flatnonzero(row).tolist()) - {facts.heads + 1} for row in unit.columns(facts)]
+        takes = [set(np.flatnonzero(row).tolist()) - {facts.heads + 1} for row in unit_columns(unit, facts)]
         shapes = set()
         for chosen in subsets(len(takes)):
             gone = set().union(*(takes[index] for index in chosen))

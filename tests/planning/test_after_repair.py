@@ -16,8 +16,9 @@ from slim.core.errors import InputError
 from slim.data import tasks
 from slim.data.batch_runner import subset
 from slim.models.architectures import architecture_of
+from slim.models.columns import removed_columns
 from slim.models.load import Loaded, load_model
-from slim.models.units import NO_ATTENTION, LayerKeep, UnitName, removed_columns
+from slim.models.units import NO_ATTENTION, LayerKeep, UnitName
 from slim.planning.after_repair import (
     FILE,
     AfterRepairSketch,

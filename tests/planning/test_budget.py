@@ -11,8 +11,9 @@ from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.calibration.sketch import LossSketch
 from slim.core.errors import InputError
+from slim.models.columns import removed_columns
 from slim.models.load import Loaded
-from slim.models.units import UNITS, Keep, UnitName, removed_columns, whole_model
+from slim.models.units import UNITS, Keep, UnitName, whole_model
 from slim.planning.budget import Infeasible, Planner, check_limits, curve, plan_by_budget
 from slim.planning.record import ByBudget, Pins
 from slim.planning.sizes import size_of

@@ -15,8 +15,9 @@ from transformers import AutoConfig
 
 from slim.core.records import ModelFacts
 from slim.models.architectures import ARCHITECTURES
+from slim.models.columns import channel_mask
 from slim.models.load import Loaded, facts_from_config
-from slim.models.units import NO_LAYER, Keep, LayerKeep, channel_mask, whole_layer
+from slim.models.units import NO_LAYER, Keep, LayerKeep, whole_layer
 from slim.planning.files import load_plan, save_plan
 from slim.planning.sizes import CONTEXT, size_of
 from slim.planning.slicing import Slice, channels_of, slice_of

@@ -16,8 +16,9 @@ from slim.calibration.scores import composite, doubled_ranks, highest_rank, prun
 from slim.calibration.scores import measured as measured_per
 from slim.core.errors import InputError
 from slim.core.statistics import Estimate
+from slim.models.columns import head_columns, removed_columns, removed_heads
 from slim.models.load import Loaded
-from slim.models.units import UNITS, UnitName, head_columns, removed_columns, removed_heads
+from slim.models.units import UNITS, UnitName
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import ByThreshold, Plan
 from slim.planning.shapes import in_parts, valid_heads

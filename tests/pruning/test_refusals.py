@@ -22,8 +22,9 @@ from slim.calibration.request import CalibrateRequest
 from slim.core import workspace
 from slim.core.errors import Cancelled, InputError, SlimError
 from slim.core.run_index import runs
+from slim.models.columns import channel_mask
 from slim.models.load import Loaded, load_model
-from slim.models.units import channel_mask, whole_model
+from slim.models.units import whole_model
 from slim.planning.record import Plan
 from slim.pruning.checkpoint import prune
 from tests import ROOT

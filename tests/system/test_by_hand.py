@@ -13,8 +13,9 @@ from slim.calibration.record import Calibration
 from slim.calibration.scores import composite
 from slim.calibration.scores import measured as measured_per
 from slim.core.errors import InputError
+from slim.models.columns import removed_columns
 from slim.models.load import Loaded
-from slim.models.units import UNITS, UnitName, removed_columns, whole_model
+from slim.models.units import UNITS, UnitName, whole_model
 from slim.planning.files import plan_difference
 from slim.planning.record import Pins, Plan
 from slim.planning.shapes import uniform_heads

@@ -15,6 +15,7 @@ from slim.core.records import ModelFacts
 from slim.data.batch_runner import out_of_memory
 from slim.data.tasks import Batch
 from slim.models.architectures import decoder_layers
+from slim.models.columns import unit_columns
 from slim.models.layerwise import started_at
 from slim.models.load import Loaded
 from slim.models.probe import Probe
@@ -86,7 +87,7 @@ def ablations(facts: ModelFacts, levels: Sequence[UnitName]) -> tuple[Ablation, 
     return tuple(
         Ablation(level, tuple(map(int, np.flatnonzero(columns))))
         for level in levels
-        for columns in UNITS[level].columns(facts)
+        for columns in unit_columns(UNITS[level], facts)
     )
 
 

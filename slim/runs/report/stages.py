@@ -15,7 +15,7 @@ from slim.core.document import Block, Chart, Code, Heading, Paragraph, Section, 
 from slim.core.naming import data_words, endpoint_words, named, settings_words, versions_words, without_folders
 from slim.core.records import DatasetFacts, ModelFacts
 from slim.evaluation.record import EvaluationFacts
-from slim.models.units import removed_heads
+from slim.models.columns import removed_heads
 from slim.planning.record import Plan
 from slim.pruning.card_sections import (
     heading,
