@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.views import login
 from pages.views.checkpoints import checkpoint_names, cut_from
-from pages.views.fields import KEEP, POSITIONS, ask, option_of
+from pages.views.fields import KEEP, POSITIONS, ask
 from pages.views.frame import plain_errors, sentence
 from pages.views.task_data import choose_data, choose_source, open_task, options_of
 from slim.core import paths
@@ -25,7 +25,7 @@ def choose_models() -> tuple[list[str], str | None]:
     found = checkpoint_names()
     left, right = st.columns(2)
     chosen = left.multiselect(
-        option_of(EvaluateRequest, "checkpoints").title,
+        EvaluateRequest.option("checkpoints").title,
         list(found),
         format_func=lambda source: found.get(source) or str(source),
         accept_new_options=True,
@@ -128,14 +128,14 @@ def _check_code(tasks: Sequence[str]) -> None:
 def choose_speed() -> dict[str, Any]:
     """Ask for the options of timing; empty where models are not timed. Raises InputError for invalid entries."""
     if not st.toggle(
-        option_of(EvaluateRequest, "speed").title,
+        EvaluateRequest.option("speed").title,
         key="evaluate-speed",
         persist_state=KEEP,
         help="All models are timed in turn in one run, so that other load on this machine slows all alike.",
     ):
         return {}
     one, two, three, four = st.columns([2, 1, 1, 1])
-    option = option_of(EvaluateRequest, "speed_rows")
+    option = EvaluateRequest.option("speed_rows")
     sizes = one.multiselect(
         option.title,
         [str(size) for size in BATCH_SIZES],

@@ -1,7 +1,7 @@
 """Widgets made of requests: a field's title, bounds, default and help are those of the command line."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
@@ -31,8 +31,8 @@ def ask(
     `value` takes the place of the default, `labels` says how choices are shown, `radio` shows them side by side, and
     the rest goes to the widget.
     """
-    option = option_of(request, name)
-    kind, given = _plain(option.info.annotation), option.default if value is None else value
+    option = request.option(name)
+    kind, given = option.kind, option.default if value is None else value
     widget = {"label": option.title, "help": _capital(option.help), "key": key, "persist_state": KEEP} | widget
     if kind is bool:
         return place.checkbox(value=bool(given), **widget)
@@ -49,27 +49,12 @@ def ask(
     return place.text_input(value=given or "", **widget).strip() or None
 
 
-def option_of(request: type[Request], name: str) -> Option:
-    """Return an option of a request by its name. Raises KeyError for a name that is not among them."""
-    return {option.name: option for option in request.options()}[name]
-
-
 def _capital(text: str) -> str | None:
     return text[:1].upper() + text[1:] or None
 
 
 def _bounds(option: Option, kind: type) -> dict[str, Any]:
-    low = option.bound("ge") if option.bound("ge") is not None else option.bound("gt")
-    high = option.bound("le") if option.bound("le") is not None else option.bound("lt")
+    low, high = option.bounds
     if kind is int:
         return {"min_value": low, "max_value": LARGEST if high is None else high, "step": 1}
     return {"min_value": None if low is None else float(low), "max_value": None if high is None else float(high)}
-
-
-def _plain(annotation: Any) -> Any:
-    """A type without None, and without annotations."""
-    if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
-    if get_origin(annotation) is Literal or not get_args(annotation):
-        return annotation
-    return _plain(next(part for part in get_args(annotation) if part is not type(None)))

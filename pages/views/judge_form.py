@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from pages.views.checkpoints import checkpoint_names, cut_from
-from pages.views.fields import KEEP, ask, option_of
+from pages.views.fields import KEEP, ask
 from pages.views.frame import plain_errors, sentence
 from pages.views.task_data import choose_data, choose_source, open_task, options_of
 from slim.core import paths
@@ -54,7 +54,7 @@ def _models() -> tuple[str | None, str | None]:
     names = checkpoint_names()
     left, right = st.columns(2)
     pruned = right.selectbox(
-        option_of(JudgeRequest, "pruned").title,
+        JudgeRequest.option("pruned").title,
         list(names),
         index=0 if names else None,
         format_func=lambda source: names.get(source) or str(source),
@@ -66,7 +66,7 @@ def _models() -> tuple[str | None, str | None]:
     )
     source, problem = cut_from([pruned] if pruned else [])
     original = left.selectbox(
-        option_of(JudgeRequest, "original").title,
+        JudgeRequest.option("original").title,
         [bundled.NAME],
         index=None,
         accept_new_options=True,
@@ -108,7 +108,7 @@ def _judge() -> tuple[dict[str, Any], bool]:
     chosen = bool(asked.get("endpoint") or asked.get("local_judge"))
     asked |= _asking(who == LOCAL)
     rubric = st.text_area(
-        option_of(JudgeRequest, "rubric").title,
+        JudgeRequest.option("rubric").title,
         RUBRIC,
         height=160,
         help="The judge applies them. Left empty, these defaults are used.",
@@ -139,7 +139,7 @@ def _endpoint() -> dict[str, Any]:
 def _local() -> dict[str, Any]:
     """Ask for the model that is served on this machine while the job runs."""
     model = st.selectbox(
-        option_of(JudgeRequest, "local_judge").title,
+        JudgeRequest.option("local_judge").title,
         [bundled.NAME],
         index=None,
         accept_new_options=True,
@@ -174,7 +174,7 @@ def _coverage() -> float:
         "A winner is named where at least so many pairs were judged, percent",
         0,
         100,
-        round(100 * option_of(JudgeRequest, "min_coverage").default),
+        round(100 * JudgeRequest.option("min_coverage").default),
         5,
         key="judge-coverage",
         persist_state=KEEP,

@@ -2,9 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
@@ -53,20 +51,8 @@ def _type(option: Option) -> Any:
     """The type of an option on the command line."""
     if option.marker(Text):
         return str | None
-    kind = _plain(option.info.annotation)
-    if get_origin(kind) is tuple:
-        return list[str]
+    kind = list[str] if get_origin(option.kind) is tuple else option.kind
     return kind if option.required or option.default is not None else kind | None
-
-
-def _plain(annotation: Any) -> Any:
-    """A type without None, and without annotations."""
-    if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
-    known = get_origin(annotation) in (Literal, tuple) or annotation in (bool, int, float, str, Path)
-    return annotation if known else str
 
 
 def _shown(option: Option) -> Any:

@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -100,9 +101,19 @@ class Option:
         named = self.marker(Named)
         return named.names if named else (f"--{self.name.replace('_', '-')}",)
 
-    def bound(self, which: str) -> Any:
-        """Return a bound of a number, `ge`, `gt`, `le` or `lt`; None for one that it lacks."""
-        return next((getattr(one, which) for one in self.info.metadata if hasattr(one, which)), None)
+    @property
+    def kind(self) -> Any:
+        """Its type without None and without annotations, for instance int, a Literal, or a tuple of texts."""
+        return _kind(self.info.annotation)
+
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        """The least and the largest number that it may be, or that it must stay above or below; None without one."""
+        return self._bound("ge", "gt"), self._bound("le", "lt")
+
+    def _bound(self, *names: str) -> Any:
+        found = (getattr(one, name, None) for one in self.info.metadata for name in names)
+        return next((one for one in found if one is not None), None)
 
 
 class Request(Record):
@@ -117,6 +128,11 @@ class Request(Record):
     def options(cls) -> tuple[Option, ...]:
         """Return the fields, those of records within the request among them, in the order of forms and help."""
         return _options(cls)
+
+    @classmethod
+    def option(cls, name: str) -> Option:
+        """Return an option by its name. Raises KeyError for a name that is not among them."""
+        return {option.name: option for option in cls.options()}[name]
 
     @classmethod
     def asked(cls, **values: Any) -> Self:
@@ -220,6 +236,14 @@ def _ordered(request: type[Request]) -> Iterator[str]:
             if name in request.model_fields and name not in seen:
                 seen.add(name)
                 yield name
+
+
+def _kind(annotation: Any) -> Any:
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return _kind(next(part for part in get_args(annotation) if part is not type(None)))
+    return annotation
 
 
 def _nested_metadata(annotation: Any) -> Iterator[Any]:
