@@ -18,6 +18,16 @@ from slim.recovery.request import RepairRequest
 from tests.pico import make_pico, save_pico
 
 DATA = "bundled:triage"
+ARROWS = {
+    "model": [],
+    "calibration": ["model"],
+    "plan": ["calibration"],
+    "checkpoint": ["plan"],
+    "recovered": ["checkpoint"],
+    "evaluation": ["checkpoint", "recovered", "model"],
+    "judgement": ["recovered", "model"],
+}
+"""The stages of a whole pipeline, each with those it was made from."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from slim.runs.archive import import_runs
 from tests import FILES
 from tests.commands import Run
 from tests.pico import keeping, random_rows, shorthand
+from tests.pipeline import ARROWS
 
 IDS = torch.stack(random_rows((14, 14)))
 PINS = Pins(keep=((0, 1),), drop=((2, 4),), protect=(3,))
@@ -205,15 +206,7 @@ def test_the_archive_comes_in(old: Old, own_workspace: Path, tmp_path: Path) -> 
     taken = import_runs(old.home / "all.slim.zip")
     found = lineage.read_lineage()
     assert len(taken) == len(found.runs) == 6
-    assert {node.stage: [parent.stage for parent in found.parents(node.key)] for node in found.nodes.values()} == {
-        "model": [],
-        "calibration": ["model"],
-        "plan": ["calibration"],
-        "checkpoint": ["plan"],
-        "recovered": ["checkpoint"],
-        "evaluation": ["checkpoint", "recovered", "model"],
-        "judgement": ["recovered", "model"],
-    }
+    assert {node.stage: [parent.stage for parent in found.parents(node.key)] for node in found.nodes.values()} == ARROWS
     assert not [node.notes for node in found.nodes.values() if node.notes]
     paths = {node.stage: node.path for node in found.runs if node.path}
     assert all(path.is_relative_to(own_workspace) for path in paths.values())

@@ -30,7 +30,7 @@ from slim.runs.archive import LONGEST_DIRECTORY, export_runs, import_runs, with_
 from slim.runs.manage import find_run, rename, tag
 from slim.runs.manifest import MANIFEST, Manifest
 from tests import FILES
-from tests.pipeline import Pipeline, make_pipeline
+from tests.pipeline import ARROWS, Pipeline, make_pipeline
 
 OLD = FILES / "0.1.0"
 Members = dict[str, bytes]
@@ -127,15 +127,7 @@ def test_a_round_trip(exported: Path, made: Pipeline, own_workspace: Path) -> No
     assert [found.nodes[entry.key].stage for entry in taken][-1] == "judgement"
     assert len(found.runs) == len(taken) == 6
     stages = {node.stage: [parent.stage for parent in found.parents(node.key)] for node in found.nodes.values()}
-    assert stages == {
-        "model": [],
-        "calibration": ["model"],
-        "plan": ["calibration"],
-        "checkpoint": ["plan"],
-        "recovered": ["checkpoint"],
-        "evaluation": ["checkpoint", "recovered", "model"],
-        "judgement": ["recovered", "model"],
-    }
+    assert stages == ARROWS
     assert not [node.notes for node in found.nodes.values() if node.notes]
     assert by_stage["plan"].tags == ("kept",)
     assert by_stage["recovered"].name == "Better & <b>best</b>"

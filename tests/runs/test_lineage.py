@@ -18,7 +18,7 @@ from slim.runs import facts, lineage
 from slim.runs.facts import Stage
 from slim.runs.lineage import Lineage, Node
 from slim.runs.lineage_chart import chart, columns, lines, places, short
-from tests.pipeline import Pipeline
+from tests.pipeline import ARROWS, Pipeline
 
 
 @pytest.fixture
@@ -49,15 +49,7 @@ def test_a_whole_pipeline(whole: Pipeline, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SLIM_HOME", str(whole.calibration.parent.parent))
     found = lineage.read_lineage()
     parents = {node.stage: named(found, node.key) for node in found.nodes.values()}
-    assert parents == {
-        "model": [],
-        "calibration": ["model"],
-        "plan": ["calibration"],
-        "checkpoint": ["plan"],
-        "recovered": ["checkpoint"],
-        "evaluation": ["checkpoint", "recovered", "model"],
-        "judgement": ["recovered", "model"],
-    }
+    assert parents == ARROWS
     assert not [node.notes for node in found.nodes.values() if node.notes]
     figures = {node.stage: node.figures for node in found.nodes.values()}
     cut = load_plan(whole.plan)
