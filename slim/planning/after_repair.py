@@ -31,6 +31,7 @@ from slim.calibration.reload import calibrated_rows, same_model
 from slim.calibration.sketch import SEGMENT, Directions, HeadInput
 from slim.core import workspace
 from slim.core.errors import InputError
+from slim.core.regression import ridge
 from slim.core.reporter import SILENT, Reporter
 from slim.core.statistics import ratio_of_sums
 from slim.data import tasks
@@ -196,7 +197,7 @@ class _Moments:
         """Return the matrix that predicts x from z.  # (F_z, F_x)"""
         joint, width = self._split(layer)
         zz, zx = joint[width:, width:], joint[width:, :width]
-        return _regression(zz, zx)
+        return ridge(zz, zx, RIDGE).float()
 
     def residual(self, layer: int, of_z: Tensor) -> Tensor:
         """Second moments of what z does not predict of x.  # (F_x, F_x)"""
@@ -271,16 +272,8 @@ def _left_over(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
     if stays.any() and not stays.all():
         gone = (~stays).nonzero()[:, 0]
         here = stays.nonzero()[:, 0]
-        found[here[:, None], gone] = -_regression(moments[here][:, here], moments[here][:, gone]).to(moments)
+        found[here[:, None], gone] = -ridge(moments[here][:, here], moments[here][:, gone], RIDGE).float().to(moments)
     return found.float()
-
-
-def _regression(xx: Tensor, xy: Tensor) -> Tensor:
-    """Ridge regression from second moments.  # (F, E)"""
-    xx = xx.double()
-    mean = xx.diagonal().mean().clamp_min(1e-12)  # what is gone already puts out nothing
-    xx = xx + RIDGE * mean * torch.eye(len(xx)).to(xx)
-    return torch.cholesky_solve(xy.double(), torch.linalg.cholesky(xx)).float()
 
 
 def save_after_repair(sketch: AfterRepairSketch, folder: Path) -> None:

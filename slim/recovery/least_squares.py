@@ -14,6 +14,7 @@ correction at all is one of the choices.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from slim.core.regression import ridge
 from slim.data.tasks import Batch
 from slim.models.architectures import residual_multiplier
 from slim.models.layerwise import Stream
@@ -316,13 +318,15 @@ class _Search:
         """Return the change (F, E) with the least squared error on the validation rows, its λ, and the share of the
         error that remains; None for change and λ where no change makes the error smaller."""
         (xx, xe), (x, error) = fit.of_errors(), choose.errors()
-        mean, unchanged = float(xx.diagonal().mean()), _square(error)
-        tried: dict[int, tuple[float, Tensor | None]] = {}
+        unchanged = _square(error)
+        tried: dict[int, tuple[float, Tensor | None]] = dict.fromkeys((-1, len(STRENGTHS)), (math.inf, None))
 
         def left(place: int) -> float:
             if place not in tried:
-                change = _ridge(xx, xe, STRENGTHS[place] * mean) if 0 <= place < len(STRENGTHS) else None
-                tried[place] = (math.inf if change is None else _square(error - x @ change.to(x)), change)
+                tried[place] = (math.inf, None)
+                with suppress(ArithmeticError):
+                    change = ridge(xx, xe, STRENGTHS[place])
+                    tried[place] = (_square(error - x @ change.to(x)), change)
             return tried[place][0]
 
         best = self.near.get(name, len(STRENGTHS) // 2)
@@ -333,14 +337,6 @@ class _Search:
         if not left(best) < unchanged:
             return None, None, 1.0
         return tried[best][1], STRENGTHS[best], left(best) / unchanged
-
-
-def _ridge(xx: Tensor, xe: Tensor, added: float) -> Tensor | None:
-    """Return the solution of (xx + added · I) Δ = xe; None where that matrix is not positive definite.  # (F, E)"""
-    regularized = xx.clone()
-    regularized.diagonal().add_(added)
-    factor, failed = torch.linalg.cholesky_ex(regularized)
-    return None if int(failed) else torch.cholesky_solve(xe, factor)
 
 
 def _square(error: Tensor) -> float:
