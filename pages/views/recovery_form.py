@@ -84,8 +84,8 @@ def offer(path: Path, plan: Plan, recovery: Recovery, busy: bool) -> None:
         st.info(f"{sentence(str(error))} The form below takes any data.", icon=":material/dataset:")
         return
     way = WAYS[method]
-    rows = {"method": method, **_options_of(task)} if way.trains else {}  # a repair finds the rows by itself
-    step = Step(way.request.asked(folder=path, **rows), task)
+    rows = options_of(task.data.model_dump()) | {"method": method}
+    step = Step(way.request.asked(folder=path, **(rows if way.trains else {})), task)  # a repair finds its rows itself
     with st.container(border=True):
         st.markdown(f"**Next: {NAMES[method].lower()}.** {way.words}")
         start(way.label, step, busy, "recover-next", primary=True)
@@ -99,15 +99,6 @@ def calibrated(plan: Plan) -> Task:
 @st.cache_data(max_entries=8, show_spinner="Reading the dataset")
 def _calibrated(calibration: str, _plan: Plan) -> Task:
     return held_out.rows_for_repair(_plan)
-
-
-def _options_of(task: Task) -> dict[str, Any]:
-    """The options of a request that name the rows of a task."""
-    data: dict[str, Any] = {"dataset": task.source, "config": task.config, "split": task.split}
-    data["revision"] = task.revision
-    if layout := task.layout:
-        data |= {"template": layout.template.name, "columns": dict(layout.columns), "prompt": layout.prompt}
-    return data
 
 
 def choose_step(path: Path, plan: Plan, recovery: Recovery) -> Step:

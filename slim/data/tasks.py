@@ -77,6 +77,14 @@ class Task:
     stream: Callable[[], Iterator[tuple[Example, float]]] | None = field(default=None, compare=False)
 
     @property
+    def data(self) -> DataSource:
+        """The source and options that read the same rows again."""
+        found: dict[str, Any] = {"config": self.config, "split": self.split, "revision": self.revision}
+        if layout := self.layout:
+            found |= {"template": layout.template.name, "columns": dict(layout.columns), "prompt": layout.prompt}
+        return DataSource(source=self.source, **found)
+
+    @property
     def rows(self) -> int:
         """How many rows can be drawn; an estimate where `stream` is given."""
         return len(self.examples) if self.estimated_rows is None else self.estimated_rows
@@ -180,16 +188,12 @@ def _stream(source: Source, layout: ColumnMapping, labels: str) -> Iterator[tupl
 
 def dataset_facts(task: Task, encoded: Encoded) -> DatasetFacts:
     """Return the facts of the rows that a record comes from."""
-    layout = task.layout
+    options = task.data.row_options
+    options["columns"] = options["columns"] or {}
     return DatasetFacts(
         source=task.source,
-        config=task.config,
-        revision=task.revision,
-        split=task.split,
         kind=task.kind,
-        template=layout.template.name if layout else None,
-        columns=dict(layout.columns) if layout else {},
-        prompt=layout.prompt if layout else None,
+        **options,
         rows=len(encoded.rows),
         tokens=encoded.tokens,
         truncated_rows=encoded.truncated_rows,
