@@ -12,7 +12,8 @@ from slim.data.tasks import Batch, Encoded, batches
 from slim.models.architectures import architecture_of
 from slim.models.load import Loaded
 from slim.models.units import Keep, UnitName
-from slim.recovery.least_squares import STRENGTHS, repair_weights
+from slim.recovery.least_squares import repair_weights
+from slim.recovery.projection_fit import STRENGTHS
 from tests.pico import FAMILIES, keeping, make_pico, random_rows, save_pico
 from tests.reference import layers_of
 from tests.surgery import FULL, WHOLE, Pruned, logits
