@@ -55,11 +55,16 @@ def assembled(
     model.load_state_dict({**state, **empty}, strict=False, assign=True)
     model.tie_weights()
     for name, _ in list(model.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, buffers[name])
+        put(model, name, buffers[name])
     if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise RuntimeError(f"pruning left {missing[0]} without weights")
     return model.requires_grad_(False).eval()
+
+
+def put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Let a parameter or buffer of a model be this very tensor; models that share the one it was keep that."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, tensor)
 
 
 def pruned_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:

@@ -28,7 +28,9 @@ from slim.models.load import Loaded, device_name, load_model, locate, resolve_dt
 from slim.planning.record import Plan
 from slim.pruning import held_out
 from slim.pruning.history import (
+    ACCEPTANCE,
     ROLES,
+    TEST,
     TRAIN,
     CurvePoint,
     Method,
@@ -92,7 +94,7 @@ class RecoveryContext:
     def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
         """Return the quality of a model beside the original on the acceptance and test rows."""
         passes = Passes(batch_size, cache, work.step("Comparing with the original", 2), states=self.states)
-        return {role: quality(self.teacher, model, self.drawn[role], passes) for role in ("acceptance", "test")}
+        return {role: quality(self.teacher, model, self.drawn[role], passes) for role in (ACCEPTANCE, TEST)}
 
     def figures_after(self, model: Any, batch_size: int, work: Work) -> dict[str, Quality]:
         """Return the same figures for the student's `model` with other weights."""
@@ -102,7 +104,7 @@ class RecoveryContext:
     def workload(self, forwards: float, memory: int, disk: int) -> Workload:
         """Return the work of a step on the student's device, with the comparisons with the original around it."""
         device, dtype = self.student.model.device, resolve_dtype(self.settings.dtype)
-        forwards += 2 * 2 * (self.drawn["acceptance"].tokens + self.drawn["test"].tokens)
+        forwards += 2 * 2 * (self.drawn[ACCEPTANCE].tokens + self.drawn[TEST].tokens)
         return Workload(
             rows=len(self.drawn.whole.rows),
             tokens=self.drawn.whole.tokens,
@@ -133,8 +135,8 @@ class RecoveryContext:
             seed=self.settings.seed,
             rows={role: len(part.rows) for role, part in self.drawn.parts.items()},
             settings=settings | {"original": self.teacher.facts.source},
-            before=before["test"],
-            after=(after if applied else before)["test"],
+            before=before[TEST],
+            after=(after if applied else before)[TEST],
             applied=applied,
             versions=versions(),
             device=device_name(self.student),

@@ -39,7 +39,7 @@ from slim.planning.record import ByBudget, Pins, Plan
 from slim.planning.slicing import Slice, renumbered, slice_of
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import Recovery
-from slim.pruning.surgery import assembled, check_channels, check_same, cut
+from slim.pruning.surgery import assembled, check_channels, check_same, cut, put
 from slim.recovery.context import RecoveryContext, draw
 from slim.recovery.repair import repaired
 from slim.recovery.request import PruneRequest
@@ -204,9 +204,7 @@ def _read(file: Path, original: Loaded) -> Round:
         plan = Plan.model_validate_json(said["plan"])
         pruned = cut(original, plan)
         for name in stored.keys():  # noqa: SIM118  it has keys and is not a mapping
-            owner, _, leaf = name.rpartition(".")
-            weight = torch.nn.Parameter(stored.get_tensor(name), requires_grad=False)
-            setattr(pruned.model.get_submodule(owner), leaf, weight)
+            put(pruned.model, name, torch.nn.Parameter(stored.get_tensor(name), requires_grad=False))
     return Round(plan, pruned, Recovery.model_validate_json(said["recovery"]))
 
 

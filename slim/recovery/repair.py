@@ -17,6 +17,7 @@ from slim.models.load import resolve_dtype
 from slim.planning.files import PLAN_FILE
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import ACCEPTANCE, TRAIN, VALIDATION, RecoveryStep
+from slim.pruning.surgery import put
 from slim.recovery.context import RecoveryContext, recovery_context, round_to_stored
 from slim.recovery.least_squares import FittedMatrix, repair_weights
 from slim.recovery.request import RepairRequest
@@ -75,8 +76,7 @@ def repaired(
     applied = after[ACCEPTANCE].kl < before[ACCEPTANCE].kl
     if not applied:
         for name in changed:
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, unrepaired[name])
+            put(model, name, unrepaired[name])
     chosen = settings.model_dump() | {"matrices": [asdict(one) for one in fitted]}
     step = at.step("repair", before, after, applied, chosen, [*work.notes, _summary(fitted)])
     return step, {name: weight.detach().cpu() for name, weight in changed.items() if applied}
