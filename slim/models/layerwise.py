@@ -33,7 +33,7 @@ class _Known(nn.Module):
         return self.output, None
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """All that was to be seen of a pass has been seen."""
 
 
@@ -127,7 +127,7 @@ class Stream:
             def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen[f"{name}.in"] = args[0] if args else kwargs["hidden_states"]
                 if name == until:
-                    raise _Enough
+                    raise Enough
 
             return note
 
@@ -135,7 +135,7 @@ class Stream:
             def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
                 seen[name] = output[0] if isinstance(output, tuple) else output
                 if name == "left":
-                    raise _Enough
+                    raise Enough
 
             return note
 
@@ -154,7 +154,7 @@ class Stream:
                 handles.append(module.register_forward_hook(leaving(f"{name}.out")))
             for handle in handles:
                 stack.callback(handle.remove)
-            with suppress(_Enough):
+            with suppress(Enough):
                 self._forward(self.batches[place])
         return seen
 

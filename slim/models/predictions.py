@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slim.data.tasks import Batch
 from slim.models.architectures import decoder_layers
-from slim.models.layerwise import Passed, replaced
+from slim.models.layerwise import Enough, Passed, replaced
 from slim.models.load import Loaded
 
 LOGITS = {"cpu": 2**23}
@@ -22,19 +22,15 @@ MANY_LOGITS = 2**28
 """The same on any other device."""
 
 
-class _Enough(Exception):
-    """The states were seen, and no logits are wanted."""
-
-
 def counted_states(loaded: Loaded, batch: Batch) -> Tensor:
     """Return the states that the output head reads at a batch's counted positions, row after row.  # (n, E)"""
     found: list[Tensor] = []
 
     def note(states: Tensor) -> Tensor:
         found.append(_counted(states, batch))
-        raise _Enough
+        raise Enough
 
-    with _head_reads(loaded.model, note), suppress(_Enough):
+    with _head_reads(loaded.model, note), suppress(Enough):
         loaded.model(**batch.inputs(loaded.model.device), use_cache=False)
     return found[0]
 
