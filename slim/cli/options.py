@@ -23,7 +23,7 @@ def command(request: type[Request]) -> Callable[[Callable[..., None]], Callable[
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         further = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         parameters = [*map(_parameter, request.options()), *further]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        vars(run)["__signature__"] = inspect.Signature(parameters)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = request.__doc__
         return cli.command(name=request.verb)(run)

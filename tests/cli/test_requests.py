@@ -99,10 +99,10 @@ def each() -> Iterator[Any]:
                 yield pytest.param(request, option, id=f"{request.verb}-{option.name}")
 
 
-def verb(name: str) -> Any:
+def verbs() -> dict[str, Any]:
     group = typer.main.get_command(cli)
     assert isinstance(group, TyperGroup)
-    return group.commands[name]
+    return {**group.commands}
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def test_every_option_is_the_same_wherever_it_is_given(request_class: type[Reque
     if request_class.verb not in BEHIND_FORMS:
         words = shlex.split(asked.command())
         assert words[:2] == ["slim", request_class.verb]
-        context = verb(request_class.verb).make_context(request_class.verb, words[2:])
+        context = verbs()[request_class.verb].make_context(request_class.verb, words[2:])
         assert read(request_class, context.params) == asked
 
     if (function := getattr(slim, request_class.verb, None)) is not None:
@@ -140,9 +140,9 @@ def test_every_option_is_the_same_wherever_it_is_given(request_class: type[Reque
 def test_the_command_line_has_the_options_of_the_request(request_class: type[Request]) -> None:
     """With its defaults and its help, and none beside that a job or a function could not be given."""
     if request_class.verb in BEHIND_FORMS:
-        assert request_class.verb not in typer.main.get_command(cli).commands  # type: ignore[attr-defined]
+        assert request_class.verb not in verbs()
         return
-    parameters = {one.name: one for one in verb(request_class.verb).params}
+    parameters = {one.name: one for one in verbs()[request_class.verb].params}
     options = {one.name: one for one in request_class.options()}
     assert parameters.keys() - options.keys() <= {"as_json", "check", "yes", "help"}
     assert options.keys() <= parameters.keys()
@@ -161,7 +161,7 @@ def test_the_command_line_has_the_options_of_the_request(request_class: type[Req
         for name, value in required(request_class).items()
         if not options[name].marker(Argument)
     ]
-    context = verb(request_class.verb).make_context(request_class.verb, [*bare, *named])
+    context = verbs()[request_class.verb].make_context(request_class.verb, [*bare, *named])
     assert read(request_class, context.params) == request_class.asked(**required(request_class))
 
 
@@ -184,9 +184,9 @@ def test_a_value_that_cannot_be_is_named(tmp_path: Path) -> None:
     for given in ({"samples": 0}, {"kl": "no"}, {"max_length": 1}):
         name, value = next(iter(given.items()))
         with pytest.raises(InputError, match=f"{name}={value!r}"):
-            slim.calibrate(**given)  # type: ignore[arg-type]
+            slim.calibrate(**given)  # type: ignore[arg-type]  wrong values are what is tested
     with pytest.raises(InputError, match="depth"):
-        slim.calibrate(depth=3)  # type: ignore[call-arg]
+        slim.calibrate(depth=3)  # type: ignore[call-arg]  and so is a wrong name
 
 
 WIDGETS = """
