@@ -36,6 +36,7 @@ def dashboard(
         threading.Thread(target=_open_when_up, args=(url,), daemon=True).start()
     out.print(f"Slim is opening at {url} (Ctrl-C stops it).")
     options = ["--server.port", str(port), "--server.address", host]
+    _keep_warm()
     command = launch.module_command("streamlit", "run", str(script), *options)
     code = subprocess.call(command, env=launch.environment(SLIM_HOME=_home()))
     if code:
@@ -53,6 +54,12 @@ def _script() -> Path:
         if (folder / "app.py").is_file():
             return folder / "app.py"
     raise InputError(f"dashboard={str(launch.ROOT)!r}: app.py is not there; install Slim from its wheel or a clone.")
+
+
+def _keep_warm() -> None:
+    from slim.jobs.forking import keep_warm
+
+    keep_warm()
 
 
 def _home() -> str:

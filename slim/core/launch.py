@@ -26,8 +26,8 @@ def environment(**settings: str) -> dict[str, str]:
     Installed packages stay where they are in the order of imports: they must not hide Python's own modules.
     """
     paths = [] if str(ROOT) == sysconfig.get_path("purelib") else [str(ROOT)]
-    paths += [path for path in (os.environ.get("PYTHONPATH"),) if path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **settings}
+    paths += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **settings}
 
 
 def peak_of(usage: "resource.struct_rusage") -> int:

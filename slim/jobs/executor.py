@@ -1,7 +1,9 @@
 """Executors of jobs: one small protocol, and processes of this machine as its first implementation."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,7 @@ import psutil
 
 from slim.core import launch, workspace
 from slim.core.errors import Cancelled
+from slim.jobs import forking
 from slim.jobs.job import SILENT, Job
 
 
@@ -23,6 +26,12 @@ class Ended:
 
     code: int
     peak: int
+
+
+POLL = 0.2
+"""Seconds between two checks whether a process that is no child of this one is there."""
+UNKNOWN = Ended(-signal.SIGKILL, 0)
+"""The end of a worker whose exit code nobody knows, as the process that it was forked from was killed."""
 
 
 class Worker(Protocol):
@@ -66,20 +75,17 @@ class LocalProcess:
     """Workers that are processes of this machine, each in a session of its own."""
 
     def submit(self, job: Job, log: IO[bytes], lock: int) -> Worker:
+        """Fork it from a process that has imported all it needs, where there is one."""
+        forked = forking.fork(job.id, log, lock)
+        if forked is not None:
+            return _ForkedWorker(*forked)
         return _LocalWorker(spawn("slim.jobs.worker", job.id, log=log, lock=lock))
 
     def alive(self, job: Job) -> bool:
         """A clock that was set seems to move a process's start; then a heartbeat a moment ago counts."""
         if job.pid is None:
             return False
-        try:
-            process = psutil.Process(job.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            same = job.pid_started is None or abs(process.create_time() - job.pid_started) < 1
-            return same or time.time() - (job.beat or 0) < SILENT
-        except psutil.Error:
-            return False
+        return _runs(job.pid, job.pid_started, time.time() - (job.beat or 0) < SILENT)
 
     def stop(self, job: Job, at_once: bool) -> None:
         """Signal a worker's whole group; for a user's command, its process alone and those that it started."""
@@ -115,9 +121,28 @@ class _LocalWorker:
     def wait(self) -> Ended:
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it left running
+        _kill_group(self.process.pid)
         return Ended(self.process.returncode, launch.peak_of(usage))
+
+
+class _ForkedWorker:
+    """A worker that is another process's child, which tells its end on a line."""
+
+    def __init__(self, line: socket.socket, pid: int) -> None:
+        self.line, self.pid, self.identity = line, pid, identity(pid)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> Ended:
+        told = b""
+        with self.line, suppress(OSError):
+            told = self.line.recv(256)
+        while not told and _runs(self.pid, self.identity["pid_started"]):
+            time.sleep(POLL)
+        _kill_group(self.pid)
+        return Ended(**json.loads(told)) if told else UNKNOWN
 
 
 EXECUTORS: Mapping[str, Executor] = {"local": LocalProcess()}
@@ -147,6 +172,23 @@ def spawn(module: str, *arguments: str, log: IO[bytes], lock: int) -> subprocess
         start_new_session=True,
         pass_fds=(lock,),
     )
+
+
+def _runs(pid: int, started: float | None, beats: bool = False) -> bool:
+    """Return whether a process is there, and is the one that `started` then; or any, where it `beats`."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return started is None or beats or abs(process.create_time() - started) < 1
+    except psutil.Error:
+        return False
+
+
+def _kill_group(pid: int) -> None:
+    """Kill what a worker that is gone left running."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def cancelled(number: int, frame: FrameType | None) -> None:
