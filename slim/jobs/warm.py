@@ -68,16 +68,17 @@ class Warm:
     def _answer(self, line: socket.socket) -> str | None:
         """Fork for the runner that asks, and return its job in the new process. One that does not fit is refused."""
         line.settimeout(PATIENCE)
-        pid, asked, descriptors = None, {}, []
-        with suppress(OSError, ValueError):
+        pid, job, place, descriptors = None, "", "", []
+        with suppress(OSError, ValueError, KeyError, TypeError):
             said, descriptors, _, _ = socket.recv_fds(line, 2**16, 2)
             asked = json.loads(said)
+            job, place, (_, _) = asked["job"], asked["folder"], descriptors
             if asked["stamp"] == self.stamp:
                 sys.stdout.flush()
                 pid = os.fork()
         if pid == 0:
-            self._become_worker(asked["folder"], line, *descriptors)
-            return str(asked["job"])
+            self._become_worker(place, line, *descriptors)
+            return job
         for descriptor in descriptors:  # the device is the worker's, and the runner's
             os.close(descriptor)
         if pid is not None:
