@@ -19,12 +19,13 @@ from scipy.stats import spearmanr
 
 from benchmarks.measure import machine
 from slim.calibration import scores
+from slim.calibration.ablation import without
 from slim.calibration.calibrate import calibrate
-from slim.calibration.check import check, criteria
+from slim.calibration.check import check
 from slim.calibration.check_record import first_heads
-from slim.calibration.criteria.kl_output import without
 from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.request import CalibrateRequest, CheckRequest
+from slim.calibration.scores import criteria
 from slim.data import tasks
 from slim.models import bundled
 from slim.models.columns import head_columns, removed_columns

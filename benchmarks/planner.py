@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 from benchmarks.measure import machine, table
 from slim.calibration.facts import CalibrationFacts, CalibrationSettings
+from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.record import Calibration
-from slim.calibration.sketch import LossSketch
 from slim.core.records import DatasetFacts
 from slim.models.load import facts_from_config
 from slim.planning.budget import curve, plan_by_budget

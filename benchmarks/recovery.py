@@ -33,7 +33,8 @@ from slim.evaluation.likelihood import Passes
 from slim.models import bundled
 from slim.models.load import Loaded, load_model
 from slim.models.units import NO_ATTENTION, Keep, LayerKeep, whole_model
-from slim.planning.after_repair import AfterRepairSketch, after_repair_sketch
+from slim.planning.after_repair import after_repair_sketch
+from slim.planning.after_repair_record import AfterRepairSketch
 from slim.planning.budget import plan_by_budget
 from slim.planning.build import build_plan
 from slim.planning.files import save_plan

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.measure import machine
 from slim.calibration import sketch
-from slim.calibration.criteria.kl_output import Ablation, Full, ablate
+from slim.calibration.ablation import Ablation, Full, ablate
 from slim.data import tasks
 from slim.models import bundled
 from slim.models.load import Loaded, load_model, model_facts

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import machine, table
+from slim.calibration.ablation import kl_divergence
 from slim.calibration.criteria import CRITERIA
-from slim.calibration.criteria.kl_output import kl_divergence
 from slim.evaluation.speed import tokens
 from slim.evaluation.timing import in_fresh_process, interleaved, peak_growth
 from slim.models import bundled

@@ -14,7 +14,7 @@ from pages.views.task_vs_general import show_difference
 from slim.calibration import charts, scores
 from slim.calibration.check_record import rank_correlation
 from slim.calibration.criteria import CRITERIA
-from slim.calibration.head_detail import HeadScore, head_scores
+from slim.calibration.head_scores import HeadScore, head_scores
 from slim.calibration.record import Calibration
 from slim.core.errors import SlimError
 from slim.core.markdown import escaped

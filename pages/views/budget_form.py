@@ -10,7 +10,7 @@ from slim import jobs
 from slim.calibration.record import Calibration
 from slim.models.units import UNITS
 from slim.planning import budget
-from slim.planning.after_repair import FILE, AfterRepairSketch, load_after_repair
+from slim.planning.after_repair_record import FILE, AfterRepairSketch, load_after_repair
 from slim.planning.quantities import LIMITS, limit_words
 from slim.planning.record import Plan
 from slim.planning.request import AfterRepairRequest, PlanRequest

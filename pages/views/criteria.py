@@ -7,13 +7,12 @@ import streamlit as st
 from pages.views.frame import PLOT, duration, newest_job, show_job
 from pages.views.head_detail import NAMES, Shown, clickable, title_of
 from slim import jobs
-from slim.calibration import check, check_charts, scores
+from slim.calibration import check_charts, scores
 from slim.calibration.check_record import SHARES, CriterionCheck, Verdict, rank_correlation
 from slim.calibration.record import Calibration
 from slim.calibration.request import CheckRequest
+from slim.calibration.resources import forwards
 from slim.core.markdown import escaped
-from slim.core.resources import seconds_of
-from slim.models.load import resolve_device, resolve_dtype
 
 
 def show_check(shown: Shown) -> None:
@@ -42,19 +41,25 @@ def show_check(shown: Shown) -> None:
         ):
             jobs.start(request)
             st.rerun()
-        if not busy:
-            st.caption(f"Takes about {duration(check_seconds(shown.calibration, request))}.")
+        seconds = check_seconds(shown.calibration, request)
+        if not busy and seconds is not None:
+            st.caption(f"Takes about {duration(seconds)}.")
 
 
-def check_seconds(calibration: Calibration, request: CheckRequest) -> float:
-    """Return about how long a check takes here: a head alone runs a part of the model, a joint removal all of it."""
+def check_seconds(calibration: Calibration, request: CheckRequest) -> float | None:
+    """Return about how long a check takes, by the pace of the calibration; None where that measured nothing anew.
+
+    A head alone runs a part of the model, a joint removal all of it.
+    """
     facts = calibration.facts
+    if facts.reused >= 1:
+        return None
     length = facts.dataset.tokens / facts.dataset.rows
-    orders = len(check.criteria(calibration, scores.default_weights(calibration)))
+    orders = len(scores.criteria(calibration, scores.default_weights(calibration)))
     heads = min(request.heads, facts.model.layers * facts.model.heads)
-    forwards = request.samples * length * (0.6 * heads + orders * len(SHARES))
-    device, dtype = resolve_device(facts.settings.device), resolve_dtype(facts.settings.dtype)
-    return seconds_of(facts.model, forwards, device, dtype)
+    asked = request.samples * length * (0.6 * heads + orders * len(SHARES))
+    measured = forwards(facts.model, [round(length)] * facts.dataset.rows, facts.settings) * (1 - facts.reused)
+    return facts.seconds * asked / measured
 
 
 def show_verdicts(shown: Shown, found: CriterionCheck) -> None:
@@ -71,7 +76,7 @@ def show_verdicts(shown: Shown, found: CriterionCheck) -> None:
     st.plotly_chart(check_charts.perplexities(found, NAMES), key="perplexities", config=PLOT)
     columns = st.container(key="wide-fit").columns(2)
     with columns[0]:
-        orders = check.criteria(shown.calibration, shown.weights)
+        orders = scores.criteria(shown.calibration, shown.weights)
         names: list[str] = list(orders)
         name: str = st.selectbox(
             "Order the heads by",

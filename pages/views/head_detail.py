@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 
 from pages.views.frame import PLOT, sentence
 from pages.views.preview import ONE_AT_A_TIME, open_model, show_preview
-from slim.calibration import charts, head_detail
+from slim.calibration import charts
 from slim.calibration.criteria import CRITERIA
-from slim.calibration.head_detail import HeadScore
+from slim.calibration.head_scores import HeadScore, costs
 from slim.calibration.record import Calibration
 from slim.calibration.reload import calibrated_rows, check_model
 from slim.core.chart_style import Head
 from slim.core.errors import SlimError
 from slim.core.records import ModelFacts
 from slim.data.tasks import Encoded
-from slim.models.load import Loaded
 from slim.models.units import Keep, LayerKeep, whole_model
+
+if TYPE_CHECKING:
+    from slim.models.load import Loaded
 
 HEAD, LINK = "explore-head", "head"
 NAMES: dict[str, str] = {"composite": "Composite score", "random": "Chance", "sketch": "Loss sketch"} | {
@@ -141,12 +143,12 @@ def _stepped() -> None:
 
 def _show_costs(shown: Shown) -> None:
     """Show the loss increase of removing the head, its group and its block."""
-    costs = head_detail.costs(shown.calibration, *shown.head)
-    if not costs:
+    found = costs(shown.calibration, *shown.head)
+    if not found:
         st.caption("No forecast of its loss increase: this calibration was made without KL.")
         return
     rows = ["| Removing | loss increase, nats/token | |", "|:--|:--|:--|"]
-    for cost in costs:
+    for cost in found:
         interval = "" if cost.measured and cost.low is None else _interval(cost.low, cost.high)
         how = "measured" if cost.measured else "forecast"
         rows.append(f"| {cost.what} | **{cost.value:.3g}** {interval} | {how} |")
@@ -154,7 +156,7 @@ def _show_costs(shown: Shown) -> None:
     if shown.calibration.check is None:
         st.caption("The forecast is that of the held-out fold. It was not checked yet: see Criterion check.")
     else:
-        st.caption(f"The check corrects the forecast of this head by × {costs[0].factor:.2f}.")
+        st.caption(f"The check corrects the forecast of this head by × {found[0].factor:.2f}.")
 
 
 def _figures_table(measures: Mapping[str, HeadScore], layer: int, head: int) -> str:
@@ -179,21 +181,25 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the rows")
-def _rows(path: str, started: str, _calibration: Calibration, _loaded: Loaded) -> Encoded:
+def _rows(path: str, started: str, _calibration: Calibration, _loaded: "Loaded") -> Encoded:
     check_model(_calibration, _loaded)
     return calibrated_rows(_calibration, _loaded)
 
 
 @st.cache_data(max_entries=16, show_spinner="Running the model on the row")
 def _attention(
-    path: str, started: str, row: int, layer: int, head: int, _loaded: Loaded, _encoded: Encoded
+    path: str, started: str, row: int, layer: int, head: int, _loaded: "Loaded", _encoded: Encoded
 ) -> NDArray[np.float32]:
+    from slim.calibration import head_detail
+
     with ONE_AT_A_TIME:
         return head_detail.attention(_loaded, _encoded.rows[row], layer, head)
 
 
 def _show_attention(calibration: Calibration, layer: int, head: int) -> None:
     """Show the head's attention on a row of the calibration: a map, and the text shaded."""
+    from slim.calibration import head_detail
+
     facts, key = calibration.facts, (str(calibration.path), calibration.facts.started)
     try:
         loaded = open_model(facts.model.source, facts.settings.device, facts.settings.dtype)

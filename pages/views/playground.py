@@ -6,8 +6,6 @@ import streamlit as st
 
 from pages.views.frame import choose_run, plain_errors
 from pages.views.preview import ONE_AT_A_TIME, answer_places, examples, open_model, show_answer
-from slim.evaluation.streaming import Answer, side_by_side
-from slim.pruning.checkpoint import recipe
 
 
 def another() -> None:
@@ -18,6 +16,8 @@ def another() -> None:
 def show_playground() -> None:
     """Ask for a prompt, and stream both models' answers. Without a checkpoint the page leads to Prune and ends."""
     path = choose_run("checkpoint", "Pruned model", "compare-checkpoint", "pages/prune.py")
+    from slim.pruning.checkpoint import recipe
+
     with plain_errors():
         made = recipe(path)
 
@@ -37,6 +37,8 @@ def show_playground() -> None:
     )
 
     if asked:
+        from slim.evaluation.streaming import Answer, side_by_side
+
         with plain_errors(), ONE_AT_A_TIME:
             pair = [open_model(made.model.source), open_model(str(path))]
             last: dict[int, Answer] = {}

@@ -1,28 +1,31 @@
 """A masked trial of a plan before anything is cut: the original answers beside itself with the removals masked."""
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from pages.views.frame import plain_errors
 from slim.core import paths
 from slim.data import tasks
-from slim.evaluation.streaming import Answer, side_by_side
-from slim.models import load
-from slim.models.load import Loaded
 from slim.models.units import Keep
+
+if TYPE_CHECKING:
+    from slim.evaluation.streaming import Answer
+    from slim.models.load import Loaded
 
 ONE_AT_A_TIME = threading.Lock()
 """A loaded model is shared between visitors, and one with hooks serves one at a time."""
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
-def load_model(source: str, written: int, device: str, dtype: str) -> Loaded:
+def load_model(source: str, written: int, device: str, dtype: str) -> "Loaded":
+    from slim.models import load
+
     return load.load_model(source, device=device, dtype=dtype)
 
 
-def open_model(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
+def open_model(source: str, device: str = "auto", dtype: str = "auto") -> "Loaded":
     """A model, from a small cache in memory. Raises InputError as `models.load` does."""
     config = paths.local(source, "model") / "config.json"
     return load_model(source, config.stat().st_mtime_ns if config.exists() else 0, device, dtype)
@@ -36,7 +39,7 @@ def examples() -> list[tasks.Example]:
     ]
 
 
-def pace(answer: Answer) -> str:
+def pace(answer: "Answer") -> str:
     """Tokens, speed of generation and time to first token, as a line."""
     speed = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else "…"
     return f"{answer.tokens} tokens · {speed} · first after {answer.first * 1000:.0f} ms"
@@ -52,7 +55,7 @@ def answer_places(titles: tuple[str, str]) -> list[tuple[Any, Any]]:
     return places
 
 
-def show_answer(place: tuple[Any, Any], answer: Answer, with_pace: bool = True) -> None:
+def show_answer(place: tuple[Any, Any], answer: "Answer", with_pace: bool = True) -> None:
     place[0].text(answer.text or " ")
     if with_pace:
         place[1].caption(pace(answer))
@@ -70,6 +73,8 @@ def show_preview(source: str, keep: Keep, key: str, title: str) -> None:
         return
     places = answer_places(("**Original**", f"**{title}**"))
     if asked:
+        from slim.evaluation.streaming import side_by_side
+
         with plain_errors(), ONE_AT_A_TIME:
             loaded, last = open_model(source), {}
             for index, answer in side_by_side([loaded, (loaded, keep)], prompt, 64):

@@ -17,9 +17,7 @@ from slim.data.tasks import Task
 from slim.planning.record import Plan
 from slim.pruning import held_out
 from slim.pruning.history import Method, Recovery
-from slim.recovery import finetune, layer_distillation, repair
 from slim.recovery.charts import NAMES
-from slim.recovery.preview import preview
 from slim.recovery.request import FinetuneRequest, RepairRequest
 
 DATA = "recover-data"
@@ -209,6 +207,9 @@ def start(label: str, step: Step, busy: bool, key: str, primary: bool = False) -
 def _estimated(
     _task: Task, asked: str, _request: RepairRequest | FinetuneRequest
 ) -> tuple[Workload, dict[str, int]] | None:
+    from slim.recovery import finetune, layer_distillation, repair
+    from slim.recovery.preview import preview
+
     at = preview(str(_request.folder), _task, _request)
     if at is None:
         return None

@@ -14,9 +14,8 @@ from slim.core.errors import InputError
 from slim.core.markdown import escaped
 from slim.jobs import Job
 from slim.planning.record import Plan
-from slim.pruning.history import ROLES, CurvePoint, Method, Recovery, RecoveryStep
+from slim.pruning.history import ROLES, UNCHANGED, CurvePoint, Method, Recovery, RecoveryStep
 from slim.recovery.charts import NAMES, changes, curve, in_words
-from slim.recovery.context import UNCHANGED
 from slim.recovery.request import FinetuneRequest, RepairRequest
 
 KINDS = (RepairRequest.verb, FinetuneRequest.verb)

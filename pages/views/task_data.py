@@ -3,11 +3,9 @@
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from pages.views.fields import KEEP
 from pages.views.frame import plain_errors, sentence
@@ -22,8 +20,11 @@ from slim.data.columns import fit_mapping, suggest_mapping
 from slim.data.request import DataSource
 from slim.data.sources import FORMATS, is_hub_id
 from slim.data.tasks import TEMPLATES, Example, Task
-from slim.models.load import resolve_device, resolve_dtype
 from slim.models.tokenizer import facts_at_hand, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 3
 """Rows whose text is shown."""
@@ -181,7 +182,7 @@ def _task(data: dict[str, Any], written: int) -> Task:
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the tokenizer")
-def _tokenizer(model: str) -> PreTrainedTokenizerBase:
+def _tokenizer(model: str) -> "PreTrainedTokenizerBase":
     return load_tokenizer(model)
 
 
@@ -204,6 +205,8 @@ def show_counts(task: Task, request: CalibrateRequest) -> None:
     if facts is None:
         words.append("the estimate follows once the model is unpacked")
     else:
+        from slim.models.load import resolve_device, resolve_dtype
+
         repeated = -(-min(request.samples, task.rows) // max(1, len(counts.lengths)))
         device, dtype = resolve_device(request.device), resolve_dtype(request.dtype)
         work = workload(facts, counts.lengths * repeated, request, device, dtype)
@@ -268,5 +271,5 @@ def show_text(task: Task, request: CalibrateRequest) -> None:
             st.caption(f"{len(row):,} tokens" + (f", {len(row) - end:,} of them cut" if len(row) > end else ""))
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
+def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: "Tensor") -> str:
     return html.escape(str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from slim.calibration.head_detail import HeadScore
+from slim.calibration.head_scores import HeadScore
 from slim.calibration.task_vs_general import TaskDifference
 from slim.core.chart_style import (
     ACCENT,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from slim.calibration import scores
+from slim.calibration.ablation import Ablation, Full, ablate
 from slim.calibration.check_record import (
     SHARES,
     SMALL_SHARES,
@@ -19,8 +20,6 @@ from slim.calibration.check_record import (
     fit_correction,
     rank_correlation,
 )
-from slim.calibration.criteria import CRITERIA
-from slim.calibration.criteria.kl_output import Ablation, Full, ablate
 from slim.calibration.record import Calibration, load_calibration, save_check
 from slim.calibration.reload import same_model, task_of
 from slim.calibration.request import CheckRequest
@@ -30,7 +29,6 @@ from slim.data import tasks
 from slim.data.batch_runner import out_of_memory
 from slim.models.columns import head_columns
 from slim.models.load import Loaded
-from slim.models.units import UNITS
 
 FINE = {"composite", "kl_output", "variance", "sketch"}
 """Criteria that order heads well enough for their small removals to show the error of small forecasts."""
@@ -72,7 +70,7 @@ def measure_check(
     """Compare the prediction of each criterion with measurements on the rows `encoded`."""
     begun, facts, settings = time.monotonic(), loaded.facts, calibration.facts.settings
     weights = dict(weights or scores.default_weights(calibration))
-    orders = criteria(calibration, weights)
+    orders = scores.criteria(calibration, weights)
     alone = some_heads(facts.layers, facts.heads, heads, settings.seed)
     sets = {(name, share): first_heads(order, share) for name, order in orders.items() for share in SHARES}
     for name in FINE & orders.keys():
@@ -149,23 +147,6 @@ def measure_check(
         correction=correction,
         seconds=time.monotonic() - begun,
     )
-
-
-def criteria(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
-    """Prunability (L, H) by everything that orders heads: each metric, the sketch, the composite, and chance."""
-    facts, settings = calibration.facts.model, calibration.facts.settings
-    chance = np.random.default_rng(settings.seed).random((facts.layers, facts.heads))
-    orders = {"random": scores.prunability(chance, True)}
-    for name, levels in calibration.metrics.items():
-        if "head" in levels:
-            orders[name] = scores.prunability(levels["head"], CRITERIA[name].high_is_prunable)
-        elif "block" in levels:
-            blocks = scores.prunability(levels["block"], CRITERIA[name].high_is_prunable)
-            orders[name] = np.repeat(blocks[:, None], facts.heads, 1)
-    if calibration.sketch is not None and settings.kl == "exact":
-        orders["sketch"] = scores.prunability(calibration.sketch.fold(0).of_unit(UNITS["head"], facts).value, False)
-    orders["composite"] = scores.composite(calibration, weights, "head")
-    return orders
 
 
 def some_heads(layers: int, heads: int, count: int, seed: int) -> tuple[tuple[int, int], ...]:

@@ -8,10 +8,12 @@ import torch
 from diskcache import Cache
 from torch import Tensor
 
+from slim.calibration import ablation
 from slim.calibration.criteria import CRITERIA, kl_output
 from slim.calibration.facts import CalibrationSettings
+from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.resources import WATCH, ablation_cost, levels_ablated, rows_ablated, sketch_cost
-from slim.calibration.sketch import VERSION, LossSketch, score_rows
+from slim.calibration.sketch import VERSION, score_rows
 from slim.core.cache import Arrays
 from slim.core.errors import SlimError
 from slim.core.reporter import Work
@@ -147,11 +149,11 @@ class Passes:
 
     def _ablated(self) -> tuple[dict[UnitName, Estimate], int, int]:
         facts, levels = self.loaded.facts, levels_ablated(self.settings)
-        variants = kl_output.ablations(facts, levels)
+        variants = ablation.ablations(facts, levels)
 
         def compute(batch: tasks.Batch) -> list[Arrays]:
             costs = np.stack(
-                list(kl_output.ablate(self.loaded, batch, [variants] * facts.layers)), axis=1
+                list(ablation.ablate(self.loaded, batch, [variants] * facts.layers)), axis=1
             )  # (B, L, variants)
             counts = batch.predicted.sum(1).tolist()
             return [

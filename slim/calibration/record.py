@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from slim.calibration.check_record import CriterionCheck
 from slim.calibration.criteria.base import Scores
 from slim.calibration.facts import CalibrationFacts
-from slim.calibration.sketch import LossSketch
+from slim.calibration.loss_sketch import LossSketch
 from slim.core import workspace
 from slim.core.migrations import read_record, read_run_record, readable
 from slim.core.records import ModelFacts, StandsForPath

@@ -1,12 +1,16 @@
 """A calibration's own model and rows, loaded again."""
 
+from typing import TYPE_CHECKING
+
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
 from slim.core.records import DatasetFacts
 from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.request import DataSource
-from slim.models.load import Loaded, load_model
+
+if TYPE_CHECKING:
+    from slim.models.load import Loaded
 
 
 def task_of(facts: DatasetFacts) -> tasks.Task:
@@ -14,22 +18,24 @@ def task_of(facts: DatasetFacts) -> tasks.Task:
     return tasks.load_task(DataSource.of_facts(facts))
 
 
-def same_model(calibration: Calibration, reporter: Reporter = SILENT) -> Loaded:
+def same_model(calibration: Calibration, reporter: Reporter = SILENT) -> "Loaded":
     """Return the calibration's model. Raises InputError where its source names another one now."""
+    from slim.models.load import load_model
+
     settings = calibration.facts.settings
     loaded = load_model(calibration.facts.model.source, device=settings.device, dtype=settings.dtype, reporter=reporter)
     check_model(calibration, loaded)
     return loaded
 
 
-def check_model(calibration: Calibration, loaded: Loaded) -> None:
+def check_model(calibration: Calibration, loaded: "Loaded") -> None:
     """Raise InputError where `loaded` is not the model that was measured."""
     measured = calibration.facts.model
     if loaded.facts.fingerprint != measured.fingerprint:
         raise InputError(f"model={measured.source!r}: it has other weights now than when measured; calibrate again.")
 
 
-def calibrated_rows(calibration: Calibration, loaded: Loaded) -> tasks.Encoded:
+def calibrated_rows(calibration: Calibration, loaded: "Loaded") -> tasks.Encoded:
     """Return the rows of the calibration as tokens of its model. Raises InputError where there are others now."""
     facts, settings = calibration.facts.dataset, calibration.facts.settings
     rows = tasks.choose(task_of(facts), settings.samples, settings.seed)

@@ -1,14 +1,17 @@
 """The resources of a calibration: forwards, seconds, memory, disk."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from slim.calibration.facts import CalibrationSettings
 from slim.core.records import ModelFacts
 from slim.core.resources import Workload, memory_there, seconds_of
 from slim.models.units import UNITS, UnitName
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK_ROWS = 4
 """Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
@@ -58,7 +61,11 @@ def forwards(facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSet
 
 
 def workload(
-    facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSettings, device: torch.device, dtype: torch.dtype
+    facts: ModelFacts,
+    lengths: Sequence[int],
+    settings: CalibrationSettings,
+    device: "torch.device",
+    dtype: "torch.dtype",
 ) -> Workload:
     """Estimate the work of calibrating a model of these `facts` on rows of these `lengths` in tokens on `device`."""
     count = sum(lengths)

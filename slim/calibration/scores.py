@@ -122,3 +122,20 @@ def weighted_ranks(calibration: Calibration, weights: Mapping[str, float], unit:
 def composite(calibration: Calibration, weights: Mapping[str, float], unit: UnitName) -> NDArray[np.float64]:
     """The scores of `weighted_ranks`, in the shape of `measured`. Raises InputError as it does."""
     return weighted_ranks(calibration, weights, unit).scores
+
+
+def criteria(calibration: Calibration, weights: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
+    """Prunability (L, H) by everything that orders heads: each metric, the sketch, the composite, and chance."""
+    facts, settings = calibration.facts.model, calibration.facts.settings
+    chance = np.random.default_rng(settings.seed).random((facts.layers, facts.heads))
+    orders = {"random": prunability(chance, True)}
+    for name, levels in calibration.metrics.items():
+        if "head" in levels:
+            orders[name] = prunability(levels["head"], CRITERIA[name].high_is_prunable)
+        elif "block" in levels:
+            blocks = prunability(levels["block"], CRITERIA[name].high_is_prunable)
+            orders[name] = np.repeat(blocks[:, None], facts.heads, 1)
+    if calibration.sketch is not None and settings.kl == "exact":
+        orders["sketch"] = prunability(calibration.sketch.fold(0).of_unit(UNITS["head"], facts).value, False)
+    orders["composite"] = composite(calibration, weights, "head")
+    return orders

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.record import Calibration, load_calibration_facts
-from slim.calibration.sketch import LossSketch
 from slim.core.errors import InputError
 from slim.core.records import ModelFacts
 from slim.core.statistics import Estimate, bootstrap, interval

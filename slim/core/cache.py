@@ -9,17 +9,19 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
 from diskcache import Cache
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor
 
 from slim.core import workspace
 from slim.core.json_disk import JsonDisk
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Arrays = dict[str, NDArray]
 LIMIT = 2**31
@@ -33,7 +35,7 @@ class RowCache:
         self.cache, self.hits = cache, 0
         self.basis = json.dumps(basis, sort_keys=True)
 
-    def get(self, row: Tensor, start: int) -> Arrays | None:
+    def get(self, row: "Tensor", start: int) -> Arrays | None:
         """Return the cached arrays of a row of token ids (T,) that counts from token `start` on; None without any."""
         text = None if self.cache is None else self.cache.get(self._key(row, start))
         if not isinstance(text, str):
@@ -45,12 +47,12 @@ class RowCache:
         self.hits += 1
         return arrays
 
-    def put(self, row: Tensor, start: int, arrays: Arrays) -> None:
+    def put(self, row: "Tensor", start: int, arrays: Arrays) -> None:
         if self.cache is not None:
             plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # views lose their order
             self.cache.set(self._key(row, start), base64.b64encode(safetensors.numpy.save(plain)).decode())
 
-    def _key(self, row: Tensor, start: int) -> str:
+    def _key(self, row: "Tensor", start: int) -> str:
         return hashlib.sha256(f"{self.basis}/{start}/".encode() + row.numpy().tobytes()).hexdigest()
 
 

@@ -2,14 +2,14 @@
 
 import platform
 
-import torch
-import transformers
-
 import slim
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and libraries, which a record needs to be understood later."""
+    import torch
+    import transformers
+
     return {
         "slim": slim.__version__,
         "torch": torch.__version__,

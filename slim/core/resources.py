@@ -4,10 +4,12 @@ import os
 import time
 from dataclasses import dataclass
 from functools import cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from slim.core.records import ModelFacts
+
+if TYPE_CHECKING:
+    import torch
 
 EFFICIENCY = 0.6
 """Share of a matrix product's speed that a whole forward reaches."""
@@ -48,15 +50,17 @@ class Workload:
         ).rstrip()
 
 
-def seconds_of(facts: ModelFacts, forwards: float, device: torch.device, dtype: torch.dtype) -> float:
+def seconds_of(facts: ModelFacts, forwards: float, device: "torch.device", dtype: "torch.dtype") -> float:
     """About how long `forwards` tokens through a model of these `facts` take on `device`."""
     parameters = facts.parameters
     return 2 * parameters * forwards / (EFFICIENCY * matrix_speed(device, dtype))
 
 
 @cache
-def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_speed(device: "torch.device", dtype: "torch.dtype") -> float:
     """Multiply-adds, counted as two operations each, that `device` does in a second, from one short trial a process."""
+    import torch
+
     size = 1024 if device.type == "cpu" else 4096
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
@@ -70,8 +74,10 @@ def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def memory_there(device: torch.device) -> int:
+def memory_there(device: "torch.device") -> int:
     """Bytes of memory that `device` has in all."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

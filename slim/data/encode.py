@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from slim.core.errors import InputError
 from slim.core.fields import Positions
 from slim.core.records import why_invalid
 from slim.core.text import without_surrogates
 from slim.data.templates import Example
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Encoded:
     says which of the given examples each row is of.
     """
 
-    rows: tuple[Tensor, ...]
+    rows: "tuple[Tensor, ...]"
     truncated_rows: int
     starts: tuple[int, ...] = ()
     lost_tokens: int = 0
@@ -49,12 +51,12 @@ class Batch:
     """Rows of like length side by side."""
 
     rows: tuple[int, ...]
-    ids: Tensor  # (B, T)
-    valid: Tensor  # (B, T), false on padding
+    ids: "Tensor"  # (B, T)
+    valid: "Tensor"  # (B, T), false on padding
     padding_side: str
     starts: tuple[int, ...] = ()
 
-    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def inputs(self, device: "torch.device | str" = "cpu") -> "dict[str, Tensor]":
         """Keyword arguments for the forward of a model on `device`.
 
         Padding on the right lies in the future of every real token, so a causal model needs no mask for it and the
@@ -67,8 +69,10 @@ class Batch:
         return {"input_ids": self.ids.to(device), "attention_mask": valid, "position_ids": positions}
 
     @property
-    def predicted(self) -> Tensor:
+    def predicted(self) -> "Tensor":
         """Positions whose next token is a real one and counts.  # (B, T-1)"""
+        import torch
+
         real = self.valid[:, 1:] & self.valid[:, :-1]
         if not self.starts:
             return real
@@ -83,21 +87,21 @@ def messages_of(example: Example, answered: bool = True) -> list[dict[str, str]]
     return [*turns, {"role": "assistant", "content": example.answer}] if answered else turns
 
 
-def text_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+def text_of(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The exact text that is tokenised: the chat template's where there is one and the row asks something."""
     if _templated(example, tokenizer):
         return _rendered(messages_of(example), tokenizer, False).strip()
     return _asked(example, tokenizer) + example.answer
 
 
-def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_tokens(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The token ids that ask for the example's answer: those of its row up to where the answer starts."""
     return _ids(_asked(example, tokenizer), example, tokenizer)
 
 
 def encode(
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     positions: Positions = "all",
 ) -> Encoded:
@@ -106,6 +110,8 @@ def encode(
     Rows that predict nothing are left out: those shorter than two tokens, and for "answer" those whose answer is cut
     away. Raises InputError when no row remains.
     """
+    import torch
+
     rows: list[Tensor] = []
     starts: list[int] = []
     places: list[int] = []
@@ -136,6 +142,8 @@ def encode(
 
 def batches(encoded: Encoded, size: int, padding_side: str = "right") -> Iterator[Batch]:
     """The rows sorted by length, so that most batches need little padding, and padded to their batch's longest."""
+    import torch
+
     order = sorted(range(len(encoded.rows)), key=lambda index: (len(encoded.rows[index]), index))
     for first in range(0, len(order), size):
         chosen = order[first : first + size]
@@ -150,11 +158,11 @@ def batches(encoded: Encoded, size: int, padding_side: str = "right") -> Iterato
         yield Batch(tuple(chosen), ids, valid, padding_side, starts)
 
 
-def _templated(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _templated(example: Example, tokenizer: "PreTrainedTokenizerBase") -> bool:
     return bool((example.prompt or example.turns) and tokenizer.chat_template)
 
 
-def _asked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+def _asked(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text up to where the answer starts."""
     said = messages_of(example, answered=False)
     if _templated(example, tokenizer):
@@ -162,7 +170,7 @@ def _asked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     return "".join(f"{turn['content']}\n" for turn in said if turn["content"])
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
+def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", ask: bool) -> str:
     try:
         return without_surrogates(
             str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
@@ -174,12 +182,12 @@ def _rendered(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
         ) from error
 
 
-def _ids(text: str, example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ids(text: str, example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """A chat template writes its special tokens itself."""
     return tokenizer(text, add_special_tokens=not _templated(example, tokenizer))["input_ids"]  # type: ignore[return-value]
 
 
-def _answer_start(example: Example, text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def _answer_start(example: Example, text: str, ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> int:
     """The place of the first token that holds a part of the answer."""
     asked = _asked(example, tokenizer)
     if not asked:

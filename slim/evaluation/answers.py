@@ -6,17 +6,16 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 from diskcache import Cache
-from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from slim.core.cache import Arrays
 from slim.core.errors import SlimError
-from slim.core.records import Record
 from slim.core.reporter import SILENT, Reporter, Work
 from slim.data.batch_runner import run_batches
 from slim.data.encode import Batch, Encoded, prompt_tokens
 from slim.data.templates import Example
+from slim.evaluation.model_answer import ModelAnswer
 from slim.evaluation.settings import AnswerSettings
 from slim.models.identity import row_cache
 from slim.models.load import Loaded
@@ -25,20 +24,6 @@ VERSION = 1
 """Version of the cached answers: raise it when the same settings give other answers."""
 ANY_LENGTH = 2**30
 """Tokens of a context without a limit."""
-
-
-class ModelAnswer(Record):
-    """A model's answer to one row; `failure` is the reason why it was not asked."""
-
-    text: str = ""
-    tokens: int = Field(default=0, ge=0, description="generated tokens, without the one that ends the answer")
-    finished: bool = Field(default=False, description="whether the model ended the answer itself")
-    failure: str | None = None
-
-    @property
-    def truncated(self) -> bool:
-        """Whether the answer was cut at `max_new_tokens`."""
-        return self.failure is None and not self.finished
 
 
 def prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from slim.evaluation.metrics import Figure
 from slim.evaluation.record import EvaluationFacts
-from slim.evaluation.speed import Footprint, Speed, Timed
+from slim.evaluation.speed_record import Footprint, Speed, Timed
 
 Group = Literal["quality", "speed", "size"]
 Standing = Literal["better", "worse", "same", "apart", "open", "unknown"]

@@ -8,7 +8,7 @@ import torch
 from diskcache import Cache
 from torch import Tensor
 
-from slim.calibration.criteria.kl_output import Baseline
+from slim.calibration.ablation import Baseline
 from slim.core.cache import Arrays
 from slim.core.errors import SlimError
 from slim.core.reporter import Step, uncounted

@@ -13,7 +13,7 @@ from slim.core.records import DatasetFacts, ModelFacts, Record, StandsForPath, w
 from slim.core.run_index import remember
 from slim.evaluation.metrics import POINTS, Figure
 from slim.evaluation.settings import EvaluationSettings
-from slim.evaluation.speed import Footprint, Speed
+from slim.evaluation.speed_record import Footprint, Speed
 
 TABLE, SCORES = "table.parquet", "scores.csv"
 

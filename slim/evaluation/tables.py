@@ -6,7 +6,7 @@ import pandas as pd
 
 from slim.evaluation.comparison import ComparedMetric, Standing, named_metric
 from slim.evaluation.record import EvaluationFacts, in_words
-from slim.evaluation.speed import Timed
+from slim.evaluation.speed_record import Timed
 
 STANDINGS: dict[Standing, str] = {
     "better": "better",

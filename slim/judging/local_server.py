@@ -20,14 +20,13 @@ from typing import IO, Any
 
 import httpx2
 import psutil
-import torch
 
 from slim.core import launch
 from slim.core.errors import InputError, SlimError
 from slim.core.hub import MODEL_FILES, snapshot
 from slim.core.reporter import SILENT, Reporter
 from slim.judging.endpoint import KEYS, Endpoint, Messages
-from slim.models.load import digest, locate
+from slim.models.source import digest
 
 PATIENCE = 600.0
 """Seconds that a server has to load its model and answer a first call."""
@@ -61,6 +60,8 @@ class LocalJudge:
 
         Raises SlimError with the end of its log where it ends or does not answer for `patience` seconds.
         """
+        import torch
+
         reporter.progress(0, 1, "Starting the judge")
         if torch.cuda.is_available():  # the models that answered are freed, and torch still reserves their memory
             gc.collect()
@@ -126,6 +127,8 @@ def find_local_judge(source: str, reporter: Reporter = SILENT) -> LocalJudge:
 
     Raises InputError for any other source, and for a model without safetensors weights.
     """
+    from slim.models.load import locate
+
     place = Path(locate(source, reporter))
     of_hub = not place.is_dir()
     folder = snapshot(str(place)) if of_hub else place.absolute()

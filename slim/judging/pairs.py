@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from slim.core.cache import open_cache
 from slim.core.errors import SlimError
 from slim.core.reporter import SILENT, Reporter
 from slim.data.templates import Example
-from slim.evaluation import answers
-from slim.evaluation.answers import ModelAnswer
+from slim.evaluation.model_answer import ModelAnswer
 from slim.evaluation.settings import AnswerSettings
-from slim.models.load import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def answered(
     The prompts and stop rules are the original's for both, unless their tokenizers differ. Raises `trouble`, where it
     is given, instead of generating an answer that is not cached.
     """
+    from slim.evaluation import answers
+    from slim.models.load import load_model
+
     said: list[list[ModelAnswer]] = []
     fingerprints: list[str] = []
     notes: dict[str, None] = {}
@@ -89,5 +92,5 @@ def answered(
     return Answered(pairs, (fingerprints[0], fingerprints[1]), list(notes))
 
 
-def _same(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def _same(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template

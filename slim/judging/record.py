@@ -6,8 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from slim.core.records import Record
-from slim.evaluation.answers import ModelAnswer
 from slim.evaluation.metrics import Figure
+from slim.evaluation.model_answer import ModelAnswer
 from slim.evaluation.settings import AnswerSettings
 from slim.judging.prompt import Order
 

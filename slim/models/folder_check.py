@@ -17,8 +17,8 @@ from slim.core.errors import InputError
 from slim.core.paths import is_file
 from slim.core.records import why_invalid
 from slim.models.architectures import architecture_of, check_config
+from slim.models.source import WEIGHTS
 
-WEIGHTS = "model.safetensors"
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Number formats of weights that can be cut, by safetensors' name."""
 LAYERS = ("num_hidden_layers", "n_layer")

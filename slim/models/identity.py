@@ -1,17 +1,20 @@
 """One identity of a model for all caches: what it computes, wherever it lies and whatever it is called."""
 
 import json
+from typing import TYPE_CHECKING
 
 from diskcache import Cache
 
 from slim.core.cache import RowCache
-from slim.models.load import Loaded
+
+if TYPE_CHECKING:
+    from slim.models.load import Loaded
 
 NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version")
 """Settings of a config that say nothing of what the model computes."""
 
 
-def identity(loaded: Loaded) -> str:
+def identity(loaded: "Loaded") -> str:
     """Return what stands for all that a model's figures depend on: weights, config, number format, kind of device.
 
     The same file of weights may stand beside another config, so the fingerprint alone does not tell two models apart.
@@ -22,7 +25,7 @@ def identity(loaded: Loaded) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def row_cache(cache: Cache | None, *models: Loaded, **basis: object) -> RowCache:
+def row_cache(cache: Cache | None, *models: "Loaded", **basis: object) -> RowCache:
     """Return the cached rows of a figure of these models; `basis` is what else it depends on, besides the row.
 
     Nothing is cached of a model whose weights have no fingerprint, as they were changed in memory.

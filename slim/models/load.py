@@ -1,8 +1,6 @@
 """Loading a model: bundled, a folder, a GGUF file or a Hub id; always safetensors, never a folder's own code."""
 
-import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,10 @@ from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.folder_check import check_weights, read_folder, unreadable
 from slim.models.modeling import PerLayerAttentionMixin
+from slim.models.source import HUB_ID, digest, weights_of
 
 ROOM_FOR_WEIGHTS = 0.6
 """Share of a card's memory that weights may take; the rest is for what a forward keeps."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -206,20 +204,6 @@ def model_facts(
         itemsize=dtype.itemsize,
         shapes=shapes,
     )
-
-
-def weights_of(folder: Path) -> list[Path]:
-    """The files with weights in a folder; no pipe, which would be waited for."""
-    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-
-
-def digest(files: list[Path]) -> str:
-    """Return a hash of the contents of `files`, in their order."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
 
 
 def device_name(loaded: Loaded) -> str:

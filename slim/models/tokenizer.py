@@ -1,24 +1,26 @@
 """The tokenizer and the shape of a model without its weights, to show what will be before anything long starts."""
 
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from slim.core import paths, workspace
 from slim.core.errors import InputError
 from slim.core.hub import reach
 from slim.core.records import ModelFacts, why_invalid
 from slim.models import bundled
-from slim.models.folder_check import read_folder
 from slim.models.gguf_header import check_gguf
-from slim.models.load import facts_from_config, locate, tried
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of the model that `source` names as for `slim.models.load`.
 
     Raises InputError for an unknown source or one without a tokenizer.
     """
+    from slim.models.load import tried
+
     try:
         return tried(_read(source))
     except InputError:
@@ -27,7 +29,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise InputError(f"model {source!r} has no tokenizer that can be read: {why_invalid(error)}") from error
 
 
-def _read(source: str) -> PreTrainedTokenizerBase:
+def _read(source: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    from slim.models.load import locate
+
     gguf = _not_unpacked(source)
     if gguf is not None:
         check_gguf(gguf)
@@ -45,6 +51,9 @@ def facts_at_hand(source: str) -> ModelFacts | None:
     """
     if not at_hand(source) or _not_unpacked(source) is not None:
         return None
+    from slim.models.folder_check import read_folder
+    from slim.models.load import facts_from_config, locate
+
     return facts_from_config(source, read_folder(source, Path(locate(source))).config)
 
 
@@ -61,7 +70,9 @@ def _not_unpacked(source: str) -> Path | None:
     return path if path.suffix == ".gguf" and path.is_file() else None
 
 
-def _of_hub(source: str) -> PreTrainedTokenizerBase:
+def _of_hub(source: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):

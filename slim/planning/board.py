@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.forecast import RUINOUS
+from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.record import Calibration
 from slim.calibration.scores import WEIGHT_STEPS, highest_rank, unit_ranks
-from slim.calibration.sketch import LossSketch
 from slim.core.records import ModelFacts
 from slim.core.statistics import ENDS, resample_counts
 from slim.models.units import UNITS, Shape, UnitName

@@ -23,7 +23,7 @@ from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
 from slim.models.units import UNITS, Keep, Shape, UnitName, whole_model
-from slim.planning.after_repair import AfterRepairSketch
+from slim.planning.after_repair_record import AfterRepairSketch
 from slim.planning.build import build_plan, check_unit, uniform_shapes
 from slim.planning.layer_options import LayerCandidates, layer_candidates
 from slim.planning.quantities import LIMITS, LOSS, QUANTITIES

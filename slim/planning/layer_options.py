@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.calibration.sketch import LossSketch
+from slim.calibration.loss_sketch import LossSketch
 from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
 from slim.models.columns import removed_columns, removed_heads

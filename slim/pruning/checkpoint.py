@@ -18,8 +18,9 @@ from slim.core.reporter import SILENT, Reporter
 from slim.core.run_index import remember
 from slim.models import modeling
 from slim.models.architectures import Architecture
-from slim.models.folder_check import WEIGHTS, read_folder
+from slim.models.folder_check import read_folder
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
+from slim.models.source import CARRIED, WEIGHTS
 from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE
@@ -29,8 +30,6 @@ from slim.pruning.surgery import assembled, check_channels, cut
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of weights in one file; more are split over several."""
-CARRIED = (".json", ".jinja", ".model", ".txt")
-"""Endings of the files that a rewritten checkpoint copies: config, tokenizer, plan. Code is never copied."""
 
 
 def prune(plan: Plan, output: Path, reporter: Reporter = SILENT, *, shard_bytes: int = SHARD_BYTES) -> Path:

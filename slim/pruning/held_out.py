@@ -14,9 +14,8 @@ from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.request import DataSource
 from slim.data.sources import is_hub_id
-from slim.planning.files import load_plan
+from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
-from slim.pruning.checkpoint import PLAN_FILE
 from slim.pruning.history import TEST, load_recovery, role_of
 
 UNSEEN = ("test", "validation")

@@ -13,6 +13,8 @@ from slim.core.records import DatasetFacts, Record, why_invalid
 from slim.data import tasks
 
 RECOVERY_FILE = "slim_recovery.json"
+UNCHANGED = "on the acceptance rows the model was no better after it, so its weights are as they were"
+"""Note of a step that was not applied."""
 Method = Literal["repair", "local", "lora", "kd"]
 TRAIN, VALIDATION, ACCEPTANCE, TEST = "train", "validation", "acceptance", "test"
 ROLES = {TRAIN: 12, VALIDATION: 1, ACCEPTANCE: 1, TEST: 2}

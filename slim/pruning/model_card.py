@@ -7,7 +7,7 @@ import slim
 from slim.core.document import Document, Section
 from slim.core.markdown import escaped, markdown, section_text
 from slim.models import bundled
-from slim.models.load import HUB_ID
+from slim.models.source import HUB_ID
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.card_sections import (

@@ -32,6 +32,7 @@ from slim.pruning.history import (
     ROLES,
     TEST,
     TRAIN,
+    UNCHANGED,
     CurvePoint,
     Method,
     Quality,
@@ -41,9 +42,6 @@ from slim.pruning.history import (
     role_of,
 )
 from slim.recovery.teacher import check_vocabulary
-
-UNCHANGED = "on the acceptance rows the model was no better after it, so its weights are as they were"
-"""Note of a step that was not applied."""
 
 
 class RowSettings(Protocol):

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
 from slim.calibration.facts import CalibrationFacts
 from slim.calibration.record import load_calibration
 from slim.core import workspace
@@ -21,11 +19,9 @@ from slim.judging import judge, votes
 from slim.judging.record import Judgment
 from slim.judging.votes import Votes
 from slim.models.architectures import architecture_of
-from slim.models.folder_check import read_folder
-from slim.planning.files import load_plan
+from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
-from slim.pruning import checkpoint
-from slim.pruning.checkpoint import MODELING_FILE, PLAN_FILE
+from slim.planning.slicing import MODELING_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
 from slim.runs.files import JUDGEMENT, PLAN, VOTES, is_plain
 from slim.runs.manage import LONGEST, is_name
@@ -109,6 +105,11 @@ def check(kind: Kind, held: Mapping[str, Path]) -> None:
 
 def _check_checkpoint(folder: Path) -> None:
     """Raise InputError unless Slim made the checkpoint: with a plan or a recovery, and no code but Slim's own."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from slim.models.folder_check import read_folder
+    from slim.pruning import checkpoint
+
     stored = read_folder(str(folder), folder)
     if (folder / PLAN_FILE).exists():
         checkpoint.recipe(folder)

@@ -8,7 +8,7 @@ import pytest
 
 from slim.calibration import charts, check_charts
 from slim.calibration.check_record import Correction, CriterionCheck, Removal, Verdict
-from slim.calibration.head_detail import HeadScore
+from slim.calibration.head_scores import HeadScore
 from slim.calibration.task_vs_general import TaskDifference
 from slim.core.statistics import Estimate
 

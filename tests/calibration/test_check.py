@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from slim.calibration import calibrate, check
-from slim.calibration.check import criteria, measure_check, rows_to_check, some_heads
+from slim.calibration.check import measure_check, rows_to_check, some_heads
 from slim.calibration.check_record import (
     SHARES,
     Correction,
@@ -25,7 +25,7 @@ from slim.calibration.check_record import (
 from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.request import CalibrateRequest, CheckRequest
-from slim.calibration.scores import composite, prunability
+from slim.calibration.scores import composite, criteria, prunability
 from slim.core.errors import InputError, SlimError
 from slim.data import tasks
 from slim.data.tasks import Encoded

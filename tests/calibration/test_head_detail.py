@@ -10,6 +10,7 @@ import torch
 
 from slim.calibration import calibrate, check, head_detail, scores
 from slim.calibration.check_record import Correction
+from slim.calibration.head_scores import costs, head_scores
 from slim.calibration.record import Calibration
 from slim.calibration.reload import calibrated_rows, check_model
 from slim.calibration.request import CalibrateRequest
@@ -117,7 +118,7 @@ def test_a_coarse_map_keeps_the_weight(length: int, most: int) -> None:
 def test_every_figure_of_a_head(checked: Calibration) -> None:
     """The composite by the given weights, each metric with its interval, the other rows' forecast, the damage."""
     weights = {"kl_output": 1.0, "entropy": 0.5}
-    found = head_detail.head_scores(checked, weights)
+    found = head_scores(checked, weights)
     metrics = [name for name, levels in checked.estimates.items() if "head" in levels]
     assert list(found) == ["composite", *metrics, "sketch", "damage"]
     np.testing.assert_array_equal(found["composite"].values, scores.composite(checked, weights, "head"))
@@ -139,15 +140,15 @@ def test_every_figure_of_a_head(checked: Calibration) -> None:
 def test_without_kl_and_check_there_are_fewer(pico: Callable[..., Loaded]) -> None:
     """No forecast, no damage, no costs; the rest is there."""
     bare = measured(pico("llama"), random_rows((9, 12)), kl="none")
-    found = head_detail.head_scores(bare, scores.default_weights(bare))
+    found = head_scores(bare, scores.default_weights(bare))
     assert not {"kl_output", "sketch", "damage"} & set(found)
     assert {"composite", "entropy", "variance"} <= set(found)
-    assert head_detail.costs(bare, 0, 0) == []
+    assert costs(bare, 0, 0) == []
 
 
 def test_places_say_who_goes_first(checked: Calibration) -> None:
     """1 is first to go: the cheapest, the most diffuse, the highest score. Only heads that were measured count."""
-    found = head_detail.head_scores(checked, {"kl_output": 1.0})
+    found = head_scores(checked, {"kl_output": 1.0})
     for name, first in (("kl_output", np.argmin), ("entropy", np.argmax), ("composite", np.argmax)):
         layer, head = np.unravel_index(first(found[name].values), (LAYERS, HEADS))
         assert found[name].place(int(layer), int(head)) == (1, LAYERS * HEADS)
@@ -164,7 +165,7 @@ def test_places_say_who_goes_first(checked: Calibration) -> None:
 
 def test_what_a_head_its_group_and_its_block_cost(calibration: Calibration) -> None:
     """The forecasts are those of the unseen rows, the block is measured."""
-    head, group, block = head_detail.costs(calibration, 2, 4)
+    head, group, block = costs(calibration, 2, 4)
     assert (head.what, group.what, block.what) == (
         "The head alone",
         "Its KV group, heads 3 to 5",
@@ -190,21 +191,21 @@ def test_a_check_corrects_the_forecast_and_adds_what_was_measured(checked: Calib
     correction = Correction(intercept=0.7, slope=0.0, smallest=1e-4, largest=1.0, spread=0.0, removals=9)
     corrected = replace(checked, check=checked.check.model_copy(update={"correction": correction}))
     place = checked.check.heads[3]
-    plain = head_detail.costs(replace(checked, check=None), *place)
-    forecast, truth, *_ = head_detail.costs(corrected, *place)
+    plain = costs(replace(checked, check=None), *place)
+    forecast, truth, *_ = costs(corrected, *place)
     assert forecast.factor == pytest.approx(np.exp(0.7))
     assert forecast.value == pytest.approx(np.exp(0.7) * plain[0].value)
     assert truth.measured
     assert truth.value == checked.check.damage[3]
     assert truth.low is None
     left_alone = next((n // HEADS, n % HEADS) for n in range(24) if (n // HEADS, n % HEADS) not in checked.check.heads)
-    assert [cost.what for cost in head_detail.costs(corrected, *left_alone)].count("The head alone") == 1
+    assert [cost.what for cost in costs(corrected, *left_alone)].count("The head alone") == 1
 
 
 def test_one_row_has_no_interval(pico: Callable[..., Loaded]) -> None:
     """The figures are there, their ends are not."""
     alone = measured(pico("llama", kv_heads=6), random_rows((9,)))
-    head, block = head_detail.costs(alone, 0, 0)
+    head, block = costs(alone, 0, 0)
     assert (head.low, head.high, block.low, block.high) == (None, None, None, None)
     assert head.value > 0
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from slim.calibration.ablation import Ablation, ablate, ablations, kl_divergence, without
 from slim.calibration.criteria import kl_output
-from slim.calibration.criteria.kl_output import Ablation, ablate, ablations, kl_divergence, without
 from slim.data.tasks import Encoded, batches
 from slim.models.load import Loaded
 from tests import reference

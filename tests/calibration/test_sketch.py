@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from slim.calibration import sketch
-from slim.calibration.sketch import SEGMENT, LossSketch, score_rows
+from slim.calibration.loss_sketch import LossSketch
+from slim.calibration.sketch import SEGMENT, score_rows
 from slim.data.tasks import Encoded, batches
 from slim.models.load import Loaded
 from slim.models.probe import Probe

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.record import Calibration, save_calibration
-from slim.calibration.sketch import LossSketch
 from slim.calibration.task_vs_general import of_same_model, task_difference, unlike
 from slim.core.errors import InputError
 from slim.models.load import Loaded

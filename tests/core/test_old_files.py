@@ -22,7 +22,7 @@ from slim.jobs.job import Job
 from slim.jobs.store import JobStore
 from slim.judging import judge, votes
 from slim.models.load import load_model
-from slim.planning.after_repair import AfterRepairSketch, load_after_repair
+from slim.planning.after_repair_record import AfterRepairSketch, load_after_repair
 from slim.planning.board_choice import from_query
 from slim.planning.budget import plan_by_budget
 from slim.planning.files import load_plan

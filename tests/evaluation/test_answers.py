@@ -14,7 +14,8 @@ from slim.core.errors import SlimError
 from slim.core.reporter import Reporter
 from slim.data.encode import text_of
 from slim.data.templates import Example
-from slim.evaluation.answers import ModelAnswer, answer, context_of, prompts, stops_of
+from slim.evaluation.answers import answer, context_of, prompts, stops_of
+from slim.evaluation.model_answer import ModelAnswer
 from slim.evaluation.settings import AnswerSettings
 from slim.models.load import Loaded, load_model
 from slim.pruning import checkpoint

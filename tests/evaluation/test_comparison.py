@@ -13,7 +13,7 @@ from slim.evaluation.comparison import ComparedMetric, compare_models, named_met
 from slim.evaluation.metrics import Figure
 from slim.evaluation.record import EvaluationFacts, MetricFacts, ModelScores, Score
 from slim.evaluation.settings import EvaluationSettings
-from slim.evaluation.speed import Footprint, Speed, Timed
+from slim.evaluation.speed_record import Footprint, Speed, Timed
 
 NAMES = ["original", "small", "<b>tiny</b> & a name far too long for any chart"]
 

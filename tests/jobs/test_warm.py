@@ -44,7 +44,7 @@ class Home:
 
     def new(self, **settings: str) -> subprocess.Popen[bytes]:
         """Start such a process, as the server does."""
-        environment = launch.environment(SLIM_HOME=str(self.place), **settings)
+        environment = launch.environment(**{"SLIM_HOME": str(self.place)} | settings)
         command = launch.module_command("slim.jobs.warm")
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
         self.processes.append(process)

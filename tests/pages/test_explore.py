@@ -19,7 +19,7 @@ from slim.calibration import scores
 from slim.calibration.calibrate import calibrate
 from slim.calibration.check import check
 from slim.calibration.check_record import Correction, CriterionCheck, Removal, Verdict
-from slim.calibration.head_detail import costs, head_scores
+from slim.calibration.head_scores import costs, head_scores
 from slim.calibration.record import CHECK_FILE, Calibration, load_calibration, save_check
 from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.core.request import Request

@@ -14,7 +14,8 @@ from slim.calibration.calibrate import calibrate
 from slim.calibration.record import load_calibration
 from slim.calibration.request import CalibrateRequest
 from slim.core.run_index import runs
-from slim.planning.after_repair import FILE, after_repair_sketch
+from slim.planning.after_repair import after_repair_sketch
+from slim.planning.after_repair_record import FILE
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.recovery.request import PruneRequest

@@ -19,14 +19,8 @@ from slim.models.architectures import architecture_of
 from slim.models.columns import removed_columns
 from slim.models.load import Loaded, load_model
 from slim.models.units import NO_ATTENTION, LayerKeep, UnitName
-from slim.planning.after_repair import (
-    FILE,
-    AfterRepairSketch,
-    after_repair_sketch,
-    load_after_repair,
-    measure_after_repair,
-    save_after_repair,
-)
+from slim.planning.after_repair import after_repair_sketch, measure_after_repair
+from slim.planning.after_repair_record import FILE, AfterRepairSketch, load_after_repair, save_after_repair
 from slim.planning.budget import plan_by_budget
 from slim.planning.layer_options import ENUMERATED
 from slim.planning.record import Pins

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from slim.calibration.forecast import forecast
+from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.record import Calibration
-from slim.calibration.sketch import LossSketch
 from slim.core.errors import InputError
 from slim.models.columns import removed_columns
 from slim.models.load import Loaded

@@ -23,7 +23,7 @@ from slim.evaluation.metrics import Figure
 from slim.evaluation.record import TABLE, EvaluationFacts, MetricFacts, Score, figures_table, load_evaluation
 from slim.judging import judge, votes
 from slim.models.units import whole_model
-from slim.planning.after_repair import FILE, AfterRepairSketch, load_after_repair, save_after_repair
+from slim.planning.after_repair_record import FILE, AfterRepairSketch, load_after_repair, save_after_repair
 from slim.planning.files import load_plan, save_plan
 from slim.planning.record import ByBudget
 from slim.planning.sizes import size_of

@@ -18,9 +18,10 @@ from slim.core.errors import InputError
 from slim.models.load import Loaded
 from slim.models.probe import Probe
 from slim.models.units import Keep, whole_model
-from slim.planning.files import load_plan
+from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
-from slim.pruning.checkpoint import MODELING_FILE, PLAN_FILE, prune
+from slim.planning.slicing import MODELING_FILE
+from slim.pruning.checkpoint import prune
 from tests import reference
 from tests.pico import FAMILIES, keeping, plan_of, save_pico
 from tests.surgery import FULL, IDS, WHOLE, Pruned, cached, file_bytes, held, logits

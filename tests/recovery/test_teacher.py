@@ -8,7 +8,7 @@ import pytest
 import torch
 from diskcache import Cache
 
-from slim.calibration.criteria.kl_output import kl_divergence
+from slim.calibration.ablation import kl_divergence
 from slim.core.errors import InputError, SlimError
 from slim.core.reporter import SILENT, Work
 from slim.data.tasks import Encoded, batches

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from slim.calibration.ablation import Ablation, ablate
 from slim.calibration.calibrate import calibrate
 from slim.calibration.check import check
-from slim.calibration.criteria.kl_output import Ablation, ablate
 from slim.calibration.record import Calibration
 from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.data.tasks import Encoded, batches, choose, encode, load_task

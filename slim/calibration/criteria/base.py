@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from slim.models.load import Loaded
-from slim.models.probe import LayerView
 from slim.models.units import UnitName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slim.models.load import Loaded
+    from slim.models.probe import LayerView
 
 Scores = dict[UnitName, NDArray[np.float64]]
 """Per level the figures: head (L, H), group (L, K), block (L,)."""
@@ -24,7 +26,7 @@ Shares = dict[UnitName, tuple[NDArray[np.float64], NDArray[np.float64]]]
 class Meter(Protocol):
     """Watches the blocks of a forward, in order."""
 
-    def update(self, view: LayerView) -> None: ...
+    def update(self, view: "LayerView") -> None: ...
 
     def take(self) -> Sums:
         """Return the sums of the rows that were forwarded since the last call."""
@@ -44,20 +46,20 @@ class Criterion:
     high_is_prunable: bool
     levels: tuple[UnitName, ...]
     method: str
-    meter: Callable[[Loaded], Meter] | None = None
-    shares: Callable[[Sums, Loaded], Shares] | None = None
-    of_weights: Callable[[Loaded], Scores] | None = None
+    meter: "Callable[[Loaded], Meter] | None" = None
+    shares: "Callable[[Sums, Loaded], Shares] | None" = None
+    of_weights: "Callable[[Loaded], Scores] | None" = None
     version: int = 1
 
 
 class PerLayer:
     """Collects one tensor per layer and name; `take` gives them as (B, L, …) and starts anew."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: "Loaded") -> None:
         self.layers = loaded.facts.layers
         self._found: dict[str, Tensor] = {}
 
-    def keep(self, layer: int, **sums: Tensor) -> None:
+    def keep(self, layer: int, **sums: "Tensor") -> None:
         """A layer's sums, rows first. The first layer starts anew, should a forward not have come to its end."""
         for name, tensor in sums.items():
             if layer == 0 or name not in self._found:
@@ -72,18 +74,22 @@ class PerLayer:
         return taken
 
 
-def row_sums(values: Tensor, where: Tensor) -> Tensor:
+def row_sums(values: "Tensor", where: "Tensor") -> "Tensor":
     """Σ over the tokens `where` (B, T) of `values` (B, T, …), rows kept apart, in float64.  # (B, …)"""
+    import torch
+
     where = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
     return values.where(where, 0).sum(1, dtype=torch.float64)
 
 
-def exact(tensor: Tensor) -> Tensor:
+def exact(tensor: "Tensor") -> "Tensor":
     """In float32 or more, in which statistics are computed whatever the model's dtype."""
+    import torch
+
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def head_shares(sums: Sums, loaded: Loaded) -> Shares:
+def head_shares(sums: Sums, loaded: "Loaded") -> Shares:
     """The mean of one number per head, `total` (R, L, H) over `count` (R, L); a group or block averages its heads."""
     total, count = sums["total"], sums["count"]
     grouped = total.reshape(*total.shape[:2], loaded.facts.kv_heads, -1)

@@ -1,22 +1,26 @@
 """How spread a head's attention is over the keys it can see."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from slim.calibration.criteria.base import Criterion, PerLayer, head_shares, row_sums
-from slim.models.probe import LayerView
+
+if TYPE_CHECKING:
+    from slim.models.probe import LayerView
 
 
 class Entropy(PerLayer):
     """Mean over query positions of −Σ_j a_ij ln a_ij."""
 
-    def update(self, view: LayerView) -> None:
+    def update(self, view: "LayerView") -> None:
         self.keep(view.layer, total=row_sums(view.entropy, view.valid), count=view.valid.sum(1))
 
 
 class NormalizedEntropy(Entropy):
     """Mean over positions with at least two visible keys of H_i / ln n_i, so that lengths compare."""
 
-    def update(self, view: LayerView) -> None:
+    def update(self, view: "LayerView") -> None:
+        import torch
+
         most = torch.log(view.visible.clamp_min(2).to(view.entropy.dtype))[..., None]  # (B, T, 1)
         counted = view.valid & (view.visible >= 2)
         self.keep(view.layer, total=row_sums(view.entropy / most, counted), count=counted.sum(1))

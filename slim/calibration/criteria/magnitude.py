@@ -1,19 +1,23 @@
 """How large a head's weights are: the rule that knows neither the task nor the data."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from slim.calibration.criteria.base import Criterion, Scores
 from slim.models.architectures import write_weights
-from slim.models.load import Loaded
+
+if TYPE_CHECKING:
+    from slim.models.load import Loaded
 
 
-@torch.no_grad()
-def magnitude(loaded: Loaded) -> Scores:
+def magnitude(loaded: "Loaded") -> Scores:
     """Root mean square of the output projection's weights that read a head, a group's heads or all heads of a block."""
+    import torch
+
     facts = loaded.facts
     weights = write_weights(loaded.model, loaded.architecture)  # (E, H·D) each
-    squares = torch.stack([weight.float().square().mean(0).double().cpu() for weight in weights])  # (L, H·D)
+    squares = torch.stack([weight.detach().float().square().mean(0).double().cpu() for weight in weights])  # (L, H·D)
     heads = squares.unflatten(1, (facts.heads, facts.head_dim)).mean(-1).numpy()  # (L, H)
     groups = heads.reshape(facts.layers, facts.kv_heads, facts.group).mean(-1)
     return {"head": np.sqrt(heads), "group": np.sqrt(groups), "block": np.sqrt(heads.mean(-1))}

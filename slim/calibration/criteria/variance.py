@@ -1,14 +1,18 @@
 """How much what a head writes into the residual stream changes from token to token."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from slim.calibration.criteria.base import Criterion, PerLayer, Shares, Sums, exact
 from slim.models.architectures import write_weights
-from slim.models.load import Loaded
-from slim.models.probe import LayerView
 from slim.models.units import UnitName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slim.models.load import Loaded
+    from slim.models.probe import LayerView
 
 
 class WriteVariance(PerLayer):
@@ -19,14 +23,16 @@ class WriteVariance(PerLayer):
     stands in the denominator because a mean is inflated many times over by massive activations (Sun et al. 2024).
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: "Loaded") -> None:
         super().__init__(loaded)
         self.facts, self.weights = loaded.facts, write_weights(loaded.model, loaded.architecture)
         self.joint = self.facts.group if self.facts.kv_heads > 1 else 1
         """Neighbouring heads whose second moments are taken together; all heads are written out instead."""
         self.grams = [self._gram(weight) for weight in self.weights]
 
-    def update(self, view: LayerView) -> None:
+    def update(self, view: "LayerView") -> None:
+        import torch
+
         heads, joint = exact(view.heads.masked_fill(~view.valid[..., None, None], 0)), self.joint  # (B, T, H, D)
         outputs = heads.unflatten(2, (-1, joint)).flatten(3)  # (B, T, units, joint·D)
         moments = outputs.permute(0, 2, 3, 1) @ outputs.transpose(1, 2)  # (B, units, joint·D, joint·D)
@@ -46,16 +52,18 @@ class WriteVariance(PerLayer):
             **found,
         )
 
-    def _gram(self, weight: Tensor) -> Tensor:
+    def _gram(self, weight: "Tensor") -> "Tensor":
         slices = exact(weight).unflatten(1, (-1, self.joint * self.facts.head_dim)).transpose(0, 1)
         return slices.mT @ slices  # (units, joint·D, joint·D)
 
 
-def _square_norms(vectors: Tensor) -> Tensor:
+def _square_norms(vectors: "Tensor") -> "Tensor":
+    import torch
+
     return torch.linalg.vector_norm(vectors, dim=-1).square()
 
 
-def shares(sums: Sums, loaded: Loaded) -> Shares:
+def shares(sums: Sums, loaded: "Loaded") -> Shares:
     """The trace is E‖w‖² − ‖E w‖²: a row's part of it is its Σ‖w‖² less the pull of its Σ w on the common mean."""
     facts, count = loaded.facts, sums["count"].astype(np.float64)
     weights = [weight.double().cpu().numpy() for weight in write_weights(loaded.model, loaded.architecture)]

@@ -9,7 +9,7 @@ import numpy as np
 from slim.calibration import charts, check_charts, scores
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.facts import CalibrationFacts
-from slim.calibration.head_detail import head_scores
+from slim.calibration.head_scores import head_scores
 from slim.calibration.record import Calibration
 from slim.core.document import Block, Chart, Code, Heading, Paragraph, Section, Table
 from slim.core.naming import data_words, endpoint_words, named, settings_words, versions_words, without_folders
@@ -26,9 +26,8 @@ from slim.pruning.card_sections import (
     step_notes,
     steps_blocks,
 )
-from slim.pruning.history import Recovery, RecoveryStep
+from slim.pruning.history import UNCHANGED, Recovery, RecoveryStep
 from slim.recovery.charts import NAMES, changes, curve
-from slim.recovery.context import UNCHANGED
 from slim.runs.report.gather import Gathered, Subject
 
 STAGES = ("rows", "settings", "made with", "ran")
