@@ -90,15 +90,15 @@ async def visit(person: Person, address: str, pages: int, people: int, pause: fl
             page = PATH[number % len(PATH)]
             await asyncio.sleep(chance.expovariate(1 / pause) if pause else 0)
             begun = time.monotonic()
-            await _run(socket, person, page)
+            await run_page(socket, person, page)
             person.seconds.append(time.monotonic() - begun)
             _look(person, page, people, number > 0)
             if number == 0:
-                await _run(socket, person, page, set_slider=True)  # its own setting is not said to a browser again
+                await run_page(socket, person, page, set_slider=True)  # its own setting is not said to a browser again
                 _look(person, page, people, False)
 
 
-async def _run(socket: Any, person: Person, page: str, set_slider: bool = False) -> None:
+async def run_page(socket: Any, person: Person, page: str, set_slider: bool = False) -> None:
     """One run of a page, until its script has ended."""
     asked = BackMsg()
     asked.rerun_script.page_name = "" if page == "home" else page

@@ -14,6 +14,7 @@ from pages.views.frame import (
     show_job,
     show_maps,
 )
+from pages.views.libraries import can_compute
 from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_counts, show_text
 from slim import jobs
 from slim.calibration.request import CalibrateRequest
@@ -60,7 +61,8 @@ preview = st.expander(
 )
 if preview.open:
     with preview:
-        show_text(task, request)
+        if can_compute():
+            show_text(task, request)
 figures = st.container()  # filled last, so that the button does not wait for the tokenizer
 
 if st.button("Calibrate", type="primary", icon=":material/play_arrow:", disabled=busy):
@@ -79,4 +81,5 @@ with plain_errors():
     here = at_hand(model)
 if not busy and (here or preview.open):
     with figures:
-        show_counts(task, request)
+        if can_compute():
+            show_counts(task, request)

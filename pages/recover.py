@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages.views.frame import choose_run, follow_job, page_title, plain_errors
+from pages.views.libraries import can_compute
 from pages.views.recovery_form import choose_step, offer, start, suggestion
 from pages.views.recovery_view import lead_on, newest_recovery, show_loss, show_recovery, show_running
 from slim.pruning.history import load_recovery
@@ -17,10 +18,11 @@ busy = follow_job(job, "checkpoint", RUN)
 path = choose_run("checkpoint", "Pruned model", RUN, "pages/prune.py")
 st.query_params["checkpoint"] = path.name
 show_running(job, path)
-
-from slim.pruning.checkpoint import recipe  # noqa: E402  it loads torch, which the page above needs not wait for
-
+if not can_compute():
+    st.stop()
 with plain_errors():
+    from slim.pruning.checkpoint import recipe
+
     plan, recovery = recipe(path), load_recovery(path)
 show_loss(plan, recovery)
 if recovery.steps:

@@ -5,6 +5,7 @@ import random
 import streamlit as st
 
 from pages.views.frame import choose_run, plain_errors
+from pages.views.libraries import can_compute
 from pages.views.preview import ONE_AT_A_TIME, answer_places, examples, open_model, show_answer
 
 
@@ -16,6 +17,8 @@ def another() -> None:
 def show_playground() -> None:
     """Ask for a prompt, and stream both models' answers. Without a checkpoint the page leads to Prune and ends."""
     path = choose_run("checkpoint", "Pruned model", "compare-checkpoint", "pages/prune.py")
+    if not can_compute():
+        return
     from slim.pruning.checkpoint import recipe
 
     with plain_errors():

@@ -156,7 +156,7 @@ def test_a_check_depends_on_neither_batches_nor_memory(
     loaded: Loaded, measured_once: Calibration, found: CriterionCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows one at a time, variants one at a time."""
-    monkeypatch.setattr("slim.calibration.criteria.kl_output.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("slim.calibration.ablation.TOKENS_AT_ONCE", 1)
     settings = measured_once.facts.settings.model_copy(update={"batch_size": 1})
     again = replace(measured_once, facts=measured_once.facts.model_copy(update={"settings": settings}))
     other = measure_check(again, loaded, Encoded(UNSEEN, 0), heads=1000)

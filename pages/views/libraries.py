@@ -1,0 +1,38 @@
+"""The libraries that read tokenizers and models: they take seconds to load, and no page waits for them."""
+
+import threading
+from importlib import import_module
+
+import streamlit as st
+
+LOADER = "libraries"
+"""Name of the thread that loads them."""
+PATIENCE = 0.1
+"""Seconds in which they are there where they were loaded before."""
+LOOK = 0.5
+"""Seconds between two looks whether they are there."""
+_loader = threading.Thread(target=import_module, args=("slim.models.load",), name=LOADER, daemon=True)
+_begun = threading.Lock()
+
+
+def can_compute() -> bool:
+    """Return whether they are loaded. Where they are not, say so; the page runs again once they are."""
+    if _loaded():
+        return True
+    _wait()
+    return False
+
+
+def _loaded() -> bool:
+    with _begun:
+        if _loader.ident is None:
+            _loader.start()
+    _loader.join(PATIENCE)
+    return not _loader.is_alive()
+
+
+@st.fragment(run_every=LOOK)
+def _wait() -> None:
+    if _loaded():
+        st.rerun()
+    st.caption("Loading the libraries that read models …")
