@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from slim.core.records import Record
+from slim.core.statistics import ranks
 
 SHARES = (0.05, 0.1, 0.2, 0.3)
 """Shares of all heads that are removed together."""
@@ -97,12 +98,10 @@ def rank_correlation(
     prunability: NDArray[np.float64], damage: NDArray[np.float64], seed: int = 0
 ) -> tuple[float, float, float]:
     """Spearman of "goes late" with the damage, and its 95% bootstrap interval over heads; NaN without variation."""
-    from scipy.stats import rankdata
-
     count = len(damage)
     resampled = np.random.default_rng(seed).integers(count, size=(300, count))
     chosen = np.concatenate((np.arange(count)[None], resampled))
-    value, *samples = _correlation(rankdata(-prunability[chosen], axis=1), rankdata(damage[chosen], axis=1))
+    value, *samples = _correlation(ranks(-prunability[chosen]), ranks(damage[chosen]))
     if not np.isfinite(samples).any():
         return float(value), np.nan, np.nan
     low, high = np.nanquantile(samples, (0.025, 0.975))
@@ -111,7 +110,7 @@ def rank_correlation(
 
 def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pearson's of each row.  # (R,)"""
-    one, other = (ranks - ranks.mean(1, keepdims=True) for ranks in (one, other))
+    one, other = (each - each.mean(1, keepdims=True) for each in (one, other))
     below = np.sqrt(np.square(one).sum(1) * np.square(other).sum(1))
     return np.divide((one * other).sum(1), below, out=np.full(len(below), np.nan), where=below > 0)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
+from slim.core.statistics import ranks
 from slim.models.units import UNITS, UnitName
 
 DEFAULT_WEIGHTS: Mapping[str, float] = {"kl_output": 1.0, "variance": 0.25}
@@ -61,10 +62,8 @@ def doubled_ranks(values: NDArray[np.float64], high_is_prunable: bool) -> NDArra
 
     Ties share their mean, which may be half of a rank: hence twice.
     """
-    from scipy.stats import rankdata
-
-    ranks = rankdata(values if high_is_prunable else -values, axis=None)
-    return (2 * (ranks - 1)).round().astype(np.int64).reshape(values.shape)
+    found = ranks((values if high_is_prunable else -values).ravel())
+    return (2 * (found - 1)).round().astype(np.int64).reshape(values.shape)
 
 
 def highest_rank(count: int) -> int:

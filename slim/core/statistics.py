@@ -58,5 +58,14 @@ def interval(drawn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     return low, high
 
 
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank of each value among those of its row (…, N), from 1 on; ties share their mean."""
+    found = np.empty(values.shape)
+    for place in np.ndindex(values.shape[:-1]):
+        row, ordered = values[place], np.sort(values[place])
+        found[place] = (ordered.searchsorted(row) + ordered.searchsorted(row, "right") + 1) / 2
+    return found
+
+
 def _ratio(above: NDArray[np.float64], below: NDArray[Any]) -> NDArray[np.float64]:
     return np.divide(above, below, out=np.zeros_like(above), where=np.broadcast_to(below > 0, above.shape))

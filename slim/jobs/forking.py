@@ -28,6 +28,8 @@ PATIENCE = 2.0
 """Seconds in which the other side must answer."""
 AGAIN = 60.0
 """Seconds until a process that failed is started again."""
+LATER = 3.0
+"""Seconds in which a server shows its first page before a process beside it imports what jobs need."""
 GO = b"go"
 MAY_DIFFER = {CONFINED, "MPLBACKEND"}
 """Variables of the environment that may differ: each job has its own, and Streamlit sets its own in the server."""
@@ -94,6 +96,7 @@ def keep_warm() -> None:
 
 
 def _keep() -> None:
+    time.sleep(LATER)
     while True:
         code = 1
         with suppress(OSError, SlimError), (folder() / "warm.log").open("ab") as log:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from slim.core.statistics import bootstrap, interval, resample_counts
 from slim.evaluation.metrics import Figure
@@ -80,6 +78,9 @@ def length_controlled(points: NDArray[np.float64], longer_by: NDArray[np.float64
 
 def _at_equal_length(points: NDArray[np.float64], term: NDArray[np.float64], weights: NDArray) -> float:
     """The fitted probability of a win where the length term is 0."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     design = np.stack((np.ones_like(term), term))  # (2, R)
 
     def loss(coefficients: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from slim.calibration.facts import Forecast
 from slim.calibration.forecast import forecast
@@ -280,6 +278,9 @@ class Planner:
 
         Raises Infeasible.
         """
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
         sizes = [len(kept) for kept in options.kept]
         layers, starts = len(sizes), np.cumsum([0, *sizes[:-1]])
         every = np.repeat(np.arange(layers), sizes)

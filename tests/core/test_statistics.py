@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
-from slim.core.statistics import LEVEL, RESAMPLES, Estimate, ratio_of_sums
+from slim.core.statistics import LEVEL, RESAMPLES, Estimate, ranks, ratio_of_sums
 
 
 def test_the_figure_is_the_ratio_of_the_sums() -> None:
@@ -72,3 +73,10 @@ def test_unsure_is_a_figure_without_ends() -> None:
     assert found.value.shape == found.low.shape == found.high.shape == (2, 3)
     assert np.isnan(found.low).all()
     assert np.isnan(found.high).all()
+
+
+def test_ranks_are_those_of_scipy() -> None:
+    """Ties share their mean, row by row."""
+    values = np.random.default_rng(0).integers(0, 5, (3, 4, 12)).astype(np.float64)
+    np.testing.assert_array_equal(ranks(values), rankdata(values, axis=-1))
+    np.testing.assert_array_equal(ranks(np.array([7.0])), [1.0])

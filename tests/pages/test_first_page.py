@@ -12,17 +12,24 @@ from tests.pipeline import Pipeline
 
 SCRIPT = """
 import json, sys, threading
+from importlib.machinery import ModuleSpec
 from streamlit.testing.v1 import AppTest
 
-class Finder:
+class Torch:
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "transformers"):
             if threading.current_thread().name == "libraries":
-                threading.Event().wait()  # as if they took for ever
+                return ModuleSpec(name, self)
             waited.append(name)
 
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        threading.Event().wait()  # as if it took for ever
+
 found = {}
-sys.meta_path.insert(0, Finder())
+sys.meta_path.insert(0, Torch())
 for name in sys.argv[2:]:
     waited = []
     page = AppTest.from_file(sys.argv[1], default_timeout=120).switch_page(f"pages/{name}.py").run()
