@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from slim.calibration import ablation
 from slim.calibration.ablation import Ablation, ablate, ablations, kl_divergence, without
-from slim.calibration.criteria import kl_output
 from slim.data.tasks import Encoded, batches
 from slim.models.load import Loaded
 from tests import reference
@@ -116,7 +116,7 @@ def test_how_many_go_together_changes_nothing(pico: Pico, monkeypatch: pytest.Mo
     chosen = [ablations(loaded.facts, LEVELS)] * 3
     removed = np.random.default_rng(0).random((5, 3, 8)) < 0.3
     expected, together = list(ablate(loaded, batch, chosen)), without(loaded, batch, removed)
-    monkeypatch.setattr(kl_output, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(ablation, "TOKENS_AT_ONCE", at_once)
     for one, other in zip(expected, ablate(loaded, batch, chosen), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7)
     for one, other in zip(together, without(loaded, batch, removed), strict=True):
