@@ -19,3 +19,10 @@ Dtype = Annotated[
     Literal["auto", "float32", "float64", "bfloat16"],
     Field(title="Number format", description="number format of the weights in memory; auto is float32"),
 ]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Field(
+        title="Matrix products in",
+        description="number format of matrix products; auto is bfloat16 where the device has instructions for it",
+    ),
+]

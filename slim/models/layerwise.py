@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slim.data.tasks import Batch
 from slim.models.architectures import Architecture, decoder_layers
+from slim.models.precision import products
 
 
 class Passed(nn.Module):
@@ -60,10 +61,15 @@ def _alone(layers: nn.ModuleList, index: int) -> AbstractContextManager[None]:
 
 
 class Stream:
-    """Rows on their way through a model: `hidden` is what enters the layer `index`.  # (B, T, E) of each batch"""
+    """Rows on their way through a model: `hidden` is what enters the layer `index`.  # (B, T, E) of each batch
 
-    def __init__(self, model: Any, architecture: Architecture, batches: Sequence[Batch]) -> None:
-        self.model, self.architecture, self.batches = model, architecture, batches
+    The residual keeps the number format of the weights, whatever the `precision` of matrix products.
+    """
+
+    def __init__(
+        self, model: Any, architecture: Architecture, batches: Sequence[Batch], precision: str = "float32"
+    ) -> None:
+        self.model, self.architecture, self.batches, self.precision = model, architecture, batches, precision
         self.layers = decoder_layers(model, architecture)
         self.index = 0
         self.hidden: list[Tensor] = []
@@ -105,9 +111,15 @@ class Stream:
     @torch.no_grad()
     def _entering(self, batch: Batch) -> Tensor:
         found: list[Any] = []
-        handle = self.layers[0].register_forward_hook(lambda module, args, output: found.append(output))
+
+        def enough(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.append(output)
+            raise Enough
+
+        handle = self.layers[0].register_forward_hook(enough)
         try:
-            self._forward(batch)
+            with suppress(Enough):
+                self._forward(batch)
         finally:
             handle.remove()
         return found[0]
@@ -159,4 +171,5 @@ class Stream:
         return seen
 
     def _forward(self, batch: Batch) -> None:
-        self.model(**batch.inputs(self.model.device), use_cache=False, logits_to_keep=1)
+        with products(self.precision, self.model):
+            self.model(**batch.inputs(self.model.device), use_cache=False, logits_to_keep=1)

@@ -29,6 +29,7 @@ from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload
 from slim.data import tasks
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
+from slim.models.precision import precision_of
 from slim.pruning import checkpoint
 from slim.pruning.history import (
     ACCEPTANCE,
@@ -46,7 +47,7 @@ from slim.recovery.lora import adapted, without_dropout
 from slim.recovery.request import FinetuneRequest, Training
 from slim.recovery.settings import TrainSettings
 from slim.recovery.teacher import TOP, targets_of_rows
-from slim.recovery.trainer import BACKWARD, Loss, RecoveryTrainer, Rows, arguments, last_state, precision_of
+from slim.recovery.trainer import BACKWARD, Loss, RecoveryTrainer, Rows, arguments, last_state
 
 KEPT_NUMBERS = {"adapter": 0.2, "full": 3.0}
 """Memory of gradients and optimizer, as a multiple of the weights."""
@@ -104,7 +105,7 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
             notes.append(
                 "the model is the original itself, so perplexity decided, and its KL shows how far it moved away"
             )
-        precision = {"precision": precision_of(settings, at.student.model.device)}
+        precision = {"precision": precision_of(settings.precision, at.student.model)}
         chosen = settings.model_dump() | precision | dict(trained.settings)
         steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, trained.curve))
         if settings.merge:
@@ -158,7 +159,7 @@ def train(
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * settings.steps),
         activation_checkpointing=settings.checkpointing,
-        bf16=precision_of(settings, student.model.device) == "bfloat16",
+        bf16=precision_of(settings.precision, student.model) == "bfloat16",
         eval_on_start=state is None,
         seed=settings.seed,
     )
@@ -274,7 +275,7 @@ def _key(at: RecoveryContext, method: Training, settings: TrainSettings) -> str:
         "teacher": at.teacher.facts.fingerprint,
         "method": method,
         "settings": settings.model_dump(exclude={"merge"}),
-        "precision": precision_of(settings, at.student.model.device),
+        "precision": precision_of(settings.precision, at.student.model),
         "threads": torch.get_num_threads(),
         "versions": versions() | {"peft": peft.__version__},
     }

@@ -31,6 +31,7 @@ from slim.data.tasks import Batch
 from slim.models.architectures import Architecture
 from slim.models.layerwise import Stream
 from slim.models.load import Loaded, resolve_dtype
+from slim.models.precision import precision_of, products
 from slim.models.units import Keep
 from slim.planning.files import PLAN_FILE
 from slim.pruning import held_out
@@ -40,7 +41,7 @@ from slim.recovery.least_squares import Original, intact
 from slim.recovery.lora import adapted_layer
 from slim.recovery.repair import STREAMS
 from slim.recovery.settings import TrainSettings
-from slim.recovery.trainer import BACKWARD, precision_of
+from slim.recovery.trainer import BACKWARD
 
 LARGEST_GRADIENT = 1.0
 """Norm to which larger gradients are clipped."""
@@ -140,7 +141,7 @@ class _Learner:
     ) -> None:
         self.now, self.goals, self.settings, self.architecture = now, goals, settings, architecture
         self.learn, self.choose = range(count), range(count, len(now.batches))
-        self.autocast = precision_of(settings, now.model.device) == "bfloat16"
+        self.precision = precision_of(settings.precision, now.model)
 
     def trained(self, advance: Callable[..., None]) -> DistilledLayer:
         """Train the layer, give it the weights of the best step, and return the record."""
@@ -201,7 +202,7 @@ class _Learner:
         tokens = sum(int(self.now.batches[place].valid.sum()) for place in places)
         whole = 0.0
         for place in places:
-            with torch.autocast(self.now.model.device.type, torch.bfloat16, enabled=self.autocast):
+            with products(self.precision, self.now.model):
                 left = self.now.left(place, learning=True)
             loss = error_of(left, self.goals[place], self.now.batches[place].valid) / tokens
             loss.backward()

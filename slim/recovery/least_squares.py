@@ -24,6 +24,7 @@ from slim.data.tasks import Batch
 from slim.models.architectures import residual_multiplier
 from slim.models.layerwise import Stream
 from slim.models.load import Loaded
+from slim.models.precision import products
 from slim.models.units import Keep
 from slim.recovery.projection_fit import Moments, Positions, Search
 
@@ -48,16 +49,18 @@ def repair_weights(
     fit: Sequence[Batch],
     choose: Sequence[Batch],
     advance: Callable[[int], None] = lambda layer: None,
+    precision: str = "float32",
 ) -> list[FittedMatrix]:
     """Correct the output projections of `pruned`, and return a record of each; layers are counted as in `pruned`.
 
     `keep` is the plan that it was cut by. Moments are of the batches in `fit`, λ is chosen on those in
-    `choose`. Layers before the first removal stay as they are. `advance` is called with each layer before it. A tensor
-    that is corrected is replaced, as the models may share it.
+    `choose`. Layers before the first removal stay as they are. `advance` is called with each layer before it. The rows
+    go through both models with matrix products in `precision`. A tensor that is corrected is replaced, as the models
+    may share it.
     """
     rows = [*fit, *choose]
-    was = Original(original, keep, rows)
-    now = Stream(pruned.model, pruned.architecture, rows)
+    was = Original(original, keep, rows, precision)
+    now = Stream(pruned.model, pruned.architecture, rows, precision)
     search = Search()
     found: list[FittedMatrix] = []
     for index, layer in enumerate(was.stay):
@@ -109,7 +112,7 @@ class _Layer:
         """Correct the parts of a layer that read the same residual, one after the other."""
         short = list(self._short(self.was.leaving(self.index), self.now.hidden))
         read = self._run(parts)
-        written = {part: [self._writer(part)(x) for x in read[part]] for part in parts}
+        written = {part: self._written(part, read[part]) for part in parts}
         for part in parts:
             others = [outputs for other, outputs in written.items() if other != part]
             goals = (goal - sum(rest) for goal, *rest in zip(short, *others, strict=True))
@@ -149,7 +152,13 @@ class _Layer:
         self.found.append(FittedMatrix(self.index, self.names[part], strength, left))
         if change is not None:
             _apply(writer, change)
-        return [writer(x) for x in read]
+        return self._written(part, read)
+
+    @torch.no_grad()
+    def _written(self, part: Part, read: Sequence[Tensor]) -> list[Tensor]:
+        """Return the outputs of a projection for its inputs (B, T, F).  # (B, T, E) of each batch"""
+        with products(self.now.precision, self.now.model):
+            return [self._writer(part)(x) for x in read]
 
     def _writer(self, part: Part) -> Any:
         return self.now.layer.get_submodule(self.names[part])
@@ -162,9 +171,9 @@ class Original:
     `by_itself`, to the output of the original's projection.
     """
 
-    def __init__(self, loaded: Loaded, keep: Keep, rows: Sequence[Batch]) -> None:
+    def __init__(self, loaded: Loaded, keep: Keep, rows: Sequence[Batch], precision: str = "float32") -> None:
         architecture = loaded.architecture
-        self.stream = Stream(loaded.model, architecture, rows)
+        self.stream = Stream(loaded.model, architecture, rows, precision)
         self.architecture, self.keep = architecture, keep
         self.stay = [layer for layer, kept in enumerate(keep) if kept.layer]
         self.whole = loaded.facts.heads

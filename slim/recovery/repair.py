@@ -14,6 +14,7 @@ from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload
 from slim.data import tasks
 from slim.models.load import resolve_dtype
+from slim.models.precision import precision_of
 from slim.planning.files import PLAN_FILE
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import ACCEPTANCE, TRAIN, VALIDATION, RecoveryStep
@@ -77,7 +78,8 @@ def repaired(
     if not applied:
         for name in changed:
             put(model, name, unrepaired[name])
-    chosen = settings.model_dump() | {"matrices": [asdict(one) for one in fitted]}
+    precision = precision_of(settings.precision, at.teacher.model)
+    chosen = settings.model_dump() | {"precision": precision, "matrices": [asdict(one) for one in fitted]}
     step = at.step("repair", before, after, applied, chosen, [*work.notes, _summary(fitted)])
     return step, {name: weight.detach().cpu() for name, weight in changed.items() if applied}
 
@@ -109,7 +111,8 @@ def _fit(at: RecoveryContext, settings: RepairSettings, work: Work) -> list[Fitt
     def advance(layer: int) -> None:
         work.advance(PASSES * tokens / layers, f"Repairing layer {layer + 1} of {layers}")
 
-    return repair_weights(at.teacher, at.student, keep, rows[TRAIN], rows[VALIDATION], advance)
+    precision = precision_of(settings.precision, at.teacher.model)
+    return repair_weights(at.teacher, at.student, keep, rows[TRAIN], rows[VALIDATION], advance, precision)
 
 
 def _summary(fitted: list[FittedMatrix]) -> str:

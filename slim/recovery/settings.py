@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from slim.core.fields import BatchSize, Device, Dtype, MaxLength, Positions, Samples, Seed
+from slim.core.fields import BatchSize, Device, Dtype, MaxLength, Positions, Precision, Samples, Seed
 from slim.core.records import Record
 from slim.core.request import Named
 
@@ -25,6 +25,7 @@ class RepairSettings(Record):
     dtype: Literal["auto", "float32", "float64"] = Field(
         default="auto", title="Number format", description="number format of the weights in memory; auto is float32"
     )
+    precision: Precision = "auto"
 
 
 class TrainSettings(Record):
@@ -78,11 +79,7 @@ class TrainSettings(Record):
         title="Less memory for a third more time",
         description="activation checkpointing: less memory for a third more time",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        title="Matrix products in",
-        description="number format of matrix products; auto is bfloat16 where the device has instructions for it",
-    )
+    precision: Precision = "auto"
     merge: Annotated[bool, Named(("--merge/--adapter",))] = Field(
         default=True, title="Merge the adapter", description="saved form: the merged model, or the adapter alone"
     )

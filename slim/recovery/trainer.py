@@ -21,7 +21,6 @@ from slim.data import tasks
 from slim.data.batch_runner import out_of_memory, subset
 from slim.models.predictions import counted_logits
 from slim.pruning.history import CurvePoint
-from slim.recovery.settings import TrainSettings
 from slim.recovery.teacher import stacked_targets
 
 COMPLETE = "slim.json"
@@ -30,18 +29,6 @@ BACKWARD = {"adapter": 1.6, "full": 2.1}
 """Cost of a step besides its forward pass, in forward passes, measured on the bundled model."""
 Advance = Callable[[Literal["training", "validation"], int, str], None]
 """Callback for each step: its kind, its number of tokens, and a message."""
-
-
-def precision_of(settings: TrainSettings, device: torch.device) -> str:
-    """Return the number format of matrix products; float32 means that of the weights."""
-    if settings.precision != "auto":
-        return settings.precision
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-    else:
-        found = torch.cpu.get_capabilities()
-        able = found.get("avx512_bf16") or found.get("amx_bf16")
-    return "bfloat16" if able and settings.dtype != "float64" else "float32"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""The number format of matrix products: bfloat16 where that is faster, beside weights and sums in float32."""
+
+from typing import Any, Literal
+
+import torch
+
+from slim.core.fields import Precision
+
+WIDE = 512
+"""Width of a model from which bfloat16 pays on a CPU: in narrower matrices the conversion costs what it saves."""
+
+
+def precision_of(wanted: Precision, model: Any) -> Literal["float32", "bfloat16"]:
+    """Return the number format of a model's matrix products; float32 means that of its weights.
+
+    "auto" is bfloat16 where the device has instructions for it, the model is wide enough to gain by it, and its weights
+    are not float64.
+    """
+    if wanted != "auto":
+        return wanted
+    if model.device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:
+        found = torch.cpu.get_capabilities()
+        wide = model.get_input_embeddings().weight.shape[1] >= WIDE
+        able = wide and (found.get("avx512_bf16") or found.get("amx_bf16"))
+    return "bfloat16" if able and model.dtype != torch.float64 else "float32"
+
+
+def products(precision: str, model: Any) -> torch.autocast:
+    """Return a context in which matrix products on a model's device are in this `precision`."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
