@@ -18,6 +18,8 @@ from slim.models.architectures import decoder_layers
 from slim.models.columns import unit_columns
 from slim.models.layerwise import started_at
 from slim.models.load import Loaded
+from slim.models.precision import products
+from slim.models.predictions import counted_states, counted_tokens, logits_of
 from slim.models.probe import Probe
 from slim.models.units import UNITS, UnitName
 
@@ -84,14 +86,17 @@ def ablations(facts: ModelFacts, levels: Sequence[UnitName]) -> tuple[Ablation, 
 
 
 @torch.no_grad()
-def ablate(loaded: Loaded, batch: Batch, chosen: Sequence[Sequence[Ablation]]) -> Iterator[NDArray[np.float64]]:
+def ablate(
+    loaded: Loaded, batch: Batch, chosen: Sequence[Sequence[Ablation]], precision: str = "float32"
+) -> Iterator[NDArray[np.float64]]:
     """Per layer the summed KL in nats of each row without each of its `chosen`, one at a time.  # (B, variants)
 
     A layer's input does not depend on what is left out of it or after it: it is computed once, each ablation starts at
-    its own layer, and variants of a layer share forwards. The output head is never shared, which bounds the gain.
+    its own layer, and variants of a layer share forwards. The output head is never shared, which bounds the gain; it
+    reads counted positions alone. Matrix products of the layers are in `precision`, those of the head in float32.
     """
     facts = loaded.facts
-    with Full(loaded, batch, keep_inputs=True) as full:
+    with Full(loaded, batch, keep_inputs=True, precision=precision) as full:
         for layer, ablations_here in enumerate(chosen):
             removed = np.zeros((len(ablations_here), facts.layers, facts.heads + 2), dtype=bool)
             for index, ablation in enumerate(ablations_here):
@@ -121,22 +126,20 @@ def without(
 class Full:
     """A batch's predictions by the full model, and those of variants of it, all in one open probe."""
 
-    def __init__(self, loaded: Loaded, batch: Batch, keep_inputs: bool = False) -> None:
-        self.loaded, self.batch, self.model = loaded, batch, loaded.model
-        self.inputs = batch.inputs(self.model.device)
+    def __init__(self, loaded: Loaded, batch: Batch, keep_inputs: bool = False, precision: str = "float32") -> None:
+        self.loaded, self.batch, self.model, self.precision = loaded, batch, loaded.model, precision
         self.reached: list[Tensor] = []
         self.layers = decoder_layers(self.model, loaded.architecture)
         watched = self.layers if keep_inputs else ()
         handles = [layer.register_forward_pre_hook(partial(_keep, self.reached), with_kwargs=True) for layer in watched]
         try:
-            logits = self.model(**self.inputs, use_cache=False).logits
+            logits = self._logits(batch)
         finally:
             for handle in handles:
                 handle.remove()
-        ids = batch.ids.to(logits.device)  # a model on several cards gives its logits on the last
-        places = [row.nonzero()[:, 0].tolist() for row in batch.predicted]  # neighbours, so a slice takes no copy
-        self.places = [slice(place[0], place[-1] + 1) if place else slice(0) for place in places]
-        self.baselines = [Baseline(logits[row, place], ids[row, 1:][place]) for row, place in enumerate(self.places)]
+        self.counts = batch.predicted.sum(1).tolist()
+        targets = counted_tokens(batch).to(logits.device).split(self.counts)
+        self.baselines = [Baseline(*part) for part in zip(logits.split(self.counts), targets, strict=True)]
 
     def __enter__(self) -> "Full":
         self._probe = Probe(self.model, self.loaded.architecture).__enter__()
@@ -165,19 +168,24 @@ class Full:
         return np.concatenate((one[0], other[0]), 1), np.concatenate((one[1], other[1]), 1)
 
     def _compare(self, removed: NDArray[np.bool_], start: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        rows, variants = len(self.places), len(removed)
+        rows, variants = len(self.counts), len(removed)
         kept = torch.from_numpy(~removed).to(self.model.device, self.model.dtype).repeat_interleave(rows, 0)
         self._probe.gates = kept
-        repeated = {name: tensor.repeat(variants, 1) for name, tensor in self.inputs.items()}
         hidden = self.reached[start].repeat(variants, 1, 1) if start else None
         with started_at(self.layers, start, hidden):
-            logits = self.model(**repeated, use_cache=False).logits.unflatten(0, (variants, rows))  # (S, B, T, V)
+            logits = self._logits(self.batch.repeated(variants))
         found = np.zeros((2, rows, variants))
-        for row, place in enumerate(self.places):
-            for variant in range(variants):
-                nats, negative = self.baselines[row].compare(logits[variant, row, place])
-                found[:, row, variant] = max(0.0, total(nats)), total(negative)
+        for place, part in enumerate(logits.split(self.counts * variants)):
+            variant, row = divmod(place, rows)
+            nats, negative = self.baselines[row].compare(part)
+            found[:, row, variant] = max(0.0, total(nats)), total(negative)
         return found[0], found[1]
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch's counted positions, row after row.  # (n, V)"""
+        with products(self.precision, self.model):
+            states = counted_states(self.loaded, batch)
+        return logits_of(self.loaded, states)
 
     def surprise(self) -> NDArray[np.float64]:
         """Negative log likelihood of each row under the full model.  # (B,)"""

@@ -67,12 +67,14 @@ def measure(
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     work = Work(reporter, forwards(loaded.facts, encoded.lengths, settings))
     run = Passes(loaded, encoded, settings, padding_side, cache, work)
-    estimates, positions = run.watched()
+    sketch = None
+    if settings.kl == "none":
+        estimates, positions = run.watched()
+    else:
+        (estimates, positions), sketch = run.observed()
     rows = dict.fromkeys(estimates, len(encoded.rows))
     methods = {name: CRITERIA[name].method for name in estimates}
-    sketch = None
-    if settings.kl != "none":
-        sketch = run.sketched()
+    if sketch is not None:
         estimates["kl_output"], positions["kl_output"], rows["kl_output"] = run.costs(sketch)
         methods["kl_output"] = run.method
     for name, criterion in CRITERIA.items():

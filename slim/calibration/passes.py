@@ -14,7 +14,7 @@ from slim.calibration.facts import CalibrationSettings
 from slim.calibration.loss_sketch import LossSketch
 from slim.calibration.resources import WATCH, ablation_cost, levels_ablated, rows_ablated, sketch_cost
 from slim.calibration.sketch import VERSION, score_rows
-from slim.core.cache import Arrays
+from slim.core.cache import Arrays, JointCache, RowCache, part_of
 from slim.core.errors import SlimError
 from slim.core.reporter import Work
 from slim.core.statistics import Estimate, ratio_of_sums
@@ -22,8 +22,14 @@ from slim.data import tasks
 from slim.data.batch_runner import no_numbers, run_batches, stacked
 from slim.models.identity import row_cache
 from slim.models.load import Loaded
-from slim.models.probe import LayerView, Probe
+from slim.models.precision import precision_of
+from slim.models.probe import LayerView, Observer, Probe
 from slim.models.units import UNITS, UnitName
+
+Watched = tuple[dict[str, dict[UnitName, Estimate]], dict[str, int]]
+"""Figures by criterion and level, and the positions that each criterion's come from."""
+WATCHING = {name: criterion for name, criterion in CRITERIA.items() if criterion.meter}
+"""The criteria that watch forwards."""
 
 
 class Passes:
@@ -41,6 +47,7 @@ class Passes:
         self.loaded, self.encoded, self.settings, self.work = loaded, encoded, settings, work
         self.padding_side, self.cache = padding_side, cache
         self.method = ""
+        self.precision = precision_of("auto", loaded.model)
 
     def _rowwise(
         self,
@@ -48,74 +55,100 @@ class Passes:
         compute: Callable[[tasks.Batch], list[Arrays]],
         cost: float,
         message: str,
-        **basis: Any,
+        kept: RowCache,
     ) -> list[Arrays]:
         return run_batches(
             self.encoded,
             chosen,
             compute,
-            row_cache(self.cache, self.loaded, **basis),
+            kept,
             self.settings.batch_size,
             self.padding_side,
             self.work.step(message, cost),
         )
 
-    def watched(self) -> tuple[dict[str, dict[UnitName, Estimate]], dict[str, int]]:
-        """The figures of every metric that comes from watching plain forwards, and their positions."""
-        loaded, device = self.loaded, self.loaded.model.device
-        watching = {name: criterion for name, criterion in CRITERIA.items() if criterion.meter}
-        meters = {name: criterion.meter(loaded) for name, criterion in watching.items() if criterion.meter}
-        finite = _Finite()
+    def _cached(self, **basis: Any) -> RowCache:
+        return row_cache(self.cache, self.loaded, **basis)
+
+    def _cached_watch(self) -> RowCache:
+        return self._cached(watch={name: criterion.version for name, criterion in WATCHING.items()})
+
+    def _cached_sketch(self) -> RowCache:
+        return self._cached(sketch=VERSION, draws=self.settings.draws, seed=self.settings.seed)
+
+    def watched(self) -> Watched:
+        """Return the figures of every criterion that comes from watching plain forwards, and their positions."""
+        watch = _Watch(self.loaded)
 
         def compute(batch: tasks.Batch) -> list[Arrays]:
-            with torch.no_grad(), Probe(loaded.model, loaded.architecture, [finite, *meters.values()]) as probe:
+            device = self.loaded.model.device
+            with torch.no_grad(), Probe(self.loaded.model, self.loaded.architecture, watch.observers) as probe:
                 probe.valid = batch.valid.to(device)
-                loaded.model(**batch.inputs(device), use_cache=False, logits_to_keep=1)  # the figures need no logits
-            finite.check(batch)
-            taken = {name: meter.take() for name, meter in meters.items()}
+                self.loaded.model(**batch.inputs(device), use_cache=False, logits_to_keep=1)  # they need no logits
+            return watch.taken(batch)
+
+        every = range(len(self.encoded.rows))
+        return self._figures(self._rowwise(every, compute, WATCH, "Watching every head", self._cached_watch()))
+
+    def sketched(self, precision: str = "float32") -> LossSketch:
+        """Return the loss sketch of every row. What other matrix products than in float32 give is not cached."""
+        kept = self._cached_sketch() if precision == "float32" else RowCache(None)
+        rows = self._rowwise(
+            range(len(self.encoded.rows)),
+            lambda batch: self._scored(batch, precision=precision),
+            sketch_cost(self.settings.draws),
+            "Sketching the loss",
+            kept,
+        )
+        return self._sketch(rows)
+
+    def observed(self) -> tuple[Watched, LossSketch]:
+        """Return what `watched` and `sketched` do, from the same forwards."""
+        watch = _Watch(self.loaded)
+
+        def compute(batch: tasks.Batch) -> list[Arrays]:
+            try:
+                scored = self._scored(batch, watch.observers)
+            except SlimError:
+                watch.finite.check(batch)  # which names the layer
+                raise
             return [
-                {f"{name}.{key}": sums[key][place] for name, sums in taken.items() for key in sums}
-                for place in range(len(batch.rows))
+                {f"watch.{key}": array for key, array in seen.items()}
+                | {f"sketch.{key}": array for key, array in scores.items()}
+                for seen, scores in zip(watch.taken(batch), scored, strict=True)
             ]
 
         rows = self._rowwise(
             range(len(self.encoded.rows)),
             compute,
-            WATCH,
-            "Watching every head",
-            watch={name: criterion.version for name, criterion in watching.items()},
+            WATCH - 1 + sketch_cost(self.settings.draws),
+            "Watching every head and sketching the loss",
+            JointCache({"watch": self._cached_watch(), "sketch": self._cached_sketch()}),
         )
+        seen, scores = ([part_of(row, name) for row in rows] for name in ("watch", "sketch"))
+        return self._figures(seen), self._sketch(scores)
+
+    def _scored(
+        self, batch: tasks.Batch, observers: Sequence[Observer] = (), precision: str = "float32"
+    ) -> list[Arrays]:
+        draws = self.settings.draws
+        scores = score_rows(self.loaded, batch, draws, self.settings.seed, observers, precision)
+        counts = batch.predicted.sum(1).tolist()
+        return [{"scores": rows, "tokens": np.array(count * draws)} for rows, count in zip(scores, counts, strict=True)]
+
+    def _figures(self, rows: list[Arrays]) -> Watched:
         together = stacked(rows)
         estimates, positions = {}, {}
-        for name, criterion in watching.items():
-            sums = {key.removeprefix(f"{name}."): a for key, a in together.items() if key.startswith(f"{name}.")}
+        for name, criterion in WATCHING.items():
+            sums = part_of(together, name)
             if criterion.shares is None:
                 raise RuntimeError(f"criterion {name} watches and says nothing")
-            shares = criterion.shares(sums, loaded)
+            shares = criterion.shares(sums, self.loaded)
             estimates[name] = {level: self._estimate(*share) for level, share in shares.items()}
             positions[name] = int(sums["count"][:, 0].sum())
         return estimates, positions
 
-    def sketched(self) -> LossSketch:
-        """The loss sketch of every row."""
-        draws, seed = self.settings.draws, self.settings.seed
-
-        def compute(batch: tasks.Batch) -> list[Arrays]:
-            counts = batch.predicted.sum(1).tolist()
-            scores = score_rows(self.loaded, batch, draws, seed)
-            return [
-                {"scores": rows, "tokens": np.array(count * draws)} for rows, count in zip(scores, counts, strict=True)
-            ]
-
-        rows = self._rowwise(
-            range(len(self.encoded.rows)),
-            compute,
-            sketch_cost(draws),
-            "Sketching the loss",
-            sketch=VERSION,
-            draws=draws,
-            seed=seed,
-        )
+    def _sketch(self, rows: list[Arrays]) -> LossSketch:
         scores = np.concatenate([row["scores"] for row in rows])
         if not np.isfinite(scores).all():
             raise SlimError("the gradients of the gates are NaN or infinite: try dtype float32.")
@@ -137,7 +170,7 @@ class Passes:
             return measured, positions, rows
         self.method = (
             f"{kl_output.CRITERION.method}; heads and groups by the loss sketch, "
-            f"blocks by leaving them out on {rows} of the rows"
+            f"blocks by leaving them out on {rows} of the rows, with matrix products in {self.precision}"
         )
         seen = sketch.fold(0)
         positions = int(seen.tokens.sum()) // self.settings.draws
@@ -150,11 +183,11 @@ class Passes:
     def _ablated(self) -> tuple[dict[UnitName, Estimate], int, int]:
         facts, levels = self.loaded.facts, levels_ablated(self.settings)
         variants = ablation.ablations(facts, levels)
+        precision = "float32" if self.settings.kl == "exact" else self.precision
 
         def compute(batch: tasks.Batch) -> list[Arrays]:
-            costs = np.stack(
-                list(ablation.ablate(self.loaded, batch, [variants] * facts.layers)), axis=1
-            )  # (B, L, variants)
+            found = ablation.ablate(self.loaded, batch, [variants] * facts.layers, precision)
+            costs = np.stack(list(found), axis=1)  # (B, L, variants)
             counts = batch.predicted.sum(1).tolist()
             return [
                 {"tokens": np.array(counts[place])}
@@ -167,8 +200,7 @@ class Passes:
             compute,
             ablation_cost(facts.layers, len(variants)),
             "Ablating units one at a time",
-            ablate=kl_output.CRITERION.version,
-            levels=levels,
+            self._cached(ablate=kl_output.CRITERION.version, levels=levels, precision=precision),
         )
         sums = stacked(rows)
         found = kl_output.shares(sums, facts)
@@ -178,6 +210,24 @@ class Passes:
         """A metric's figure is never negative; rounding may be."""
         found = ratio_of_sums(parts, weights, self.settings.seed)
         return Estimate(*(np.maximum(part, 0) for part in (found.value, found.low, found.high)))
+
+
+class _Watch:
+    """The meters of every criterion that watches, and a look at whether the forward's numbers are finite."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.meters = {name: criterion.meter(loaded) for name, criterion in WATCHING.items() if criterion.meter}
+        self.finite = _Finite()
+        self.observers: list[Observer] = [self.finite, *self.meters.values()]
+
+    def taken(self, batch: tasks.Batch) -> list[Arrays]:
+        """Return the sums of each row of the last forward. Raises SlimError for numbers that are not finite."""
+        self.finite.check(batch)
+        taken = {name: meter.take() for name, meter in self.meters.items()}
+        return [
+            {f"{name}.{key}": sums[key][place] for name, sums in taken.items() for key in sums}
+            for place in range(len(batch.rows))
+        ]
 
 
 class _Finite:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 4
 """Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
-
-
 WATCH = 1.1
 """A watched forward, in forwards. This and the next ones were measured on the bundled model."""
 
@@ -52,12 +50,11 @@ def rows_ablated(lengths: Sequence[int], settings: CalibrationSettings) -> list[
 def forwards(facts: ModelFacts, lengths: Sequence[int], settings: CalibrationSettings) -> float:
     """How often a token goes through the model, counting what takes longer than a forward as that many."""
     count = sum(lengths)
-    found = WATCH * count
     if settings.kl == "none":
-        return found
+        return WATCH * count
     variants = sum(UNITS[level].count(facts) for level in levels_ablated(settings))
     tokens = sum(lengths[index] for index in rows_ablated(lengths, settings))
-    return found + sketch_cost(settings.draws) * count + ablation_cost(facts.layers, variants) * tokens
+    return (WATCH - 1 + sketch_cost(settings.draws)) * count + ablation_cost(facts.layers, variants) * tokens
 
 
 def workload(

@@ -14,6 +14,7 @@ are almost all noise.
 
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from torch.nn.functional import embedding_bag
 from slim.data.batch_runner import no_numbers
 from slim.data.tasks import Batch
 from slim.models.load import Loaded
-from slim.models.probe import Probe
+from slim.models.precision import products
+from slim.models.probe import Observer, Probe
 
 VERSION = 1
 """Goes up when the code gives other scores than before: kept results of older code are not used then."""
@@ -35,17 +37,30 @@ SAMPLED = 16
 """Tokens drawn per position and draw."""
 
 
-def score_rows(loaded: Loaded, batch: Batch, draws: int, seed: int) -> list[NDArray[np.float32]]:
-    """The score vectors of each row of a batch, draw after draw.  # B of (draws · segments, L, H+2)"""
+def score_rows(
+    loaded: Loaded,
+    batch: Batch,
+    draws: int,
+    seed: int,
+    observers: Sequence[Observer] = (),
+    precision: str = "float32",
+) -> list[NDArray[np.float32]]:
+    """The score vectors of each row of a batch, draw after draw.  # B of (draws · segments, L, H+2)
+
+    `observers` see the blocks of the forward. With the `precision` bfloat16 the matrix products of the layers are so,
+    which costs each score about a thousandth of itself; tokens drawn by predictions that are a little off are others,
+    so the scores are those of another seed.
+    """
     facts, device, dtype = loaded.facts, loaded.model.device, loaded.model.dtype
     rows, length = batch.ids.shape
     segments = -(-length // SEGMENT)
     gates = torch.ones(rows, segments, facts.layers, facts.heads + 2, device=device, requires_grad=True)
-    with Probe(loaded.model, loaded.architecture) as probe, torch.enable_grad():
+    with Probe(loaded.model, loaded.architecture, observers) as probe, torch.enable_grad():
+        probe.valid = batch.valid.to(device)
         places = (batch.valid.cumsum(1) - 1).clamp_min(0).to(device) // SEGMENT  # (B, T), by the row's own tokens
         per_token = gates.to(dtype)[torch.arange(rows, device=device)[:, None], places]  # (B, T, L, H+2)
         probe.gates = per_token
-        with HeadInput(loaded.model) as head:
+        with HeadInput(loaded.model) as head, products(precision, loaded.model):
             logits = loaded.model(**batch.inputs(device), use_cache=False).logits
         directions = Directions(head, logits, batch, draws, seed)
         del logits

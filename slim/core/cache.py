@@ -7,7 +7,7 @@ run that was stopped goes on where it was, and one with more rows computes the n
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,31 @@ class RowCache:
 
     def _key(self, row: "Tensor", start: int) -> str:
         return hashlib.sha256(f"{self.basis}/{start}/".encode() + row.numpy().tobytes()).hexdigest()
+
+
+class JointCache(RowCache):
+    """Several kinds of result that one pass gives: a row is cached where all of them are."""
+
+    def __init__(self, parts: Mapping[str, RowCache]) -> None:
+        self.parts = parts
+
+    def get(self, row: Tensor, start: int) -> Arrays | None:
+        """Return all arrays of a row, as PART.NAME each; None where a part has none."""
+        found = {name: part.get(row, start) for name, part in self.parts.items()}
+        kept = {name: arrays for name, arrays in found.items() if arrays is not None}
+        if len(kept) < len(found):
+            return None
+        return {f"{name}.{key}": array for name, arrays in kept.items() for key, array in arrays.items()}
+
+    def put(self, row: Tensor, start: int, arrays: Arrays) -> None:
+        """Cache arrays of a row, named as PART.NAME, each part for itself."""
+        for name, part in self.parts.items():
+            part.put(row, start, part_of(arrays, name))
+
+
+def part_of(arrays: Arrays, name: str) -> Arrays:
+    """Return the arrays of a part by their own names."""
+    return {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """From examples to the exact tokens the model sees: chat template, truncation, and which positions count."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slim.core.errors import InputError
@@ -78,6 +78,11 @@ class Batch:
             return real
         places = self.valid.cumsum(-1) - 1  # (B, T), of each token in its row
         return real & (places[:, 1:] >= torch.tensor(self.starts, device=places.device)[:, None])
+
+    def repeated(self, times: int) -> "Batch":
+        """Return the batch with all rows so many times, one whole batch after the other."""
+        ids, valid = (part.repeat(times, 1) for part in (self.ids, self.valid))
+        return replace(self, rows=self.rows * times, ids=ids, valid=valid, starts=self.starts * times)
 
 
 def messages_of(example: Example, answered: bool = True) -> list[dict[str, str]]:

@@ -33,7 +33,8 @@ def attention_with_entropy(
     """Attention output (B, H, T, D), its entropy in nats (B, H, T) and the number of visible keys (B, T).
 
     `q` is (B, H, T, D), `k` and `v` (B, K, N, D). `mask` is boolean (B or 1, 1, T, N), true where a query may look;
-    without one the attention is causal and N = T. The scores are s_ij = scale q_i·k_j, or c tanh(s_ij / c) with
+    without one the attention is causal and N = T. With `v` the same tensor as `k` the output is the mean key, which the
+    entropy is made of, at half the cost. The scores are s_ij = scale q_i·k_j, or c tanh(s_ij / c) with
     softcap c. `sinks` (H,) is one more logit per head in the softmax's denominator that belongs to no key.
 
     The entropy is −Σ_j a_ij ln a_ij over the keys: with a sink their weights a_ij sum to less than 1. It is float64
@@ -60,7 +61,8 @@ def attention_with_entropy(
         entropy, lse = torch.zeros(2, batch, heads, length, dtype=_exact(q.dtype), device=q.device)
         for rows, keys in _parts(mask, length, step):
             seen = None if mask is None else mask[:, :, rows, keys]
-            part = attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], seen, scale)
+            key = k[:, :, keys]
+            part = attend(q[:, :, rows], key, key if v is k else v[:, :, keys], seen, scale)
             out[:, :, rows], entropy[:, :, rows], lse[:, :, rows] = part
     if sinks is not None:
         odds = lse - sinks.to(lse.dtype)[:, None]  # (B, H, T) of a key against the sink, as a logarithm
@@ -101,7 +103,7 @@ def _kernel(q: Tensor) -> Attend | None:
 
 def _fused_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Two calls of the kernel that torch itself uses; it lets query heads share keys without copying them."""
-    dtype, given = _exact(q.dtype), q.dtype
+    dtype, given, same = _exact(q.dtype), q.dtype, v is k
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     attend = partial(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
@@ -110,7 +112,7 @@ def _fused_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
         scale=scale,
     )
     out, lse = attend(q, k, v)
-    mean_key, _ = attend(q, k, k)
+    mean_key = out if same else attend(q, k, k)[0]
     return out.to(given), _entropy(q, mean_key, lse, scale), lse
 
 

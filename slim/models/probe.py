@@ -51,7 +51,7 @@ class Probe:
     outputs, and what the attention block and the MLP really add to the residual stream, so 0 adds nothing at all.
 
     They are differentiable and may differ from token to token, as (B, T, L, H+2); one row serves every row of a batch.
-    With observers, `valid` (B, T) must be set before each forward; views are made without gradient.
+    With observers, `valid` (B, T) must be set before each forward. Views have no gradient; the forward itself may have.
 
     A forward raises InputError when the model computes attention without asking transformers' attention interface.
     """
@@ -116,8 +116,9 @@ class Probe:
             valid = self.valid.to(added.device) & (self._half["visible"] > 0)
             view = LayerView(layer=index, delta=added * self._multiplier, valid=valid, **self._half)
             self._half = {}
-            for observer in self.observers:
-                observer.update(view)
+            with torch.no_grad(), _as_they_are(added):
+                for observer in self.observers:
+                    observer.update(view)
         return self._scaled(index, BLOCK, module, args, output)
 
     def _scaled(self, index: int, column: int, module: nn.Module, args: Any, output: Any) -> Any:
@@ -131,17 +132,31 @@ class Probe:
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
         """The attention of one block, heads gated.  # (B, T, H, D)"""
         self._asked = True
-        if self.observers and not torch.is_grad_enabled():
-            out, entropy, visible = attention_with_entropy(
-                q, k, v, mask, options["scaling"], softcap=options.get("softcap"), sinks=options.get("s_aux")
-            )
-            out = out.transpose(1, 2).contiguous()  # (B, T, H, D)
-            self._half |= {"heads": out, "entropy": entropy.transpose(1, 2), "visible": visible}
+        learning = torch.is_grad_enabled()
+        if self.observers:
+            out, entropy, visible = _with_entropy(q, k, k if learning else v, mask, options)
+            out = _unseen(module, q, k, v, mask, **options) if learning else out
+            self._half |= {"heads": out.detach(), "entropy": entropy.transpose(1, 2), "visible": visible}
         else:
             out = _unseen(module, q, k, v, mask, **options)
         if self.gates is not None:
             out = out * _over_tokens(self.gates, module.layer_idx)[..., :BLOCK, None].to(out)
         return out
+
+
+def _as_they_are(tensor: Tensor) -> torch.autocast:
+    """Return a context in which operations keep the number format of their inputs."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+@torch.no_grad()
+def _with_entropy(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention (B, T, H, D), its entropy (B, H, T) and the visible keys (B, T), without gradient."""
+    with _as_they_are(q):
+        out, entropy, visible = attention_with_entropy(
+            q, k, v, mask, options["scaling"], softcap=options.get("softcap"), sinks=options.get("s_aux")
+        )
+    return out.transpose(1, 2).contiguous(), entropy, visible
 
 
 def _unseen(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:

@@ -25,11 +25,13 @@ from slim.calibration.resources import sketch_cost
 from slim.core import paths, workspace
 from slim.core.environment import versions
 from slim.core.errors import InputError
+from slim.core.fields import Precision
 from slim.core.records import ModelFacts
 from slim.core.reporter import Reporter, Work
 from slim.data import tasks
 from slim.models.architectures import Architecture
 from slim.models.load import Loaded, load_model, resolve_dtype
+from slim.models.precision import precision_of
 from slim.models.units import UNITS, Keep, UnitName
 from slim.planning.after_repair import after_repair_sketch, measure_after_repair
 from slim.planning.budget import Planner
@@ -80,7 +82,7 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
             continue
         said = reporter.named(lambda message, number=number: f"Round {number} of {rounds}: {message}")
         now = original if last is None else expanded(original, last)
-        made = _planned(now, measured, calibrated, plan, last, _part(limits, number / rounds), said)
+        made = _planned(now, measured, calibrated, plan, last, _part(limits, number / rounds), settings.precision, said)
         pruned = cut(now, made)
         at = RecoveryContext(pruned, original, drawn, settings, made, states=states)
         step, _ = repaired(at, settings, said)
@@ -138,6 +140,7 @@ def _planned(
     plan: Plan,
     last: Round | None,
     limits: dict[str, float],
+    precision: Precision,
     reporter: Reporter,
 ) -> Plan:
     """Return the plan of a round, by a loss sketch of `now`, the model of the previous round."""
@@ -147,7 +150,7 @@ def _planned(
         pins = Pins(keep=pins.keep, drop=tuple({*pins.drop, *gone}), protect=pins.protect)
         settings = measured.facts.settings
         work = Work(reporter, sketch_cost(settings.draws) * calibrated.tokens)
-        sketch = Passes(now, calibrated, settings, "right", None, work).sketched()
+        sketch = Passes(now, calibrated, settings, "right", None, work).sketched(precision_of(precision, now.model))
         sketched = replace(measured, sketch=sketch, check=None)
         left = measure_after_repair(now, calibrated, sketched, reporter) if plan.repaired else None
     elif plan.repaired:

@@ -97,7 +97,7 @@ def test_a_row_that_does_not_fit_alone_is_named(pico: Pico) -> None:
             calibrate.measure(loaded, encoded, reference.TASK, settings, cache=cache)
         assert "\n" not in str(caught.value)
         assert not isinstance(caught.value, InputError)
-        assert len(list(cache)) == len(ROWS) - 1
+        assert len(list(cache)) == 2 * (len(ROWS) - 1), "statistics and scores of each"
         calls: list[int] = []
         handle = loaded.model.register_forward_pre_hook(lambda module, args: calls.append(1))
         calibrate.measure(loaded, encoded, reference.TASK, settings.model_copy(update={"kl": "none"}), cache=cache)
@@ -268,13 +268,13 @@ def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path)
     class InOrder(Heard):
         def progress(self, done: float, total: float, message: str) -> None:
             super().progress(done, total, message)
-            if message in ("Watching every head", "Sketching the loss"):
+            if message == "Watching every head and sketching the loss":
                 assert self.estimates
 
     heard = InOrder()
     asked = {"model": model, "dataset": file, "device": "cpu", "positions": "answer", "output": tmp_path / "out"}
     found = calibrate.calibrate(CalibrateRequest.asked(**asked), heard)
-    assert "Watching every head" in heard.messages
+    assert "Watching every head and sketching the loss" in heard.messages
     (estimate,) = heard.estimates
     assert estimate.startswith(f"2 rows, {found.facts.dataset.tokens} tokens: about ")
     assert found.facts.metrics["kl_output"].rows == 1

@@ -85,7 +85,7 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
     fractions = [job.fraction for job in seen if job.state == "running"]
     assert fractions == sorted(fractions)
     assert any(0 < fraction < 1 for fraction in fractions)
-    assert {job.message for job in seen} >= {"Sketching the loss", "Done"}
+    assert {job.message for job in seen} >= {"Watching every head and sketching the loss", "Done"}
     calibration = load_calibration(Path(done.result))
     assert calibration.facts.settings.samples == 60
     assert Path(done.result).is_relative_to(own_workspace)

@@ -43,7 +43,7 @@ def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace
     visitor.click(page.get_by_role("button", name="Calibrate the bundled model"))
 
     bar = page.get_by_test_id("stProgress")
-    expect(bar).to_contain_text(re.compile(r"Watching every head|Sketching the loss"), timeout=180_000)
+    expect(bar).to_contain_text("Watching every head and sketching the loss", timeout=180_000)
     expect(bar).to_contain_text(re.compile(r"about \d+ (s|min) left"), timeout=60_000)
     visitor.picture("2-calibrating")
     page.reload()
