@@ -13,6 +13,7 @@ one small solve). Effects of layers add up as in the sketch, and half their squa
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.reload import calibrated_rows, same_model
 from slim.calibration.sketch import SEGMENT, Directions, HeadInput
 from slim.core.errors import InputError
-from slim.core.regression import ridge
+from slim.core.regression import add_moments, ridge, whole
 from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.batch_runner import subset
@@ -38,8 +39,6 @@ from slim.planning.request import AfterRepairRequest
 
 RIDGE = 0.1
 """λ of the regressions, in mean squares of what they read."""
-CHUNK = 64
-"""Segments whose products are in memory at once."""
 
 
 def after_repair_sketch(calibration: Calibration, reporter: Reporter = SILENT) -> AfterRepairSketch:
@@ -135,7 +134,7 @@ class _Moments:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
-        self.joint: list[Tensor | float] = [0.0] * loaded.facts.layers  # of [x, z], per layer (F, F)
+        self.joint: list[Tensor] = []  # of [x, z], the upper triangle, per layer (F_x + F_z, F_x + F_z)
 
     @torch.no_grad()
     def add(self, batch: tasks.Batch) -> None:
@@ -145,13 +144,15 @@ class _Moments:
         valid = batch.valid.to(self.loaded.model.device)
         for layer, (x, z) in enumerate(zip(watched.x, watched.z, strict=True)):
             values = torch.cat([x[valid], z.reshape(*x.shape[:2], -1)[valid]], -1).float()  # (n, F_x + F_z)
-            self.joint[layer] = self.joint[layer] + values.T @ values
+            if layer == len(self.joint):
+                self.joint.append(values.new_zeros(values.shape[1], values.shape[1]))
+            add_moments(self.joint[layer], values)
 
     def of_z(self, layer: int) -> Tensor:
         """Return the matrix that predicts x from z.  # (F_z, F_x)"""
         joint, width = self._split(layer)
         zz, zx = joint[width:, width:], joint[width:, :width]
-        return ridge(zz, zx, RIDGE).float()
+        return _predicting(zx, zz)
 
     def residual(self, layer: int, of_z: Tensor) -> Tensor:
         """Second moments of what z does not predict of x.  # (F_x, F_x)"""
@@ -161,10 +162,7 @@ class _Moments:
         return joint[:width, :width].double() - xz - xz.T + change.T @ joint[width:, width:].double() @ change
 
     def _split(self, layer: int) -> tuple[Tensor, int]:
-        joint = self.joint[layer]
-        if not isinstance(joint, Tensor):
-            raise RuntimeError("no rows were read")
-        return joint, self.loaded.facts.heads * self.loaded.facts.head_dim
+        return whole(self.joint[layer]), self.loaded.facts.heads * self.loaded.facts.head_dim
 
 
 class _Outputs:
@@ -197,34 +195,68 @@ class _Outputs:
             self.u[layer].append(u[valid].float())
 
     def effects(self, layer: int, options: Sequence[LayerKeep], moments: Tensor) -> NDArray[np.float32]:
-        """Of each option of a layer on each segment.  # (options, R)"""
-        x, u = torch.cat(self.x[layer]), torch.cat(self.u[layer])  # (n, F) twice
-        segment, size = torch.cat(self.segment).to(x.device), self.loaded.facts.head_dim
-        left = torch.stack([_left_over(option.heads, moments, size) for option in options]).flatten(1)  # (options, F²)
-        found = torch.zeros(len(options), len(self.sequence), device=x.device)
-        for start in range(0, len(self.sequence), CHUNK):
-            count = min(CHUNK, len(self.sequence) - start)
-            products = x.new_zeros(count, x.shape[1], x.shape[1])
-            for place in range(count):
-                here = segment == start + place
-                products[place] = x[here].T @ u[here]
-            found[:, start : start + count] = left @ products.flatten(1).T
+        """Of each option of a layer on each segment.  # (options, R)
+
+        Head by head: of an option that removes head g and keeps head k the effect has Σ_t u_g · x_g, less
+        Σ_t u_g · B_kg x_k, where the matrix B_kg is the part of k in the regression of g.
+        """
+        size, heads = self.loaded.facts.head_dim, self.loaded.facts.heads
+        x, u = (self._by_segment(torch.cat(part[layer])) for part in (self.x, self.u))  # (R, S, H, D) twice
+        fitted = [_regression(option.heads, moments, size) for option in options]
+        gone = [sorted(set(range(heads)) - set(option.heads)) for option in options]
+        removed = torch.zeros(len(options), heads, device=x.device)
+        for place, here in enumerate(gone):
+            removed[place, here] = 1
+        found = removed @ (x * u).sum((1, 3)).T  # (options, R)
+        for kept, went in product(range(heads), range(heads)):
+            places = [place for place, option in enumerate(options) if kept in option.heads and went in gone[place]]
+            if not places:
+                continue
+            pairs = x[:, :, kept].mT @ u[:, :, went]  # (R, D, D)
+            parts = [
+                _block(fitted[place], options[place].heads.index(kept), gone[place].index(went), size)
+                for place in places
+            ]
+            found[places] -= torch.stack(parts).flatten(1) @ pairs.flatten(1).T
         return found.cpu().numpy()
+
+    def _by_segment(self, values: Tensor) -> Tensor:
+        """Return values (n, H·D) of all positions by segment, zero where one is short.  # (R, S, H, D)"""
+        segment = torch.cat(self.segment).to(values.device)
+        counts = segment.bincount(minlength=len(self.sequence))
+        place = torch.arange(len(segment), device=values.device) - (counts.cumsum(0) - counts)[segment]
+        found = values.new_zeros(len(counts), int(counts.max()), values.shape[1])
+        found[segment, place] = values
+        return found.unflatten(2, (-1, self.loaded.facts.head_dim))
 
 
 def _after_norm(loaded: Loaded) -> bool:
     return loaded.architecture.attention_adds != loaded.architecture.attention
 
 
-def _left_over(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
-    """Return D with x D = x_r − x̂_r in the columns of removed heads: what kept heads do not predict.  # (F, F)"""
-    width = len(moments)
-    stays = torch.zeros(width, dtype=torch.bool, device=moments.device)
+def _regression(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
+    """Return the matrix that predicts the outputs of removed heads from those of kept ones.  # (kept, removed)"""
+    stays = torch.zeros(len(moments), dtype=torch.bool, device=moments.device)
     for head in kept:
         stays[head * size : (head + 1) * size] = True
-    found = torch.diag((~stays).to(moments))
-    if stays.any() and not stays.all():
-        gone = (~stays).nonzero()[:, 0]
-        here = stays.nonzero()[:, 0]
-        found[here[:, None], gone] = -ridge(moments[here][:, here], moments[here][:, gone], RIDGE).float().to(moments)
-    return found.float()
+    here, gone = stays.nonzero()[:, 0], (~stays).nonzero()[:, 0]
+    if not len(here) or not len(gone):
+        return torch.zeros(len(here), len(gone), device=moments.device)
+    return _predicting(moments[here][:, gone], moments[here][:, here])
+
+
+def _predicting(xy: Tensor, xx: Tensor) -> Tensor:
+    """Return the matrix that predicts y from x.  # (F_x, F_y)
+
+    Float32 is enough for a λ as large as this one, but not where inputs are copies of each other and λ is next to
+    nothing.
+    """
+    try:
+        return ridge(xx, xy, RIDGE, torch.float32)
+    except ArithmeticError:
+        return ridge(xx, xy, RIDGE).float()
+
+
+def _block(matrix: Tensor, row: int, column: int, size: int) -> Tensor:
+    """Return one head's part of a matrix for another's.  # (D, D)"""
+    return matrix[row * size : (row + 1) * size, column * size : (column + 1) * size]

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from slim.core.regression import ridge
+from slim.core.regression import add_moments, ridge, whole
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Values of λ to try, strongest first."""
 POSITIONS = 8192
 """Positions whose products are summed in float32 before they are added to a sum in float64."""
-COLUMNS = 512
-"""Columns of x per block of second moments, of which only the upper triangle is computed."""
 
 
 class Positions:
@@ -62,7 +60,7 @@ class Moments(Positions):
         The errors themselves are not computed: with g the goals, E[x (g − W x)ᵀ] = E[x gᵀ] − E[x xᵀ] Wᵀ.
         """
         self._sum()
-        xx = self.upper.triu() + self.upper.triu(1).T
+        xx = whole(self.upper)
         return xx, self.xg - xx @ self.weight.to(xx)
 
     def _sum(self) -> None:
@@ -72,8 +70,7 @@ class Moments(Positions):
         self.waiting = []
         if not self.upper.dim():
             self.upper, self.xg = (x.new_zeros(x.shape[1], part.shape[1], dtype=torch.float64) for part in (x, goal))
-        for start in range(0, x.shape[1], COLUMNS):
-            self.upper[start : start + COLUMNS, start:] += x[:, start : start + COLUMNS].T @ x[:, start:]
+        add_moments(self.upper, x)
         self.xg += x.T @ goal
 
 
