@@ -62,7 +62,7 @@ class JointCache(RowCache):
     def __init__(self, parts: Mapping[str, RowCache]) -> None:
         self.parts = parts
 
-    def get(self, row: Tensor, start: int) -> Arrays | None:
+    def get(self, row: "Tensor", start: int) -> Arrays | None:
         """Return all arrays of a row, as PART.NAME each; None where a part has none."""
         found = {name: part.get(row, start) for name, part in self.parts.items()}
         kept = {name: arrays for name, arrays in found.items() if arrays is not None}
@@ -70,7 +70,7 @@ class JointCache(RowCache):
             return None
         return {f"{name}.{key}": array for name, arrays in kept.items() for key, array in arrays.items()}
 
-    def put(self, row: Tensor, start: int, arrays: Arrays) -> None:
+    def put(self, row: "Tensor", start: int, arrays: Arrays) -> None:
         """Cache arrays of a row, named as PART.NAME, each part for itself."""
         for name, part in self.parts.items():
             part.put(row, start, part_of(arrays, name))
