@@ -7,8 +7,10 @@ from typing import Any
 from slim.core.errors import InputError, SlimError
 from slim.core.reporter import SILENT, Reporter
 from slim.judging import client
+from slim.judging.address import KEYS
 from slim.judging.client import Reply
-from slim.judging.endpoint import KEY_REFUSED, KEYS, Endpoint
+from slim.judging.connection import KEY_REFUSED
+from slim.judging.endpoint import Endpoint
 from slim.judging.local_server import LocalJudge
 from slim.judging.pairs import Pair
 from slim.judging.prompt import ORDERS, RUBRIC, Order, messages, read, winner

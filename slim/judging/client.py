@@ -26,7 +26,8 @@ from slim.core.json_disk import JsonDisk
 from slim.core.records import Record
 from slim.core.reporter import SILENT, Reporter
 from slim.core.text import without_surrogates
-from slim.judging.endpoint import Endpoint, Messages, awaited, connect, failure_of, without_key
+from slim.judging.connection import awaited, connect, failure_of, without_key
+from slim.judging.endpoint import Endpoint, Messages
 from slim.judging.prompt import SCHEMA
 
 FORMATS: tuple[dict[str, Any], ...] = (

@@ -14,9 +14,7 @@ from slim.core.records import Saved, why_invalid
 from slim.core.reporter import SILENT, Reporter
 from slim.core.run_index import remember
 from slim.evaluation.settings import AnswerSettings
-from slim.judging.both_orders import by_endpoint, by_reference
 from slim.judging.cost import estimate
-from slim.judging.endpoint import prepare
 from slim.judging.figures import figures, overall, remarks
 from slim.judging.local_server import find_local_judge
 from slim.judging.pairs import answered
@@ -36,6 +34,9 @@ def judge(request: JudgeRequest, reporter: Reporter = SILENT) -> Saved[Judgment]
 
     Raises InputError for unusable input, the key included, and SlimError where the endpoint does not answer.
     """
+    from slim.judging.both_orders import by_endpoint, by_reference
+    from slim.judging.connection import prepare
+
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     settings = request.part(AnswerSettings)
     original, pruned = os.fspath(request.original), os.fspath(request.pruned)

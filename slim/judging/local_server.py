@@ -25,7 +25,8 @@ from slim.core import launch
 from slim.core.errors import InputError, SlimError
 from slim.core.hub import MODEL_FILES, snapshot
 from slim.core.reporter import SILENT, Reporter
-from slim.judging.endpoint import KEYS, Endpoint, Messages
+from slim.judging.address import KEYS
+from slim.judging.endpoint import Endpoint, Messages
 from slim.models.source import digest
 
 PATIENCE = 600.0

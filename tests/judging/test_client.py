@@ -9,8 +9,10 @@ import pytest
 
 from slim.core.errors import InputError, SlimError
 from slim.judging import client
+from slim.judging.address import base_url
 from slim.judging.client import Reply
-from slim.judging.endpoint import Endpoint, base_url, models_of, prepare
+from slim.judging.connection import models_of, prepare
+from slim.judging.endpoint import Endpoint
 from slim.judging.prompt import messages
 from tests.judge_server import JudgeServer, Script, Scripted, always, serving, verdict
 

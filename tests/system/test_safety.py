@@ -27,7 +27,7 @@ from slim.core.markdown import escaped
 from slim.core.network import is_local
 from slim.core.run_index import remember
 from slim.data.sources import open_source
-from slim.judging.endpoint import models_of
+from slim.judging.connection import models_of
 from slim.judging.request import JudgeRequest
 from slim.models.load import Loaded, load_model
 from tests import ROOT, audit
