@@ -91,7 +91,7 @@ class Passes:
         return self._figures(self._rowwise(every, compute, WATCH, "Watching every head", self._cached_watch()))
 
     def sketched(self, precision: str = "float32") -> LossSketch:
-        """Return the loss sketch of every row. What other matrix products than in float32 give is not cached."""
+        """Return the loss sketch of every row. It is cached only where products are in float32."""
         kept = self._cached_sketch() if precision == "float32" else RowCache(None)
         rows = self._rowwise(
             range(len(self.encoded.rows)),

@@ -29,7 +29,7 @@ class Ended:
 
 
 POLL = 0.2
-"""Seconds between two checks whether a process that is no child of this one is there."""
+"""Seconds between two checks whether a process that another one started is there."""
 UNKNOWN = Ended(-signal.SIGKILL, 0)
 """The end of a worker whose exit code nobody knows, as the process that it was forked from was killed."""
 

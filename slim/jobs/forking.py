@@ -65,7 +65,7 @@ def stamp(environment: Mapping[str, str]) -> str:
 
 
 def fork(job_id: str, log: IO[bytes], lock: int) -> tuple[socket.socket, int] | None:
-    """Return the line on which the end of a forked worker will be told, and its process.
+    """Return the line that will carry the end of a forked worker, and its process.
 
     None where no process answers that has what this one would start a worker with. The worker prints to `log` and holds
     the descriptor `lock`.
@@ -81,7 +81,7 @@ def fork(job_id: str, log: IO[bytes], lock: int) -> tuple[socket.socket, int] | 
         asked = json.dumps({"job": job_id, "stamp": mine, "folder": os.getcwd()})
         socket.send_fds(line, [asked.encode()], [log.fileno(), lock])
         pid = int(line.recv(64))
-        line.sendall(GO)  # a worker that does not hear this in time ends, so that no job has two
+        line.sendall(GO)  # a worker that does not get this in time ends, so that no job has two
         line.settimeout(None)
     except (OSError, ValueError):
         line.close()

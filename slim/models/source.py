@@ -1,4 +1,4 @@
-"""What a model is named by and lies in: an id of the Hub, and files of weights."""
+"""Where a model comes from: an id of the Hub, and files of weights."""
 
 import hashlib
 import re

@@ -66,7 +66,7 @@ def test_no_page_of_an_empty_workspace_waits_for_torch(own_workspace: Path) -> N
 
 
 def test_no_page_waits_for_torch_to_show_records(made: Pipeline) -> None:
-    """What computes comes later, and the page says so."""
+    """Pages that compute load torch later, and say so."""
     said = visited(made.calibration.parent.parent)
     waiting = {page for page in PAGES if any(words.startswith("Loading the libraries") for words in said[page])}
     assert waiting == {"calibrate", "recover", "compare"}
