@@ -71,7 +71,7 @@ class Passes:
         return row_cache(self.cache, self.loaded, **basis)
 
     def _cached_watch(self) -> RowCache:
-        return self._cached(watch={name: criterion.version for name, criterion in WATCHING.items()})
+        return self._cached(watch={name: CRITERIA[name].version for name in WATCHING})
 
     def _cached_sketch(self) -> RowCache:
         return self._cached(sketch=VERSION, draws=self.settings.draws, seed=self.settings.seed)

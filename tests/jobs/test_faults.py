@@ -81,7 +81,7 @@ KINDS = {
     "calibrate": Kind(
         CalibrateRequest,
         {"model": "@/model", "batch_size": 2} | DATA | SMALL,
-        "0.5 Sketching",
+        "0.3 Watching",
         "model/model.safetensors",
         lambda told: "cached" in told,
     ),
