@@ -1,5 +1,6 @@
 """The Explore page: every view of every kind of calibration, links, and real clicks on heads."""
 
+import ast
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from slim.calibration.head_scores import costs, head_scores
 from slim.calibration.record import CHECK_FILE, Calibration, load_calibration, save_check
 from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.core.request import Request
-from tests import APP
+from tests import APP, ROOT
 from tests.pico import make_pico, save_pico
 from tests.visitor import Visitor
 
@@ -83,6 +84,16 @@ def healthy(page: AppTest) -> AppTest:
     assert not page.exception
     assert [title.value for title in page.title] == ["Explore"]
     return page
+
+
+def test_strings_that_document_the_code_are_not_shown(here: Path) -> None:
+    """Streamlit writes a bare string of a page's script onto the page unless its configuration says otherwise."""
+    script = ast.parse((ROOT / "pages" / "explore.py").read_text())
+    bare = {
+        node.value.value for node in script.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    assert len(bare) > 1, "the script's own, and one at least of a constant"
+    assert not bare & {element.value for element in opened().markdown}
 
 
 def chosen(page: AppTest) -> str:
