@@ -55,7 +55,7 @@ class Passes:
         compute: Callable[[tasks.Batch], list[Arrays]],
         cost: float,
         message: str,
-        kept: RowCache,
+        kept: RowCache | JointCache,
     ) -> list[Arrays]:
         return run_batches(
             self.encoded,
@@ -170,7 +170,8 @@ class Passes:
             return measured, positions, rows
         self.method = (
             f"{kl_output.CRITERION.method}; heads and groups by the loss sketch, "
-            f"blocks by leaving them out on {rows} of the rows, with matrix products in {self.precision}"
+            f"blocks by leaving them out on {rows} of the rows"
+            + (", with matrix products in bfloat16" if self.precision == "bfloat16" else "")
         )
         seen = sketch.fold(0)
         positions = int(seen.tokens.sum()) // self.settings.draws

@@ -32,7 +32,7 @@ class RowCache:
     """One kind of result: `basis` is everything but the row that its figures depend on."""
 
     def __init__(self, cache: Cache | None, **basis: Any) -> None:
-        self.cache, self.hits = cache, 0
+        self.cache = cache
         self.basis = json.dumps(basis, sort_keys=True)
 
     def get(self, row: "Tensor", start: int) -> Arrays | None:
@@ -44,7 +44,6 @@ class RowCache:
             arrays = safetensors.numpy.load(base64.b64decode(text))
         except (SafetensorError, ValueError):
             return None
-        self.hits += 1
         return arrays
 
     def put(self, row: "Tensor", start: int, arrays: Arrays) -> None:
@@ -56,7 +55,7 @@ class RowCache:
         return hashlib.sha256(f"{self.basis}/{start}/".encode() + row.numpy().tobytes()).hexdigest()
 
 
-class JointCache(RowCache):
+class JointCache:
     """Several kinds of result that one pass gives: a row is cached where all of them are."""
 
     def __init__(self, parts: Mapping[str, RowCache]) -> None:

@@ -8,7 +8,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slim.core.cache import Arrays, RowCache
+from slim.core.cache import Arrays, JointCache, RowCache
 from slim.core.errors import SlimError
 from slim.core.reporter import Step
 from slim.data import tasks
@@ -21,7 +21,7 @@ def run_batches(
     encoded: tasks.Encoded,
     chosen: Sequence[int],
     compute: Callable[[tasks.Batch], list[Arrays]],
-    kept: RowCache,
+    kept: RowCache | JointCache,
     batch_size: int,
     padding_side: str,
     step: Step,

@@ -34,7 +34,7 @@ def attention_with_entropy(
 
     `q` is (B, H, T, D), `k` and `v` (B, K, N, D). `mask` is boolean (B or 1, 1, T, N), true where a query may look;
     without one the attention is causal and N = T. With `v` the same tensor as `k` the output is the mean key, which the
-    entropy is made of, at half the cost. The scores are s_ij = scale q_i·k_j, or c tanh(s_ij / c) with
+    entropy is made of, on a CPU at half the cost. The scores are s_ij = scale q_i·k_j, or c tanh(s_ij / c) with
     softcap c. `sinks` (H,) is one more logit per head in the softmax's denominator that belongs to no key.
 
     The entropy is −Σ_j a_ij ln a_ij over the keys: with a sink their weights a_ij sum to less than 1. It is float64

@@ -25,7 +25,6 @@ from slim.calibration.resources import sketch_cost
 from slim.core import paths, workspace
 from slim.core.environment import versions
 from slim.core.errors import InputError
-from slim.core.fields import Precision
 from slim.core.records import ModelFacts
 from slim.core.reporter import Reporter, Work
 from slim.data import tasks
@@ -70,10 +69,11 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
     check_same(plan, original)
     output = request.output or workspace.fresh_path("checkpoint", f"{Path(original.facts.source).name}-rounds")
     workspace.check_output(output, plan.after.bytes)
+    precision = precision_of(settings.precision, original.model)
     drawn = draw(task, settings, plan, original, original, reporter)
     calibrated = calibrated_rows(measured, original)
     states: dict[bytes, Tensor] = {}
-    folder = workspace.subfolder("rounds", _key(plan, request))
+    folder = workspace.subfolder("rounds", _key(plan, request, precision))
     last: Round | None = None
     for number in range(1, rounds + 1):
         file = folder / f"{number}.safetensors"
@@ -82,7 +82,7 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
             continue
         said = reporter.named(lambda message, number=number: f"Round {number} of {rounds}: {message}")
         now = original if last is None else expanded(original, last)
-        made = _planned(now, measured, calibrated, plan, last, _part(limits, number / rounds), settings.precision, said)
+        made = _planned(now, measured, calibrated, plan, last, _part(limits, number / rounds), precision, said)
         pruned = cut(now, made)
         at = RecoveryContext(pruned, original, drawn, settings, made, states=states)
         step, _ = repaired(at, settings, said)
@@ -140,7 +140,7 @@ def _planned(
     plan: Plan,
     last: Round | None,
     limits: dict[str, float],
-    precision: Precision,
+    precision: str,
     reporter: Reporter,
 ) -> Plan:
     """Return the plan of a round, by a loss sketch of `now`, the model of the previous round."""
@@ -150,7 +150,7 @@ def _planned(
         pins = Pins(keep=pins.keep, drop=tuple({*pins.drop, *gone}), protect=pins.protect)
         settings = measured.facts.settings
         work = Work(reporter, sketch_cost(settings.draws) * calibrated.tokens)
-        sketch = Passes(now, calibrated, settings, "right", None, work).sketched(precision_of(precision, now.model))
+        sketch = Passes(now, calibrated, settings, "right", None, work).sketched(precision)
         sketched = replace(measured, sketch=sketch, check=None)
         left = measure_after_repair(now, calibrated, sketched, reporter) if plan.repaired else None
     elif plan.repaired:
@@ -211,8 +211,8 @@ def _read(file: Path, original: Loaded) -> Round:
     return Round(plan, pruned, Recovery.model_validate_json(said["recovery"]))
 
 
-def _key(plan: Plan, request: PruneRequest) -> str:
+def _key(plan: Plan, request: PruneRequest, precision: str) -> str:
     """Return a hash of everything that the rounds depend on."""
     asked: dict[str, Any] = request.model_dump(mode="json", exclude={"plan", "output"})
-    basis = [plan.model_dump_json(), asked, sorted(versions().items())]
+    basis = [plan.model_dump_json(), asked, precision, sorted(versions().items())]
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:24]

@@ -70,7 +70,8 @@ def repaired(
     unrepaired = dict(model.named_parameters())
     with open_cache() as cache:
         before = at.figures(at.student, settings.batch_size, cache, work)
-    fitted = _fit(at, settings, work)
+    precision = precision_of(settings.precision, at.teacher.model)
+    fitted = _fit(at, settings, precision, work)
     changed = {name: weight for name, weight in model.named_parameters() if weight is not unrepaired[name]}
     round_to_stored(changed.values(), at.student.facts)
     after = at.figures_after(model, settings.batch_size, work)
@@ -78,7 +79,6 @@ def repaired(
     if not applied:
         for name in changed:
             put(model, name, unrepaired[name])
-    precision = precision_of(settings.precision, at.teacher.model)
     chosen = settings.model_dump() | {"precision": precision, "matrices": [asdict(one) for one in fitted]}
     step = at.step("repair", before, after, applied, chosen, [*work.notes, _summary(fitted)])
     return step, {name: weight.detach().cpu() for name, weight in changed.items() if applied}
@@ -101,7 +101,7 @@ def _rows_at_once(encoded: tasks.Encoded, settings: RepairSettings) -> int:
     return max(settings.batch_size, TOGETHER // max(encoded.lengths))
 
 
-def _fit(at: RecoveryContext, settings: RepairSettings, work: Work) -> list[FittedMatrix]:
+def _fit(at: RecoveryContext, settings: RepairSettings, precision: str, work: Work) -> list[FittedMatrix]:
     parts = {role: at.drawn[role] for role in (TRAIN, VALIDATION)}
     rows = {role: list(tasks.batches(part, _rows_at_once(part, settings))) for role, part in parts.items()}
     tokens = at.drawn[TRAIN].tokens + at.drawn[VALIDATION].tokens
@@ -111,7 +111,6 @@ def _fit(at: RecoveryContext, settings: RepairSettings, work: Work) -> list[Fitt
     def advance(layer: int) -> None:
         work.advance(PASSES * tokens / layers, f"Repairing layer {layer + 1} of {layers}")
 
-    precision = precision_of(settings.precision, at.teacher.model)
     return repair_weights(at.teacher, at.student, keep, rows[TRAIN], rows[VALIDATION], advance, precision)
 
 
