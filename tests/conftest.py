@@ -4,15 +4,16 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
+from streamlit import config as streamlit_config
 
 from slim.models.load import Loaded
-from tests import TEST_CACHE
+from tests import ROOT, TEST_CACHE
 from tests.browser_setup import FLAGS, playwright_browser, served, system_browser
 from tests.commands import Run, in_process
 from tests.pico import make_pico
@@ -22,6 +23,12 @@ from tests.visitor import Visitor
 REAL = ("integration", "browser")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Of the real model: where two processes share two cores, more would wait for each other."""
+
+
+def pytest_sessionstart() -> None:
+    """Streamlit keeps the settings of the folder in which they are first read, and some tests run in another."""
+    with chdir(ROOT):
+        streamlit_config.get_config_options()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
