@@ -131,7 +131,12 @@ def show_table(shown: Shown) -> None:
     order = ["layer", "head", *shown.measures]
     head_table(table, "heads-table", height=520, column_order=order, column_config=titles)
     st.download_button(
-        "Download as CSV", table.to_csv(index=False), "heads.csv", "text/csv", icon=":material/download:"
+        "Download as CSV",
+        table.to_csv(index=False),
+        "heads.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
     )
     st.caption(
         "The heads that are pruned first are on top. Tick a row to see a head in detail. The file has intervals too."

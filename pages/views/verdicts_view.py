@@ -195,7 +195,12 @@ def _show_downloads(path: Path, found: Judgment, given: Votes) -> None:
     """Buttons for the judgement's file and for a table of the pairs."""
     with st.container(horizontal=True):
         st.download_button(
-            "Judgement as JSON", path.read_bytes, path.name, "application/json", icon=":material/download:"
+            "Judgement as JSON",
+            path.read_bytes,
+            path.name,
+            "application/json",
+            icon=":material/download:",
+            on_click="ignore",
         )
         st.download_button(
             "Pairs as CSV",
@@ -203,6 +208,7 @@ def _show_downloads(path: Path, found: Judgment, given: Votes) -> None:
             f"{path.stem}.csv",
             "text/csv",
             icon=":material/download:",
+            on_click="ignore",
         )
 
 
