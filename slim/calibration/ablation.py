@@ -1,6 +1,7 @@
 """Ablation: the predictions of a model without a head, a KV group or a block, beside those of the whole model."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +19,15 @@ from slim.models.architectures import decoder_layers
 from slim.models.columns import unit_columns
 from slim.models.layerwise import started_at
 from slim.models.load import Loaded
-from slim.models.precision import products
-from slim.models.predictions import counted_states, counted_tokens, logits_of
+from slim.models.precision import products, rounded
+from slim.models.predictions import counted_states, counted_tokens, logits_are_linear, logits_of
 from slim.models.probe import Probe
 from slim.models.units import UNITS, UnitName
 
 TOKENS_AT_ONCE = 1536
 """Tokens of ablated variants in one forward: enough to keep the processor busy, few enough for their logits."""
+LOGITS_AT_ONCE = 2**18
+"""Logits that are compared at once on a CPU: so few stay in a core's cache from one operation to the next."""
 
 
 def kl_divergence(full: Tensor, other: Tensor) -> Tensor:
@@ -47,8 +50,11 @@ class Baseline:
 
     def __init__(self, logits: Tensor, targets: Tensor) -> None:
         self.logits, self.targets = exact(logits), targets[:, None]  # (n, V), (n, 1)
-        self.normaliser = self.logits.logsumexp(-1)
-        self.p = (self.logits - self.normaliser[:, None]).exp_()
+        self.normaliser = self.logits.new_empty(len(targets))
+        self.p = torch.empty_like(self.logits)
+        for part in self._parts():
+            self.normaliser[part] = self.logits[part].logsumexp(-1)
+            self.p[part] = (self.logits[part] - self.normaliser[part, None]).exp_()
 
     @property
     def surprise(self) -> Tensor:
@@ -57,10 +63,32 @@ class Baseline:
 
     def compare(self, other: Tensor) -> tuple[Tensor, Tensor]:
         """Return the KL to `other` (n, V), which is overwritten, and its negative log likelihood.  # (n,) twice"""
-        other = exact(other)
-        normaliser = other.logsumexp(-1)
-        surprise = normaliser - other.gather(1, self.targets)[:, 0]
-        return _kl(self.logits, self.normaliser, self.p, other, normaliser), surprise
+        nats, surprise = torch.empty_like(self.normaliser), torch.empty_like(self.normaliser)
+        for part in self._parts():
+            there = exact(other[part])
+            normaliser = there.logsumexp(-1)
+            surprise[part] = normaliser - there.gather(1, self.targets[part])[:, 0]
+            nats[part] = _kl(self.logits[part], self.normaliser[part], self.p[part], there, normaliser)
+        return nats, surprise
+
+    def compare_change(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same of logits that differ by `change` (n, V).  # (n,) twice
+
+        With p the probabilities and d the change, KL is ln Σ p eᵈ − Σ p d.
+        """
+        mean, rise = torch.empty_like(self.normaliser), torch.empty_like(self.normaliser)
+        for part in self._parts():
+            moved = exact(change[part])
+            mean[part] = (self.p[part] * moved).sum(-1)
+            rise[part] = moved.exp().mul_(self.p[part]).sum(-1).log()
+        if not bool(rise.isfinite().all()):  # e to a change so large is beyond the format's range
+            return self.compare(self.logits + change)
+        return rise - mean, self.surprise + rise - exact(change.gather(1, self.targets)[:, 0])
+
+    def _parts(self) -> Iterator[slice]:
+        count, vocabulary = self.logits.shape
+        size = max(1, LOGITS_AT_ONCE // vocabulary) if self.logits.device.type == "cpu" else max(1, count)
+        return (slice(start, start + size) for start in range(0, count, size))
 
 
 def total(nats: Tensor) -> float:
@@ -93,7 +121,7 @@ def ablate(
 
     A layer's input does not depend on what is left out of it or after it: it is computed once, each ablation starts at
     its own layer, and variants of a layer share forwards. The output head is never shared, which bounds the gain; it
-    reads counted positions alone. Matrix products of the layers are in `precision`, those of the head in float32.
+    reads counted positions alone. Matrix products are in `precision`.
     """
     facts = loaded.facts
     with Full(loaded, batch, keep_inputs=True, precision=precision) as full:
@@ -132,21 +160,29 @@ class Full:
         self.layers = decoder_layers(self.model, loaded.architecture)
         watched = self.layers if keep_inputs else ()
         handles = [layer.register_forward_pre_hook(partial(_keep, self.reached), with_kwargs=True) for layer in watched]
+        self.counts = batch.predicted.sum(1).tolist()
         try:
-            logits = self._logits(batch)
+            states = self._states(batch)
         finally:
             for handle in handles:
                 handle.remove()
-        self.counts = batch.predicted.sum(1).tolist()
-        targets = counted_tokens(batch).to(logits.device).split(self.counts)
-        self.baselines = [Baseline(*part) for part in zip(logits.split(self.counts), targets, strict=True)]
+        targets = counted_tokens(batch).to(self.model.device).split(self.counts)
+        logits = logits_of(loaded, states).split(self.counts)
+        self.states = states.split(self.counts)
+        self.baselines = [Baseline(*part) for part in zip(logits, targets, strict=True)]
+        head: Any = self.model.get_output_embeddings()
+        by_change = precision == "bfloat16" and logits_are_linear(loaded)
+        self.rounded_head = head.weight.to(torch.bfloat16) if by_change else None  # (V, E)
 
     def __enter__(self) -> "Full":
-        self._probe = Probe(self.model, self.loaded.architecture).__enter__()
+        with ExitStack() as stack:
+            self._probe = stack.enter_context(Probe(self.model, self.loaded.architecture))
+            stack.enter_context(rounded(self.precision, self.layers))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._probe.__exit__(*exception)
+        self._stack.__exit__(*exception)  # type: ignore[arg-type]
 
     def parts(self, removed: NDArray[np.bool_]) -> Iterator[slice]:
         """The variants that go through the model together."""
@@ -173,19 +209,33 @@ class Full:
         self._probe.gates = kept
         hidden = self.reached[start].repeat(variants, 1, 1) if start else None
         with started_at(self.layers, start, hidden):
-            logits = self._logits(self.batch.repeated(variants))
+            states = self._states(self.batch.repeated(variants))
         found = np.zeros((2, rows, variants))
-        for place, part in enumerate(logits.split(self.counts * variants)):
+        for place, (nats, negative) in enumerate(self._compared(states, variants)):
             variant, row = divmod(place, rows)
-            nats, negative = self.baselines[row].compare(part)
             found[:, row, variant] = max(0.0, total(nats)), total(negative)
         return found[0], found[1]
 
-    def _logits(self, batch: Batch) -> Tensor:
-        """Return the logits of a batch's counted positions, row after row.  # (n, V)"""
+    def _states(self, batch: Batch) -> Tensor:
+        """Return what the output head reads at a batch's counted positions, row after row.  # (n, E)"""
         with products(self.precision, self.model):
-            states = counted_states(self.loaded, batch)
-        return logits_of(self.loaded, states)
+            return counted_states(self.loaded, batch)
+
+    def _compared(self, states: Tensor, variants: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield KL and negative log-likelihood of each variant's `states`, of one row after another.  # (n,) twice
+
+        Rounded logits would be off by as much as a small block changes them. Their change is rounded in proportion to
+        itself, so where the head is linear its product in bfloat16 is of the change.
+        """
+        counts = self.counts * variants
+        if self.rounded_head is None:
+            for place, logits in enumerate(logits_of(self.loaded, states).split(counts)):
+                yield self.baselines[place % len(self.counts)].compare(logits)
+            return
+        for place, part in enumerate(states.split(counts)):
+            row = place % len(self.counts)
+            change = (part - self.states[row]).to(torch.bfloat16)
+            yield self.baselines[row].compare_change(nn.functional.linear(change, self.rounded_head))
 
     def surprise(self) -> NDArray[np.float64]:
         """Negative log likelihood of each row under the full model.  # (B,)"""

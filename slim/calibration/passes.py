@@ -20,9 +20,10 @@ from slim.core.reporter import Work
 from slim.core.statistics import Estimate, ratio_of_sums
 from slim.data import tasks
 from slim.data.batch_runner import no_numbers, run_batches, stacked
+from slim.models.architectures import decoder_layers
 from slim.models.identity import row_cache
 from slim.models.load import Loaded
-from slim.models.precision import precision_of
+from slim.models.precision import precision_of, rounded
 from slim.models.probe import LayerView, Observer, Probe
 from slim.models.units import UNITS, UnitName
 
@@ -47,7 +48,7 @@ class Passes:
         self.loaded, self.encoded, self.settings, self.work = loaded, encoded, settings, work
         self.padding_side, self.cache = padding_side, cache
         self.method = ""
-        self.precision = precision_of("auto", loaded.model)
+        self.precision = "float32" if settings.kl == "exact" else precision_of("auto", loaded.model)
 
     def _rowwise(
         self,
@@ -74,7 +75,8 @@ class Passes:
         return self._cached(watch={name: CRITERIA[name].version for name in WATCHING})
 
     def _cached_sketch(self) -> RowCache:
-        return self._cached(sketch=VERSION, draws=self.settings.draws, seed=self.settings.seed)
+        settings = self.settings
+        return self._cached(sketch=VERSION, draws=settings.draws, seed=settings.seed, backward=self.precision)
 
     def watched(self) -> Watched:
         """Return the figures of every criterion that comes from watching plain forwards, and their positions."""
@@ -90,16 +92,17 @@ class Passes:
         every = range(len(self.encoded.rows))
         return self._figures(self._rowwise(every, compute, WATCH, "Watching every head", self._cached_watch()))
 
-    def sketched(self, precision: str = "float32") -> LossSketch:
-        """Return the loss sketch of every row. It is cached only where products are in float32."""
-        kept = self._cached_sketch() if precision == "float32" else RowCache(None)
-        rows = self._rowwise(
-            range(len(self.encoded.rows)),
-            lambda batch: self._scored(batch, precision=precision),
-            sketch_cost(self.settings.draws),
-            "Sketching the loss",
-            kept,
-        )
+    def sketched(self, forward: str = "float32") -> LossSketch:
+        """Return the loss sketch of every row. It is cached only where the forward's products are in float32."""
+        kept = self._cached_sketch() if forward == "float32" else RowCache(None)
+        with rounded(forward, decoder_layers(self.loaded.model, self.loaded.architecture)):
+            rows = self._rowwise(
+                range(len(self.encoded.rows)),
+                lambda batch: self._scored(batch, forward=forward),
+                sketch_cost(self.settings.draws),
+                "Sketching the loss",
+                kept,
+            )
         return self._sketch(rows)
 
     def observed(self) -> tuple[Watched, LossSketch]:
@@ -128,11 +131,9 @@ class Passes:
         seen, scores = ([part_of(row, name) for row in rows] for name in ("watch", "sketch"))
         return self._figures(seen), self._sketch(scores)
 
-    def _scored(
-        self, batch: tasks.Batch, observers: Sequence[Observer] = (), precision: str = "float32"
-    ) -> list[Arrays]:
+    def _scored(self, batch: tasks.Batch, observers: Sequence[Observer] = (), forward: str = "float32") -> list[Arrays]:
         draws = self.settings.draws
-        scores = score_rows(self.loaded, batch, draws, self.settings.seed, observers, precision)
+        scores = score_rows(self.loaded, batch, draws, self.settings.seed, observers, forward, self.precision)
         counts = batch.predicted.sum(1).tolist()
         return [{"scores": rows, "tokens": np.array(count * draws)} for rows, count in zip(scores, counts, strict=True)]
 
@@ -171,7 +172,7 @@ class Passes:
         self.method = (
             f"{kl_output.CRITERION.method}; heads and groups by the loss sketch, "
             f"blocks by leaving them out on {rows} of the rows"
-            + (", with matrix products in bfloat16" if self.precision == "bfloat16" else "")
+            + (", both with matrix products in bfloat16" if self.precision == "bfloat16" else "")
         )
         seen = sketch.fold(0)
         positions = int(seen.tokens.sum()) // self.settings.draws
@@ -184,10 +185,9 @@ class Passes:
     def _ablated(self) -> tuple[dict[UnitName, Estimate], int, int]:
         facts, levels = self.loaded.facts, levels_ablated(self.settings)
         variants = ablation.ablations(facts, levels)
-        precision = "float32" if self.settings.kl == "exact" else self.precision
 
         def compute(batch: tasks.Batch) -> list[Arrays]:
-            found = ablation.ablate(self.loaded, batch, [variants] * facts.layers, precision)
+            found = ablation.ablate(self.loaded, batch, [variants] * facts.layers, self.precision)
             costs = np.stack(list(found), axis=1)  # (B, L, variants)
             counts = batch.predicted.sum(1).tolist()
             return [
@@ -201,7 +201,7 @@ class Passes:
             compute,
             ablation_cost(facts.layers, len(variants)),
             "Ablating units one at a time",
-            self._cached(ablate=kl_output.CRITERION.version, levels=levels, precision=precision),
+            self._cached(ablate=kl_output.CRITERION.version, levels=levels, precision=self.precision),
         )
         sums = stacked(rows)
         found = kl_output.shares(sums, facts)

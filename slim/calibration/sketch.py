@@ -43,13 +43,14 @@ def score_rows(
     draws: int,
     seed: int,
     observers: Sequence[Observer] = (),
-    precision: str = "float32",
+    forward: str = "float32",
+    backward: str = "float32",
 ) -> list[NDArray[np.float32]]:
     """The score vectors of each row of a batch, draw after draw.  # B of (draws · segments, L, H+2)
 
-    `observers` see the blocks of the forward. With the `precision` bfloat16 the matrix products of the layers are so,
-    which costs each score about a thousandth of itself; tokens drawn by predictions that are a little off are others,
-    so the scores are those of another seed.
+    `observers` see the blocks of the forward. With bfloat16 the matrix products of the layers are so, in the `forward`
+    or the `backward`. Each costs a score about a thousandth of itself; a forward in bfloat16 also draws other tokens,
+    by predictions that are a little off, so its scores are those of another seed.
     """
     facts, device, dtype = loaded.facts, loaded.model.device, loaded.model.dtype
     rows, length = batch.ids.shape
@@ -60,15 +61,16 @@ def score_rows(
         places = (batch.valid.cumsum(1) - 1).clamp_min(0).to(device) // SEGMENT  # (B, T), by the row's own tokens
         per_token = gates.to(dtype)[torch.arange(rows, device=device)[:, None], places]  # (B, T, L, H+2)
         probe.gates = per_token
-        with HeadInput(loaded.model) as head, products(precision, loaded.model):
+        with HeadInput(loaded.model) as head, products(forward, loaded.model):
             logits = loaded.model(**batch.inputs(device), use_cache=False).logits
         directions = Directions(head, logits, batch, draws, seed)
         del logits
         found: list[list[Tensor]] = [[] for _ in range(rows)]
         for draw in range(draws):
-            (score,) = torch.autograd.grad(
-                head.hidden, gates, directions.of(draw), retain_graph=draw < draws - 1
-            )  # (B, S, L, H+2)
+            with products(backward, loaded.model):
+                (score,) = torch.autograd.grad(
+                    head.hidden, gates, directions.of(draw), retain_graph=draw < draws - 1
+                )  # (B, S, L, H+2)
             for row, tokens in enumerate(batch.valid.sum(1).tolist()):
                 found[row].append(score[row, : -(-tokens // SEGMENT)])
     return [torch.cat(parts).float().cpu().numpy() for parts in found]

@@ -21,13 +21,14 @@ def whole(upper: Tensor) -> Tensor:
 def ridge(xx: Tensor, xy: Tensor, strength: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return the W that minimizes E‖y − x W‖² + strength · mean(diag E[x xᵀ]) · ‖W‖², in `dtype`.  # (F, E)
 
-    `xx` is E[x xᵀ] (F, F), `xy` is E[x yᵀ] (F, E). Raises ArithmeticError where the regularized matrix is not positive
-    definite.
+    `xx` is E[x xᵀ] (F, F), `xy` is E[x yᵀ] (F, E). Where the regularized matrix is not positive definite in float32, as
+    with inputs that are copies of each other, it is solved in float64. Raises ArithmeticError where it is not so there.
     """
-    regularized = xx.to(dtype, copy=True)
-    mean = regularized.diagonal().mean().clamp_min(1e-12)  # heads that are gone put out nothing at all
-    regularized.diagonal().add_(strength * mean)
-    factor, failed = torch.linalg.cholesky_ex(regularized)
-    if int(failed):
-        raise ArithmeticError(f"second moments with strength={strength:g} are not positive definite")
-    return torch.cholesky_solve(xy.to(dtype), factor)
+    for precise in dict.fromkeys((dtype, torch.float64)):
+        regularized = xx.to(precise, copy=True)
+        mean = regularized.diagonal().mean().clamp_min(1e-12)  # heads that are gone put out nothing at all
+        regularized.diagonal().add_(strength * mean)
+        factor, failed = torch.linalg.cholesky_ex(regularized)
+        if not int(failed):
+            return torch.cholesky_solve(xy.to(precise), factor).to(dtype)
+    raise ArithmeticError(f"second moments with strength={strength:g} are not positive definite")

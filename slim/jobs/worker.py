@@ -17,6 +17,9 @@ from slim.jobs.queue import request_of
 from slim.jobs.reporter import JobReporter, LogReporter, beating
 from slim.jobs.store import JobStore, StoreFull
 
+NICE = 10
+"""How far a job stands back where a page of the dashboard needs the processor as well."""
+
 
 def run(job_id: str) -> int:
     """Run the job, record its end, and return the exit code of the process."""
@@ -66,6 +69,7 @@ def _work(store: JobStore, job_id: str) -> str:
 
 
 def main(job_id: str) -> None:
+    os.nice(NICE)
     code = run(job_id)
     if code == Cancelled.exit_code:
         with suppress(OSError):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slim.data.tasks import Batch
 from slim.models.architectures import Architecture, decoder_layers
-from slim.models.precision import products
+from slim.models.precision import products, rounded
 
 
 class Passed(nn.Module):
@@ -90,13 +90,14 @@ class Stream:
         attention: Sequence[Tensor] | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """Run the layer at hand over every batch and yield the input and output of each of `modules`, as NAME.in and
-        NAME.out, and the layer's own output as `left`.
+        NAME.out, and the layer's own output as `left`. The layer must not be changed meanwhile.
 
         With `until`, a run stops where that module is entered. Where the outputs of the `attention` block are known,
         (B, T, E) of each batch, it is not run.
         """
-        for place in range(len(self.batches)):
-            yield self._run(place, modules, until, None if attention is None else attention[place])
+        with rounded(self.precision, [self.layer]):
+            for place in range(len(self.batches)):
+                yield self._run(place, modules, until, None if attention is None else attention[place])
 
     def left(self, place: int, learning: bool = False) -> Tensor:
         """Return the layer's output for a batch; with gradients where it is `learning`.  # (B, T, E)"""

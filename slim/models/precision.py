@@ -1,8 +1,12 @@
 """The number format of matrix products: bfloat16 where that is faster, beside weights and sums in float32."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from slim.core.fields import Precision
 
@@ -30,3 +34,22 @@ def precision_of(wanted: Precision, model: Any) -> Literal["float32", "bfloat16"
 def products(precision: str, model: Any) -> torch.autocast:
     """Return a context in which matrix products on a model's device are in this `precision`."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def rounded(precision: str, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the matrices of `modules` are held in bfloat16 where `products` are, if they do not learn.
+
+    Otherwise every product would round them anew. Memory: half of these weights once more.
+    """
+    kept: list[tuple[Any, Any]] = []
+    try:
+        for module in modules if precision == "bfloat16" else ():
+            for part in module.modules():
+                if isinstance(part, nn.Linear | Conv1D) and not part.weight.requires_grad:
+                    kept.append((part, part.weight))
+                    part.weight = nn.Parameter(part.weight.to(torch.bfloat16), requires_grad=False)
+        yield
+    finally:
+        for part, weight in kept:
+            part.weight = weight

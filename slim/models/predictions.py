@@ -60,6 +60,19 @@ def logits_of(loaded: Loaded, states: Tensor) -> Tensor:
         return model(input_ids=token, use_cache=False).logits[0]
 
 
+def logits_are_linear(loaded: Loaded) -> bool:
+    """Whether the model does nothing to the logits that its output head gives."""
+    head: Any = loaded.model.get_output_embeddings()
+    raw: list[Tensor] = []
+    handle = head.register_forward_hook(lambda module, args, output: raw.append(output))
+    try:
+        width = head.weight.shape[1]
+        logits = logits_of(loaded, torch.zeros(1, width, device=loaded.model.device, dtype=loaded.model.dtype))
+    finally:
+        handle.remove()
+    return bool(logits.data_ptr() == raw[0].data_ptr())
+
+
 def positions_at_once(vocabulary: int, device: torch.device) -> int:
     """Return how many positions' logits are made together."""
     return max(1, LOGITS.get(device.type, MANY_LOGITS) // vocabulary)

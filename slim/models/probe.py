@@ -169,15 +169,16 @@ def _unseen(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *
         mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
     dtype = torch.promote_types(q.dtype, torch.float32)
     k, v = (tensor.to(dtype).repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
-    scores = options["scaling"] * q.to(dtype) @ k.transpose(-1, -2)  # (B, H, T, N)
-    if softcap is not None:
-        scores = softcap * (scores / softcap).tanh()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(dtype).min)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(dtype)[:, None, None].expand(*scores.shape[:3], 1)], -1)
-    weights = scores.softmax(-1)[..., : k.shape[2]]
-    return (weights @ v).to(q.dtype).transpose(1, 2).contiguous()
+    with _as_they_are(q):
+        scores = options["scaling"] * q.to(dtype) @ k.transpose(-1, -2)  # (B, H, T, N)
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(dtype).min)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.to(dtype)[:, None, None].expand(*scores.shape[:3], 1)], -1)
+        weights = scores.softmax(-1)[..., : k.shape[2]]
+        return (weights @ v).to(q.dtype).transpose(1, 2).contiguous()
 
 
 def _over_tokens(factors: Tensor, layer: int) -> Tensor:

@@ -86,6 +86,7 @@ class RecoveryContext:
     plan: Plan | None = None
     earlier: Recovery = field(default_factory=Recovery)
     states: dict[bytes, Tensor] = field(default_factory=dict)
+    residuals: dict[int, dict[str, list[Tensor]]] | None = None
     began: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 

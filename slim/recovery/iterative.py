@@ -39,12 +39,16 @@ from slim.planning.quantities import LOSS
 from slim.planning.record import ByBudget, Pins, Plan
 from slim.planning.slicing import Slice, renumbered, slice_of
 from slim.pruning import checkpoint, held_out
-from slim.pruning.history import Recovery
+from slim.pruning.history import TRAIN, VALIDATION, Recovery
 from slim.pruning.surgery import assembled, check_channels, check_same, cut, put
-from slim.recovery.context import RecoveryContext, draw
+from slim.recovery.context import DrawnRows, RecoveryContext, draw
+from slim.recovery.least_squares import Residuals
 from slim.recovery.repair import repaired
 from slim.recovery.request import PruneRequest
 from slim.recovery.settings import RepairSettings
+
+ROOM = 2**31
+"""Bytes that the original's residuals may take from one round to the next; larger ones are computed by every round."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
     drawn = draw(task, settings, plan, original, original, reporter)
     calibrated = calibrated_rows(measured, original)
     states: dict[bytes, Tensor] = {}
+    residuals: Residuals | None = {} if _residuals(drawn, original) <= ROOM else None
     folder = workspace.subfolder("rounds", _key(plan, request, precision))
     last: Round | None = None
     for number in range(1, rounds + 1):
@@ -84,7 +89,7 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
         now = original if last is None else expanded(original, last)
         made = _planned(now, measured, calibrated, plan, last, _part(limits, number / rounds), precision, said)
         pruned = cut(now, made)
-        at = RecoveryContext(pruned, original, drawn, settings, made, states=states)
+        at = RecoveryContext(pruned, original, drawn, settings, made, states=states, residuals=residuals)
         step, _ = repaired(at, settings, said)
         last = Round(made, pruned, (last.recovery if last else Recovery()).then(step))
         _keep(file, original, last)
@@ -93,6 +98,14 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
     checkpoint.write(output, last.pruned, last.plan, last.recovery)
     shutil.rmtree(folder)
     return output
+
+
+def _residuals(drawn: DrawnRows, original: Loaded) -> int:
+    """Return the bytes of the original's residuals of the rows that a repair reads."""
+    tokens = sum(len(drawn[role].rows) * max(drawn[role].lengths) for role in (TRAIN, VALIDATION))
+    model: Any = original.model
+    width: int = model.get_input_embeddings().weight.shape[1]
+    return 2 * tokens * original.facts.layers * width * model.dtype.itemsize
 
 
 def load_original(plan: Plan, settings: RepairSettings, reporter: Reporter) -> Loaded:

@@ -118,8 +118,7 @@ def distill(
     found = []
     for index in range(len(was.stay)):
         if was.intact(index):
-            was.stream.advance()
-            now.advance(was.stream.hidden)
+            now.advance(was.entering(index + 1))
             continue
         goals, file = was.leaving(index), folder / f"layer-{index}.safetensors"
         record = _finished(file, now.layer)

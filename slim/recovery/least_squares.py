@@ -50,24 +50,24 @@ def repair_weights(
     choose: Sequence[Batch],
     advance: Callable[[int], None] = lambda layer: None,
     precision: str = "float32",
+    residuals: "Residuals | None" = None,
 ) -> list[FittedMatrix]:
     """Correct the output projections of `pruned`, and return a record of each; layers are counted as in `pruned`.
 
     `keep` is the plan that it was cut by. Moments are of the batches in `fit`, λ is chosen on those in
     `choose`. Layers before the first removal stay as they are. `advance` is called with each layer before it. The rows
     go through both models with matrix products in `precision`. A tensor that is corrected is replaced, as the models
-    may share it.
+    may share it. The original's `residuals` of the same batches are read where they are there, and added where not.
     """
     rows = [*fit, *choose]
-    was = Original(original, keep, rows, precision)
+    was = Original(original, keep, rows, precision, residuals)
     now = Stream(pruned.model, pruned.architecture, rows, precision)
     search = Search()
     found: list[FittedMatrix] = []
     for index, layer in enumerate(was.stay):
         advance(index)
         if was.intact(index):
-            was.stream.advance()
-            now.advance(was.stream.hidden)
+            now.advance(was.entering(index + 1))
         else:
             found += _Layer(was, now, index, len(fit), search).corrected(with_attention=keep[layer].attention)
     return found
@@ -164,14 +164,27 @@ class _Layer:
         return self.now.layer.get_submodule(self.names[part])
 
 
+Residuals = dict[int, dict[str, list[Tensor]]]
+"""The original's residuals `between` attention and MLP of a layer and after it (`left`), and the outputs of its
+projections where they are fitted by themselves.  # (B, T, E) of each batch"""
+
+
 class Original:
     """The original's residuals at the places where a pruned model reads its own.
 
     Where a norm follows a projection, the residual is not linear in its output: the projection is then fitted
-    `by_itself`, to the output of the original's projection.
+    `by_itself`, to the output of the original's projection. All `residuals` are kept where they are given; otherwise
+    those of the layer at hand alone.
     """
 
-    def __init__(self, loaded: Loaded, keep: Keep, rows: Sequence[Batch], precision: str = "float32") -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        keep: Keep,
+        rows: Sequence[Batch],
+        precision: str = "float32",
+        residuals: Residuals | None = None,
+    ) -> None:
         architecture = loaded.architecture
         self.stream = Stream(loaded.model, architecture, rows, precision)
         self.architecture, self.keep = architecture, keep
@@ -180,7 +193,8 @@ class Original:
         self.scale = residual_multiplier(loaded.model, architecture)
         self.parallel = bool(architecture.parallel and getattr(loaded.model.config, architecture.parallel))
         self.by_itself = architecture.attention_adds != architecture.attention
-        self.seen: dict[str, list[Tensor]] = {}
+        self.all_kept = residuals is not None
+        self.residuals: Residuals = {} if residuals is None else residuals
 
     def intact(self, index: int) -> bool:
         """Whether all layers of the pruned model up to `index`, and the next reader, are unchanged."""
@@ -202,27 +216,25 @@ class Original:
     def leaving(self, index: int) -> list[Tensor]:
         """Return the original's residual where the output of pruned layer `index` is read next.  # (B, T, E) each"""
         if index + 1 == len(self.stay):
-            return self._entering(len(self.keep))
+            return self.entering(len(self.keep))
         reader = self.stay[index + 1]
-        return (
-            self._entering(reader) if self.keep[reader].attention or self.parallel else self._layer(reader)["between"]
-        )
+        return self.entering(reader) if self.keep[reader].attention or self.parallel else self._layer(reader)["between"]
 
-    def _entering(self, layer: int) -> list[Tensor]:
+    def entering(self, layer: int) -> list[Tensor]:
         """Advance to a layer of the original, and return the residual that enters it.  # (B, T, E) each"""
-        while self.stream.index < layer:
-            if self.seen:
-                self.stream.advance(self.seen["left"])
-                self.seen = {}
+        while (here := self.stream.index) < layer:
+            known = self.residuals.get(here)
+            self.stream.advance(known["left"] if known else None)
+            if self.all_kept:
+                self.residuals.setdefault(here, {"left": self.stream.hidden})
             else:
-                self.stream.advance()
+                self.residuals.pop(here, None)
         return self.stream.hidden
 
     def _layer(self, layer: int) -> dict[str, list[Tensor]]:
-        """Return the residuals of a layer `between` its attention and MLP and after it (`left`), and the outputs of its
-        projections where they are fitted by themselves.  # (B, T, E) each"""
-        self._entering(layer)
-        if not self.seen:
+        """Return the residuals of a layer, and outputs of its projections.  # (B, T, E) each"""
+        self.entering(layer)
+        if "between" not in self.residuals.get(layer, ()):
             module, names = self.stream.layer, self.architecture
             modules = {
                 "adds": module.get_submodule(names.attention_adds),
@@ -236,8 +248,8 @@ class Original:
                 if self.by_itself:
                     found["attention"].append(seen["attention.out"])
                     found["mlp"].append(seen["mlp.out"].reshape(hidden.shape))
-            self.seen = found
-        return self.seen
+            self.residuals[layer] = found
+        return self.residuals[layer]
 
 
 def intact(keep: Keep, heads: int, index: int) -> bool:

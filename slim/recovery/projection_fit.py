@@ -91,8 +91,8 @@ class Search:
             if place not in tried:
                 tried[place] = (math.inf, None)
                 with suppress(ArithmeticError):
-                    change = ridge(xx, xe, STRENGTHS[place])
-                    tried[place] = (_square(error - x @ change.to(x)), change)
+                    change = ridge(xx, xe, STRENGTHS[place], x.dtype)
+                    tried[place] = (_square(error - x @ change), change)
             return tried[place][0]
 
         best = self.near.get(name, len(STRENGTHS) // 2)

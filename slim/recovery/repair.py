@@ -111,7 +111,7 @@ def _fit(at: RecoveryContext, settings: RepairSettings, precision: str, work: Wo
     def advance(layer: int) -> None:
         work.advance(PASSES * tokens / layers, f"Repairing layer {layer + 1} of {layers}")
 
-    return repair_weights(at.teacher, at.student, keep, rows[TRAIN], rows[VALIDATION], advance, precision)
+    return repair_weights(at.teacher, at.student, keep, rows[TRAIN], rows[VALIDATION], advance, precision, at.residuals)
 
 
 def _summary(fitted: list[FittedMatrix]) -> str:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.testing import assert_close
 
 from slim.calibration import ablation
-from slim.calibration.ablation import Ablation, ablate, ablations, kl_divergence, without
+from slim.calibration.ablation import Ablation, Baseline, ablate, ablations, kl_divergence, without
 from slim.data.tasks import Encoded, batches
 from slim.models.load import Loaded
+from slim.models.predictions import logits_are_linear
 from tests import reference
 from tests.pico import FAMILIES, random_rows
 
@@ -220,6 +222,35 @@ def test_a_large_vocabulary_keeps_its_digits() -> None:
         a, b = full.double().log_softmax(-1), other.double().log_softmax(-1)
         off = kl_divergence(full, other).double() - (a.exp() * (a - b)).sum(-1)
         assert abs(float(off.mean())) < 2e-6
+
+
+def test_a_change_of_logits_costs_what_other_logits_do() -> None:
+    """KL and negative log-likelihood by the change alone, in both formats, and of one beyond float32's range."""
+    generator = torch.Generator().manual_seed(0)
+    logits, change = 3 * torch.randn(2, 70, 49152, generator=generator)
+    targets = torch.randint(0, 49152, (70,), generator=generator)
+    whole = Baseline(logits, targets)
+    a = logits.double().log_softmax(-1)
+    assert_close(whole.surprise.double(), -a.gather(1, targets[:, None])[:, 0], rtol=0, atol=1e-5)
+    for size, dtype in ((0.02, torch.bfloat16), (0.5, torch.float32), (40.0, torch.float32)):
+        moved = (size * change).to(dtype)
+        b = (logits.double() + moved.double()).log_softmax(-1)
+        expected = (a.exp() * (a - b)).sum(-1), -b.gather(1, targets[:, None])[:, 0]
+        for found in (whole.compare_change(moved), whole.compare(logits + moved)):
+            for mine, wanted in zip(found, expected, strict=True):
+                assert_close(mine.double(), wanted, rtol=1e-5, atol=2e-6 if size < 1 else 1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_products_in_bfloat16_are_near(pico: Pico, family: str) -> None:
+    """To a few hundredths of a block's cost; gemma2 changes logits after its head, so its head is left as it is."""
+    loaded = pico(family, layers=3, heads=4, dtype=torch.float32)
+    assert logits_are_linear(loaded) == (family != "gemma2")
+    (batch,) = batches(Encoded(random_rows((60, 80)), 0), 2)
+    chosen = [ablations(loaded.facts, ("block",))] * 3
+    exact, near = (np.stack(list(ablate(loaded, batch, chosen, one))) for one in ("float32", "bfloat16"))
+    assert not np.array_equal(exact, near)
+    np.testing.assert_allclose(near, exact, rtol=0.05)
 
 
 def test_the_model_is_as_it_was(pico: Pico) -> None:

@@ -27,6 +27,7 @@ from slim.jobs.devices import hold
 from slim.jobs.executor import LocalProcess
 from slim.jobs.forking import address, fork, new_socket, stamp
 from slim.jobs.store import JobStore
+from slim.jobs.worker import NICE
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, gone, wait_for, wait_until
 
@@ -133,6 +134,7 @@ def test_a_forked_worker_is_cancelled_with_all_that_is_its_own(home: Home) -> No
     job = begun(home.started(**ENDLESS))
     assert job.pid is not None
     assert (parent(job), os.getsid(job.pid)) == (warm.pid, job.pid)
+    assert psutil.Process(job.pid).nice() == os.nice(0) + NICE
     files = [os.readlink(f"/proc/{job.pid}/fd/{number}") for number in range(3)]
     assert files == [os.devnull, *[str(home.place / "jobs" / f"{job.id}.log")] * 2]
     assert os.readlink(f"/proc/{job.pid}/cwd") == os.getcwd()

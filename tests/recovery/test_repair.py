@@ -23,6 +23,8 @@ from slim.planning.files import save_plan
 from slim.planning.record import Plan
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import ROLES, Recovery, RecoveryStep, load_recovery, role_of
+from slim.recovery import iterative
+from slim.recovery.context import RecoveryContext
 from slim.recovery.iterative import Planner, Round, expanded
 from slim.recovery.least_squares import FittedMatrix
 from slim.recovery.prune import prune
@@ -245,6 +247,26 @@ def test_stopped_rounds_go_on_where_they_were(plan: Plan, tmp_path: Path, monkey
     assert json.loads((broken / "slim_plan.json").read_text())["keep"] == [
         kept.model_dump(mode="json") for kept in checkpoint.recipe(whole).keep
     ]
+
+
+def test_rounds_without_room_give_the_same(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the original's residuals are too large to keep, each round computes them."""
+    asked: list[bool] = []
+    repaired = iterative.repaired
+
+    def watched(at: RecoveryContext, *rest: Any) -> Any:
+        asked.append(at.residuals is not None)
+        found = repaired(at, *rest)
+        assert not at.residuals or len(at.residuals) == at.teacher.facts.layers
+        return found
+
+    monkeypatch.setattr(iterative, "repaired", watched)
+    kept = pruned(plan, tmp_path / "kept", rounds=2)
+    monkeypatch.setattr(iterative, "ROOM", 0)
+    computed = pruned(plan, tmp_path / "computed", rounds=2)
+    assert asked == [True, True, False, False]
+    one, other = (load_model(str(folder), dtype="float64") for folder in (kept, computed))
+    assert torch.equal(logits(one), logits(other))
 
 
 def test_rounds_need_a_budget_of_size(plan: Plan, calibration: Calibration, tmp_path: Path) -> None:
