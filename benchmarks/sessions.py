@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import websockets
+from safetensors.numpy import load_file, save_file
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets import Subprotocol
@@ -65,18 +67,20 @@ class Person:
 
 
 def furnish(home: Path, people: int) -> None:
-    """A workspace with a calibration for each person, told apart by what it says of its rows."""
+    """A workspace with a calibration for each person, told apart by its rows' name and its figures."""
     save_pico(make_pico("llama"), home / "model")
     asked = {"model": home / "model", "dataset": "bundled:triage", "device": "cpu"}
     first = home / "first"
     calibrate(CalibrateRequest.asked(samples=6, max_length=48, output=first, **asked))
-    record = json.loads((first / "record.json").read_text())
+    record, tensors = json.loads((first / "record.json").read_text()), load_file(first / "tensors.safetensors")
     for number in range(people):
         folder = home / "calibrations" / f"of-{number:03}"
         folder.mkdir(parents=True)
         record["dataset"]["source"] = f"{Person(number).mark}rows.jsonl"
         (folder / "record.json").write_text(json.dumps(record))
-        (folder / "tensors.safetensors").write_bytes((first / "tensors.safetensors").read_bytes())
+        factor = np.float32(1 + number / 100)
+        own = {name: values * factor if values.dtype.kind == "f" else values for name, values in tensors.items()}
+        save_file(own, folder / "tensors.safetensors")
         load_calibration(folder)
         remember(folder, "calibration")
 

@@ -20,11 +20,16 @@ from slim.core.errors import SlimError
 from slim.core.markdown import escaped
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _measures(
     path: str, started: str, checked: float, weights: tuple[tuple[str, float], ...], _calibration: Calibration
 ) -> dict[str, HeadScore]:
     return head_scores(_calibration, dict(weights))
+
+
+_heatmap = st.cache_resource(max_entries=128, show_spinner=False)(charts.heatmap)
+"""The maps, kept from run to run: most stay the same when a weight or a setting changes."""
+_block_bars = st.cache_resource(max_entries=32, show_spinner=False)(charts.block_bars)
 
 
 def choose_weights(calibration: Calibration) -> dict[str, float]:
@@ -46,7 +51,7 @@ def show_maps(shown: Shown) -> None:
     for start in range(0, len(measures), 2):
         columns = st.container(key=f"wide-maps-{start}").columns(2)
         for column, measure in zip(columns, measures[start : start + 2], strict=False):
-            figure = charts.heatmap(
+            figure = _heatmap(
                 measure.values, measure.title, measure.unit, log=measure.log, clickable=True, chosen=shown.head
             )
             clickable(figure, f"map-{measure.name}", column)
@@ -56,7 +61,7 @@ def show_maps(shown: Shown) -> None:
     columns = st.container(key="wide-blocks").columns(2)
     for column, (name, estimate) in zip(columns, blocks.items(), strict=False):
         title = "Loss without the block, measured" if name == "kl_output" else CRITERIA[name].title
-        figure = charts.block_bars(estimate.value, title, CRITERIA[name].unit, sure=estimate)
+        figure = _block_bars(estimate.value, title, CRITERIA[name].unit, sure=estimate)
         column.plotly_chart(figure, key=f"blocks-{name}", config=PLOT)
 
 

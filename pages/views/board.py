@@ -74,7 +74,7 @@ def board(path: Path, calibration: Calibration) -> Plan:
         return made or kept.choice.plan(calibration)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Preparing the board")
+@st.cache_resource(max_entries=32, show_spinner="Preparing the board")
 def _numbers(path: str, started: str, checked: float, _calibration: Calibration) -> tuple[str, bytes]:
     return payload(_calibration)
 

@@ -182,7 +182,7 @@ def choose_run(kind: Kind, label: str, key: str, maker: str) -> Path:
     return st.selectbox(label, found, format_func=lambda path: path.stem if path.suffix else path.name, key=key)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the calibration")
+@st.cache_resource(max_entries=32, show_spinner="Reading the calibration")
 def _calibration(path: str, written: int) -> Calibration:
     return calibration.load_calibration(Path(path))
 

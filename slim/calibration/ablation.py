@@ -20,14 +20,12 @@ from slim.models.columns import unit_columns
 from slim.models.layerwise import started_at
 from slim.models.load import Loaded
 from slim.models.precision import products, rounded
-from slim.models.predictions import counted_states, counted_tokens, logits_are_linear, logits_of
+from slim.models.predictions import counted_states, counted_tokens, logits_are_linear, logits_of, parts_in_cache
 from slim.models.probe import Probe
 from slim.models.units import UNITS, UnitName
 
 TOKENS_AT_ONCE = 1536
 """Tokens of ablated variants in one forward: enough to keep the processor busy, few enough for their logits."""
-LOGITS_AT_ONCE = 2**18
-"""Logits that are compared at once on a CPU: so few stay in a core's cache from one operation to the next."""
 
 
 def kl_divergence(full: Tensor, other: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ class Baseline:
         self.logits, self.targets = exact(logits), targets[:, None]  # (n, V), (n, 1)
         self.normaliser = self.logits.new_empty(len(targets))
         self.p = torch.empty_like(self.logits)
-        for part in self._parts():
+        for part in parts_in_cache(self.logits):
             self.normaliser[part] = self.logits[part].logsumexp(-1)
             self.p[part] = (self.logits[part] - self.normaliser[part, None]).exp_()
 
@@ -64,7 +62,7 @@ class Baseline:
     def compare(self, other: Tensor) -> tuple[Tensor, Tensor]:
         """Return the KL to `other` (n, V), which is overwritten, and its negative log likelihood.  # (n,) twice"""
         nats, surprise = torch.empty_like(self.normaliser), torch.empty_like(self.normaliser)
-        for part in self._parts():
+        for part in parts_in_cache(self.logits):
             there = exact(other[part])
             normaliser = there.logsumexp(-1)
             surprise[part] = normaliser - there.gather(1, self.targets[part])[:, 0]
@@ -77,18 +75,13 @@ class Baseline:
         With p the probabilities and d the change, KL is ln Σ p eᵈ − Σ p d.
         """
         mean, rise = torch.empty_like(self.normaliser), torch.empty_like(self.normaliser)
-        for part in self._parts():
+        for part in parts_in_cache(self.logits):
             moved = exact(change[part])
             mean[part] = (self.p[part] * moved).sum(-1)
             rise[part] = moved.exp().mul_(self.p[part]).sum(-1).log()
         if not bool(rise.isfinite().all()):  # e to a change so large is beyond the format's range
             return self.compare(self.logits + change)
         return rise - mean, self.surprise + rise - exact(change.gather(1, self.targets)[:, 0])
-
-    def _parts(self) -> Iterator[slice]:
-        count, vocabulary = self.logits.shape
-        size = max(1, LOGITS_AT_ONCE // vocabulary) if self.logits.device.type == "cpu" else max(1, count)
-        return (slice(start, start + size) for start in range(0, count, size))
 
 
 def total(nats: Tensor) -> float:

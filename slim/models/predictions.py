@@ -20,6 +20,8 @@ LOGITS = {"cpu": 2**23}
 """Logits in memory at once, by device: so few stay in a CPU's caches."""
 MANY_LOGITS = 2**28
 """The same on any other device."""
+IN_CACHE = 2**18
+"""Logits that stay in the cache of a CPU's core from one operation to the next."""
 
 
 def counted_states(loaded: Loaded, batch: Batch) -> Tensor:
@@ -76,6 +78,13 @@ def logits_are_linear(loaded: Loaded) -> bool:
 def positions_at_once(vocabulary: int, device: torch.device) -> int:
     """Return how many positions' logits are made together."""
     return max(1, LOGITS.get(device.type, MANY_LOGITS) // vocabulary)
+
+
+def parts_in_cache(logits: Tensor) -> Iterator[slice]:
+    """Yield the positions of logits (n, V) that are worked on together, where many operations follow one another."""
+    count, vocabulary = logits.shape
+    size = max(1, IN_CACHE // vocabulary) if logits.device.type == "cpu" else max(1, count)
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def _counted(states: Tensor, batch: Batch) -> Tensor:

@@ -28,8 +28,9 @@ from slim.core.errors import InputError
 from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload
 from slim.data import tasks
+from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
-from slim.models.precision import precision_of
+from slim.models.precision import precision_of, rounded
 from slim.pruning import checkpoint
 from slim.pruning.history import (
     ACCEPTANCE,
@@ -148,6 +149,7 @@ def train(
     """Return the trained model, with its adapter where it has one, and the curve; resume from a state in `folder`."""
     set_seed(settings.seed)
     without_dropout(student.model)
+    precision = precision_of(settings.precision, student.model)
     model = adapted(student, settings.rank) if settings.weights == "adapter" else student.model.requires_grad_(True)
     state = last_state(folder)
     made = arguments(
@@ -159,7 +161,7 @@ def train(
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * settings.steps),
         activation_checkpointing=settings.checkpointing,
-        bf16=precision_of(settings.precision, student.model) == "bfloat16",
+        bf16=precision == "bfloat16",
         eval_on_start=state is None,
         seed=settings.seed,
     )
@@ -184,7 +186,8 @@ def train(
         work.note,
         work.reporter.curve,
     )
-    curve = trainer.resumed(state)
+    with rounded(precision, decoder_layers(student.model, student.architecture)):
+        curve = trainer.resumed(state)
     model.eval().requires_grad_(False)
     return model, curve
 
