@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CASES ?= 4000
 READY := $(VENV)/.ready
 
-.PHONY: app test check audit fuzz bench wheel clean
+.PHONY: app test check audit release fuzz bench wheel clean
 
 app: $(READY)  ## open the dashboard on http://localhost:8501
 	@$(BIN)/slim app
@@ -24,6 +24,11 @@ check: $(READY)  ## lint, format, types and words of the Python and the JavaScri
 
 audit: $(READY)  ## what is installed, against today's known vulnerabilities (needs pip-audit and a network)
 	@$(BIN)/python -m tests.audit --online
+
+release: $(READY)  ## what every run leaves out: the rest of the fault matrix, many people at once, and thousands of files
+	@$(BIN)/python tests/browser_setup.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m release
+	@$(MAKE) fuzz
 
 fuzz: $(READY)  ## files that anybody could have made, CASES of each property; a case that fails is printed
 	@SLIM_FUZZ=$(CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 14400 tests/properties

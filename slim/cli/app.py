@@ -8,8 +8,6 @@ import time
 import webbrowser
 from pathlib import Path
 from typing import Annotated
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import typer
 
@@ -69,11 +67,13 @@ def _home() -> str:
 
 
 def _open_when_up(url: str) -> None:
+    from urllib.request import urlopen
+
     for _ in range(100):
         time.sleep(0.3)
         try:
             with urlopen(f"{url}/_stcore/health", timeout=1):  # noqa: S310  the app itself
                 break
-        except (URLError, OSError):
+        except OSError:
             continue
     webbrowser.open(url)

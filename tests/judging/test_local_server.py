@@ -110,8 +110,14 @@ def test_each_kind_of_model_has_its_server(
         assert all(reply is not None for reply in client.known(endpoint, asked(), cache))
 
 
-def test_a_server_goes_with_an_error_in_the_block(models: Path) -> None:
-    """As with Ctrl-C, and with the signal that cancels a job."""
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGTERM, SlimError), pytest.param(signal.SIGINT, KeyboardInterrupt, marks=pytest.mark.release)],
+)
+def test_a_server_goes_with_an_error_in_the_block(
+    models: Path, number: signal.Signals, error: type[BaseException]
+) -> None:
+    """As with the signal that cancels a job, and with Ctrl-C."""
     found = find_local_judge(str(models / "stock"))
 
     def stop(number: int, frame: object) -> None:
@@ -122,19 +128,26 @@ def test_a_server_goes_with_an_error_in_the_block(models: Path) -> None:
         signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job of a shell may ignore it
     }
     try:
-        for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SlimError)):
-            servers: list[psutil.Process] = []
-            with pytest.raises(error), found.started(found.endpoint({}), "cpu"):  # noqa: PT012
-                servers += children()
-                os.kill(os.getpid(), number)
-                time.sleep(PATIENCE)
-            assert [gone(one.pid) for one in servers] == [True]
+        servers: list[psutil.Process] = []
+        with pytest.raises(error), found.started(found.endpoint({}), "cpu"):  # noqa: PT012
+            servers += children()
+            os.kill(os.getpid(), number)
+            time.sleep(PATIENCE)
+        assert [gone(one.pid) for one in servers] == [True]
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
-def test_a_server_goes_with_a_parent_that_is_killed(models: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        (signal.SIGKILL, "starting"),
+        pytest.param(signal.SIGKILL, "answers", marks=pytest.mark.release),
+        pytest.param(signal.SIGTERM, "answers", marks=pytest.mark.release),
+    ],
+)
+def test_a_server_goes_with_a_parent_that_is_killed(models: Path, number: signal.Signals, word: str) -> None:
     """By signals that leave it no word, and by one that ends it before the server answers."""
     script = (
         "import sys, time, psutil\n"
@@ -147,23 +160,19 @@ def test_a_server_goes_with_a_parent_that_is_killed(models: Path) -> None:
         "    print('answers', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    started: list[tuple[subprocess.Popen[str], signal.Signals, str]] = []
-    for number, word in ((signal.SIGKILL, "answers"), (signal.SIGTERM, "answers"), (signal.SIGKILL, "starting")):
-        command = [sys.executable, "-c", script, str(models / "stock")]
-        started.append((subprocess.Popen(command, stdout=subprocess.PIPE, text=True), number, word))
+    command = [sys.executable, "-c", script, str(models / "stock")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        for parent, number, word in started:
-            assert parent.stdout is not None
-            assert any(line.strip() == word for line in parent.stdout)
-            wait_for(lambda parent=parent: psutil.Process(parent.pid).children())
-            (server,) = psutil.Process(parent.pid).children()
-            parent.send_signal(number)
-            assert parent.wait() == -number
-            wait_for(lambda server=server: gone(server.pid))
+        assert parent.stdout is not None
+        assert any(line.strip() == word for line in parent.stdout)
+        wait_for(lambda: psutil.Process(parent.pid).children())
+        (server,) = psutil.Process(parent.pid).children()
+        parent.send_signal(number)
+        assert parent.wait() == -number
+        wait_for(lambda: gone(server.pid))
     finally:
-        for parent, _, _ in started:
-            parent.kill()
-            parent.communicate()
+        parent.kill()
+        parent.communicate()
 
 
 def test_a_server_that_fails_says_why(models: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real pipeline of the bundled model on the Runs page, in a real browser, with the server killed under a job."""
+"""A real pipeline on the Runs page, in a real browser, with the server killed under a job."""
 
 import re
 import shutil
@@ -19,6 +19,7 @@ from slim.core.run_index import remember
 from slim.core.workspace import Kind
 from slim.judging import judge
 from slim.judging.request import JudgeRequest
+from slim.models import bundled
 from slim.planning import budget
 from slim.planning.files import load_plan, save_plan
 from slim.pruning import checkpoint
@@ -28,6 +29,7 @@ from slim.runs import lineage
 from slim.runs.lineage import Node
 from tests.browser_setup import served
 from tests.judge_server import by_length, serving
+from tests.short_model import short_model
 from tests.visitor import Visitor, fill
 
 pytestmark = pytest.mark.browser
@@ -37,17 +39,20 @@ LENGTH = 48
 """Tokens of a row: short, so that two slow cores are done in minutes."""
 
 
-@pytest.fixture(scope="module")
-def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A workspace with the bundled model pruned and repaired, and that judged; nothing is evaluated yet."""
+@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.release)])
+def workspace(
+    request: pytest.FixtureRequest, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A workspace with the bundled model or its first layers pruned, repaired and judged; nothing is evaluated yet."""
     home = tmp_path_factory.mktemp("runs") / "workspace"
+    model = str(short_model(home.parent / "short")) if request.param == "short" else bundled.NAME
     (shared_workspace / "models").mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(home))
         home.mkdir()
         (home / "models").symlink_to(shared_workspace / "models")
         made = home / "calibrations" / "briefs"
-        measured = calibrate(CalibrateRequest.asked(samples=6, max_length=LENGTH, output=made))
+        measured = calibrate(CalibrateRequest.asked(model=model, samples=6, max_length=LENGTH, output=made))
         file = save_plan(budget.plan_by_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")
         small, better = home / "checkpoints" / "small", home / "checkpoints" / "better"
         checkpoint.prune(load_plan(file), small)

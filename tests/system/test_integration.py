@@ -8,10 +8,13 @@ import sys
 import venv
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,7 +32,7 @@ from slim.planning.slicing import is_stock
 from slim.planning.threshold import plan_by_threshold
 from slim.pruning.checkpoint import prune
 from slim.pruning.trial import masked
-from tests import ROOT, TEST_CACHE, reference
+from tests import ROOT, reference
 from tests.pico import keeping, plan_of
 
 pytestmark = pytest.mark.integration
@@ -49,7 +52,7 @@ save_file({"logits": logits}, taken)
 
 PLAIN = """
 import importlib.util, json, sys, torch
-assert importlib.util.find_spec("slim") is None
+assert importlib.util.find_spec("slim") is None and importlib.util.find_spec("peft") is None
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(2)
@@ -228,20 +231,30 @@ def test_pruned_is_gated_on_real_text(plan: Plan, pruned: Path) -> None:
     assert (whole - expected).abs().max() > 1
 
 
-@pytest.fixture(scope="session")
-def plain_python() -> Path:
-    """An environment with torch and transformers and without slim, made once and kept."""
-    folder = TEST_CACHE / "venv-plain"
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not (folder / "complete").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        constraints = ROOT / "constraints.txt"
-        limits = ["-c", str(constraints)] if constraints.is_file() else []
-        command = [str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", "transformers==5.24.0", *limits]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder / "complete").touch()
-    return python
+@pytest.fixture(scope="module")
+def plain_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with torch, transformers and what they need, and nothing else; their files are this one's."""
+    folder = tmp_path_factory.mktemp("plain") / "environment"
+    venv.create(folder)
+    (site,) = folder.glob("lib/*/site-packages")
+    for distribution in needed("torch", "transformers"):
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(distribution.locate_file(name))
+    return folder / "bin" / "python"
+
+
+def needed(*names: str) -> Iterator[metadata.Distribution]:
+    """The distributions with these names, and all that they require here."""
+    found, waiting = set[str](), list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            distribution = metadata.distribution(name)
+            required = map(Requirement, distribution.requires or ())
+            waiting += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+            yield distribution
 
 
 @pytest.fixture(scope="module")
