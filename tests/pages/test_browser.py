@@ -105,7 +105,7 @@ def drag_line(visitor: Visitor, start: float, end: float, midway: Callable[[], N
     page.mouse.up()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.release)])
 def test_every_page_is_whole(browser: Browser, app: str, scheme: Scheme) -> None:
     """No error, nothing wider than the window, no connection to another host; pictures of each to look at."""
     visitor = Visitor(browser, app, scheme)
