@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, list[str]] = {
     "prune --no-repair": ["prune", "{home}/plan.json", "--no-repair", "--output", "{fresh}"],
     "prune": ["prune", "{home}/plan.json", "--output", "{fresh}"],
     "prune --rounds 4": ["prune", "{home}/plan.json", "--rounds", "4", "--output", "{fresh}"],
-    "finetune": ["finetune", "{home}/cut", "--steps", "6", "--samples", "64", "--restart", "--output", "{fresh}"],
+    "finetune": ["finetune", "{home}/cut", "--steps", "6", "--rows", "64", "--restart", "--output", "{fresh}"],
     "evaluate": ["evaluate", "{home}/cut", "--samples", "16", *SHORT, "--output", "{fresh}"],
     "judge": [
         "judge",

@@ -51,7 +51,7 @@ def _calibrated(samples: int) -> Callable[[Build, Path, str], Result]:
 
 
 def _repaired(build: Build, fresh: Path, dataset: str) -> Result:
-    _, _, log = build.run(["prune", str(build.home / "plan.json"), "--samples", "128", "--output", str(fresh)])
+    _, _, log = build.run(["prune", str(build.home / "plan.json"), "--rows", "128", "--output", str(fresh)])
     return Result(_step(fresh)["seconds"], fresh, log)
 
 
@@ -70,7 +70,7 @@ def _planned(build: Build, fresh: Path, dataset: str) -> Result:
 def _trained(build: Build, fresh: Path, dataset: str) -> Result:
     found = []
     for steps in (8, 40):
-        words = ["--method", "kd", "--steps", str(steps), "--evaluations", "1", "--samples", "128", "--restart"]
+        words = ["--method", "kd", "--steps", str(steps), "--evaluations", "1", "--rows", "128", "--restart"]
         folder = fresh.with_name(f"{fresh.name}-{steps}")
         _, _, log = build.run(["finetune", str(build.home / "cut"), *words, "--output", str(folder)])
         found.append((_step(folder)["seconds"], folder, log))
@@ -84,7 +84,7 @@ def _step(folder: Path) -> dict[str, Any]:
 def _ranks(old: Result, new: Result) -> str:
     before, after = (load_file(one.made / "tensors.safetensors") for one in (old, new))
     found = {
-        level: spearmanr(before[f"kl_output.{level}"].ravel(), after[f"kl_output.{level}"].ravel())[0]
+        level: spearmanr(before[f"kl_output.{level}.value"].ravel(), after[f"kl_output.{level}.value"].ravel())[0]
         for level in ("head", "block")
     }
     return ", ".join(f"Spearman of {level}s {value:.4f}" for level, value in found.items())

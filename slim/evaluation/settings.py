@@ -51,7 +51,7 @@ class EvaluationSettings(Record):
         title="Examples",
         description="few-shot examples in a standard task (default: its own number)",
     )
-    pace: SpeedSettings = SpeedSettings()
+    pace: SpeedSettings = Field(default_factory=SpeedSettings)
     seed: Seed = Field(default=0, description="seed of the drawn rows and of the intervals' resamples")
     device: Device = "auto"
     dtype: Dtype = "auto"

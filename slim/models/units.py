@@ -54,7 +54,8 @@ class LayerKeep(Record):
 
 Keep = tuple[LayerKeep, ...]
 """The parts that stay of each layer of the original, the first one first."""
-NO_ATTENTION, NO_LAYER = LayerKeep(), LayerKeep(layer=False)
+# Constructed, not validated: a command that starts would build the validator for these two alone.
+NO_ATTENTION, NO_LAYER = LayerKeep.model_construct(), LayerKeep.model_construct(layer=False)
 
 
 def whole_layer(facts: ModelFacts) -> LayerKeep:

@@ -87,7 +87,7 @@ class Plan(Record):
     unit: UnitName
     uniform: bool = Field(default=False, description="whether every layer that stays has one shape")
     reason: Annotated[ByThreshold | ByBudget, Field(discriminator="kind")]
-    pins: Pins = Pins()
+    pins: Pins = Field(default_factory=Pins)
     keep: Keep
     changes: tuple[Change, ...] = ()
     before: Size
