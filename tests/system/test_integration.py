@@ -240,7 +240,7 @@ def plain_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for distribution in needed("torch", "transformers"):
         for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (site / name).exists():
-                (site / name).symlink_to(distribution.locate_file(name))
+                (site / name).symlink_to(str(distribution.locate_file(name)))
     return folder / "bin" / "python"
 
 
