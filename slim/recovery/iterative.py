@@ -27,6 +27,7 @@ from slim.core.environment import versions
 from slim.core.errors import InputError
 from slim.core.records import ModelFacts
 from slim.core.reporter import Reporter, Work
+from slim.core.resources import memory_there
 from slim.data import tasks
 from slim.models.architectures import Architecture
 from slim.models.load import Loaded, load_model, resolve_dtype
@@ -48,7 +49,8 @@ from slim.recovery.request import PruneRequest
 from slim.recovery.settings import RepairSettings
 
 ROOM = 2**31
-"""Bytes that the original's residuals may take from one round to the next; larger ones are computed by every round."""
+"""Bytes that the original's residuals may take from one round to the next, and an eighth of the device's memory at most; larger
+ones are computed by every round."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
     drawn = draw(task, settings, plan, original, original, reporter)
     calibrated = calibrated_rows(measured, original)
     states: dict[bytes, Tensor] = {}
-    residuals: Residuals | None = {} if _residuals(drawn, original) <= ROOM else None
+    room = min(ROOM, memory_there(original.model.device) // 8)
+    residuals: Residuals | None = {} if _residuals(drawn, original) <= room else None
     folder = workspace.subfolder("rounds", _key(plan, request, precision))
     last: Round | None = None
     for number in range(1, rounds + 1):
