@@ -58,7 +58,8 @@ def check_seconds(calibration: Calibration, request: CheckRequest) -> float | No
     orders = len(scores.criteria(calibration, scores.default_weights(calibration)))
     heads = min(request.heads, facts.model.layers * facts.model.heads)
     asked = request.samples * length * (0.6 * heads + orders * len(SHARES))
-    measured = forwards(facts.model, [round(length)] * facts.dataset.rows, facts.settings) * (1 - facts.reused)
+    lengths = [round(length)] * facts.dataset.rows
+    measured = forwards(facts.model, lengths, facts.settings, facts.precision) * (1 - facts.reused)
     return facts.seconds * asked / measured
 
 

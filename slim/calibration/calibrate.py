@@ -9,7 +9,7 @@ from diskcache import Cache
 
 from slim.calibration.criteria import CRITERIA
 from slim.calibration.facts import CalibrationFacts, CalibrationSettings, CriterionFacts
-from slim.calibration.passes import Passes
+from slim.calibration.passes import Passes, rounding
 from slim.calibration.record import Calibration, save_calibration
 from slim.calibration.request import CalibrateRequest
 from slim.calibration.resources import forwards, workload
@@ -65,7 +65,7 @@ def measure(
 ) -> Calibration:
     """Every metric of `loaded` on the rows `encoded`; changes nothing in the model."""
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    work = Work(reporter, forwards(loaded.facts, encoded.lengths, settings))
+    work = Work(reporter, forwards(loaded.facts, encoded.lengths, settings, rounding(loaded, settings)))
     run = Passes(loaded, encoded, settings, padding_side, cache, work)
     sketch = None
     if settings.kl == "none":

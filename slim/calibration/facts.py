@@ -57,6 +57,12 @@ class CalibrationFacts(Record):
     reused: float = Field(default=0, ge=0, le=1, description="share of the work that was known from earlier runs")
     notes: tuple[str, ...] = Field(default=(), description="what happened on the way that a reader should know")
 
+    @property
+    def precision(self) -> str:
+        """The number format of the sketch's backward pass and of ablated blocks, as the method of `kl_output` says."""
+        found = self.metrics.get("kl_output")
+        return "bfloat16" if found and "bfloat16" in found.method else "float32"
+
 
 class Forecast(Record):
     """Forecast KL(original ‖ pruned) in nats per token, with the interval that 95% of resampled sequences give.

@@ -33,6 +33,11 @@ WATCHING = {name: criterion for name, criterion in CRITERIA.items() if criterion
 """The criteria that watch forwards."""
 
 
+def rounding(loaded: Loaded, settings: CalibrationSettings) -> str:
+    """Return the number format of the sketch's backward pass and of ablated blocks; an exact calibration is exact."""
+    return "float32" if settings.kl == "exact" else precision_of("auto", loaded.model)
+
+
 class Passes:
     """The passes of one calibration over its rows. Sums of a row are read from the cache where it has them."""
 
@@ -48,7 +53,7 @@ class Passes:
         self.loaded, self.encoded, self.settings, self.work = loaded, encoded, settings, work
         self.padding_side, self.cache = padding_side, cache
         self.method = ""
-        self.precision = "float32" if settings.kl == "exact" else precision_of("auto", loaded.model)
+        self.precision = rounding(loaded, settings)
 
     def _rowwise(
         self,
@@ -99,7 +104,7 @@ class Passes:
             rows = self._rowwise(
                 range(len(self.encoded.rows)),
                 lambda batch: self._scored(batch, forward=forward),
-                sketch_cost(self.settings.draws),
+                sketch_cost(self.settings.draws, self.precision),
                 "Sketching the loss",
                 kept,
             )
@@ -124,7 +129,7 @@ class Passes:
         rows = self._rowwise(
             range(len(self.encoded.rows)),
             compute,
-            WATCH - 1 + sketch_cost(self.settings.draws),
+            WATCH - 1 + sketch_cost(self.settings.draws, self.precision),
             "Watching every head and sketching the loss",
             JointCache({"watch": self._cached_watch(), "sketch": self._cached_sketch()}),
         )
@@ -199,7 +204,7 @@ class Passes:
         rows = self._rowwise(
             rows_ablated(self.encoded.lengths, self.settings),
             compute,
-            ablation_cost(facts.layers, len(variants)),
+            ablation_cost(facts.layers, len(variants), self.precision),
             "Ablating units one at a time",
             self._cached(ablate=kl_output.CRITERION.version, levels=levels, precision=self.precision),
         )

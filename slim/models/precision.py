@@ -22,13 +22,17 @@ def precision_of(wanted: Precision, model: Any) -> Literal["float32", "bfloat16"
     """
     if wanted != "auto":
         return wanted
-    if model.device.type == "cuda":
+    return fastest(model.device, model.get_input_embeddings().weight.shape[1], model.dtype)
+
+
+def fastest(device: torch.device, width: int, dtype: torch.dtype) -> Literal["float32", "bfloat16"]:
+    """Return the faster number format for matrix products of a model of this width and these weights."""
+    if device.type == "cuda":
         able = torch.cuda.is_bf16_supported()
     else:
         found = torch.cpu.get_capabilities()
-        wide = model.get_input_embeddings().weight.shape[1] >= WIDE
-        able = wide and (found.get("avx512_bf16") or found.get("amx_bf16"))
-    return "bfloat16" if able and model.dtype != torch.float64 else "float32"
+        able = width >= WIDE and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return "bfloat16" if able and dtype != torch.float64 else "float32"
 
 
 def products(precision: str, model: Any) -> torch.autocast:

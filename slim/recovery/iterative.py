@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slim.calibration.passes import Passes
+from slim.calibration.passes import Passes, rounding
 from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.reload import calibrated_rows
 from slim.calibration.resources import sketch_cost
@@ -49,8 +49,8 @@ from slim.recovery.request import PruneRequest
 from slim.recovery.settings import RepairSettings
 
 ROOM = 2**31
-"""Bytes that the original's residuals may take from one round to the next, and an eighth of the device's memory at most; larger
-ones are computed by every round."""
+"""Bytes that the original's residuals may take from one round to the next, but no more than an eighth of the memory;
+others are computed by every round."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _planned(
         gone = _gone(last.plan.keep, plan.unit, plan.model)
         pins = Pins(keep=pins.keep, drop=tuple({*pins.drop, *gone}), protect=pins.protect)
         settings = measured.facts.settings
-        work = Work(reporter, sketch_cost(settings.draws) * calibrated.tokens)
+        work = Work(reporter, sketch_cost(settings.draws, rounding(now, settings)) * calibrated.tokens)
         sketch = Passes(now, calibrated, settings, "right", None, work).sketched(precision)
         sketched = replace(measured, sketch=sketch, check=None)
         left = measure_after_repair(now, calibrated, sketched, reporter) if plan.repaired else None

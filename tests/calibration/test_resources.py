@@ -60,6 +60,10 @@ def test_forwards_are_counted_by_what_is_done(loaded: Loaded) -> None:
     assert sketch_cost(2) > sketch_cost(1)
     assert ablation_cost(30, 10) > ablation_cost(30, 1) > 1
     assert ablation_cost(30, 1) < 31, "each starts at its own layer, so it is less than a forward"
+    assert ablation_cost(30, 1, "bfloat16") < ablation_cost(30, 1)
+    assert sketch_cost(1, "bfloat16") < sketch_cost(1)
+    rounded = forwards(loaded.facts, LENGTHS, CalibrationSettings(draws=2), "bfloat16")
+    assert rounded < counted(draws=2)
 
 
 def test_ablated_rows_are_every_other_or_a_few_of_them() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded
-from slim.models.precision import precision_of, products, rounded
+from slim.models.precision import WIDE, fastest, precision_of, products, rounded
 
 Pico = Callable[..., Loaded]
 
@@ -46,3 +46,12 @@ def test_a_narrow_model_and_float64_stay_as_they_are(pico: Pico) -> None:
         model = pico("llama", dtype=dtype).model
         assert precision_of("auto", model) == "float32"
         assert precision_of("bfloat16", model) == "bfloat16"
+
+
+def test_the_number_format_is_told_before_a_model_is_loaded() -> None:
+    """By device, width and weights: where a processor has such products at all, not in narrow models or for float64."""
+    cpu = torch.device("cpu")
+    assert fastest(cpu, 8192, torch.float64) == fastest(cpu, WIDE - 1, torch.float32) == "float32"
+    found = torch.cpu.get_capabilities()
+    able = found.get("avx512_bf16") or found.get("amx_bf16")
+    assert fastest(cpu, WIDE, torch.float32) == ("bfloat16" if able else "float32")
