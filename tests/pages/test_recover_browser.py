@@ -1,4 +1,4 @@
-"""The Recover page in a real browser: a model, pruned, is repaired and distilled in sight."""
+"""The Recover page in a real browser: the bundled model, pruned, is repaired and distilled in sight."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from slim.calibration.calibrate import calibrate
 from slim.calibration.request import CalibrateRequest
-from slim.models import bundled
 from slim.planning import budget
 from slim.pruning import checkpoint
 from slim.pruning.history import load_recovery
-from tests.short_model import short_model
 from tests.visitor import Visitor, chart, fill
 
 pytestmark = pytest.mark.browser
@@ -24,20 +22,17 @@ ROWS, LENGTH = 64, 64
 """Few and short, so that two slow cores are done in minutes."""
 
 
-@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.release)])
-def workspace(
-    request: pytest.FixtureRequest, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A workspace with a checkpoint that lacks three heads in ten, of the bundled model's first layers or the whole."""
+@pytest.fixture(scope="module")
+def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace with the bundled model, and a checkpoint of it that lacks three heads in ten."""
     folder = tmp_path_factory.mktemp("recover")
-    model = str(short_model(folder / "short")) if request.param == "short" else bundled.NAME
     (shared_workspace / "models").mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
         (folder / "workspace").mkdir()
         (folder / "workspace" / "models").symlink_to(shared_workspace / "models")
         save = folder / "workspace" / "calibrations" / "briefs"
-        measured = calibrate(CalibrateRequest(model=model, samples=8, max_length=LENGTH, output=save))
+        measured = calibrate(CalibrateRequest(samples=8, max_length=LENGTH, output=save))
         plan = budget.plan_by_budget(measured, {"heads": 0.7})
         checkpoint.prune(plan, folder / "workspace" / "checkpoints" / "small")
         yield folder / "workspace"

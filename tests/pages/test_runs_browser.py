@@ -60,6 +60,7 @@ def workspace(
         with serving(by_length) as server:
             judge.judge(
                 JudgeRequest.asked(
+                    original=model,
                     pruned=better,
                     samples=2,
                     max_new_tokens=8,
@@ -155,6 +156,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         expect(detail(page).locator(".run-head strong")).to_have_text("better", timeout=MINUTES)
         expect(detail(page).get_by_role("button", name=f"evaluation {evaluation.name}")).to_be_visible()
         whole = lineage.read_lineage()
+        assert len(whole.nodes) == 7
         assert {node.stage: [parent.stage for parent in whole.parents(node.key)] for node in whole.nodes.values()} == {
             "model": [],
             "calibration": ["model"],
