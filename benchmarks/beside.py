@@ -62,8 +62,8 @@ class Build:
     tree: Path
     home: Path
 
-    def run(self, arguments: list[str]) -> tuple[float, float, str]:
-        """Return the seconds of a command, the most bytes that its process held, and the end of its output."""
+    def run(self, arguments: list[str]) -> tuple[float, float]:
+        """Return the seconds of a command, and the most memory that its process held, in bytes."""
         fresh = Path(tempfile.mkdtemp(dir=self.home)) / "made"
         words = [word.format(home=self.home, fresh=fresh) for word in arguments]
         environment = os.environ | {"PYTHONPATH": str(self.tree), "SLIM_HOME": str(self.home / "cache")}
@@ -75,11 +75,11 @@ class Build:
             _, status, used = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - began
             log.seek(0)
-            said = log.read().decode(errors="replace")[-4000:]
+            said = log.read().decode(errors="replace")[-600:]
         shutil.rmtree(fresh.parent, ignore_errors=True)
         if status:
             raise RuntimeError(f"slim {' '.join(words)} of {self.tree} failed: {said}")
-        return seconds, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), said
+        return seconds, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextmanager

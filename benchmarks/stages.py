@@ -30,6 +30,8 @@ from benchmarks.measure import machine, table
 from slim.planning.files import load_plan
 
 LENGTH = ["--max-length", "192"]
+STEPS = (8, 40)
+"""Of two trainings, whose difference is free of what surrounds the steps."""
 
 
 @dataclass(frozen=True)
@@ -38,43 +40,40 @@ class Result:
 
     seconds: float
     made: Path
-    log: str
 
 
 def _calibrated(samples: int) -> Callable[[Build, Path, str], Result]:
     def run(build: Build, fresh: Path, dataset: str) -> Result:
         words = ["calibrate", "--dataset", dataset, "--samples", str(samples), *LENGTH, "--output", str(fresh)]
-        _, _, log = build.run(words)
-        return Result(json.loads((fresh / "record.json").read_bytes())["seconds"], fresh, log)
+        build.run(words)
+        return Result(json.loads((fresh / "record.json").read_bytes())["seconds"], fresh)
 
     return run
 
 
 def _repaired(build: Build, fresh: Path, dataset: str) -> Result:
-    _, _, log = build.run(["prune", str(build.home / "plan.json"), "--rows", "128", "--output", str(fresh)])
-    return Result(_step(fresh)["seconds"], fresh, log)
+    build.run(["prune", str(build.home / "plan.json"), "--rows", "128", "--output", str(fresh)])
+    return Result(_step(fresh)["seconds"], fresh)
 
 
 def _in_rounds(build: Build, fresh: Path, dataset: str) -> Result:
-    seconds, _, log = build.run(["prune", str(build.home / "plan.json"), "--rounds", "4", "--output", str(fresh)])
-    return Result(seconds, fresh, log)
+    seconds, _ = build.run(["prune", str(build.home / "plan.json"), "--rounds", "4", "--output", str(fresh)])
+    return Result(seconds, fresh)
 
 
 def _planned(build: Build, fresh: Path, dataset: str) -> Result:
     shutil.copytree(build.home / "cal", fresh)  # the forecast is saved there
     plan = fresh / "made.json"
-    seconds, _, log = build.run(["plan", str(fresh), "--budget", "heads=0.8", "--after-repair", "--output", str(plan)])
-    return Result(seconds, plan, log)
+    seconds, _ = build.run(["plan", str(fresh), "--budget", "heads=0.8", "--after-repair", "--output", str(plan)])
+    return Result(seconds, plan)
 
 
 def _trained(build: Build, fresh: Path, dataset: str) -> Result:
-    found = []
-    for steps in (8, 40):
+    short, long = (fresh.with_name(f"{fresh.name}-{steps}") for steps in STEPS)
+    for folder, steps in zip((short, long), STEPS, strict=True):
         words = ["--method", "kd", "--steps", str(steps), "--evaluations", "1", "--rows", "128", "--restart"]
-        folder = fresh.with_name(f"{fresh.name}-{steps}")
-        _, _, log = build.run(["finetune", str(build.home / "cut"), *words, "--output", str(folder)])
-        found.append((_step(folder)["seconds"], folder, log))
-    return Result(found[1][0] - found[0][0], *found[1][1:])
+        build.run(["finetune", str(build.home / "cut"), *words, "--output", str(folder)])
+    return Result(_step(long)["seconds"] - _step(short)["seconds"], long)
 
 
 def _step(folder: Path) -> dict[str, Any]:

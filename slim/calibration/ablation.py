@@ -175,7 +175,7 @@ class Full:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.__exit__(*exception)  # type: ignore[arg-type]
+        self._stack.close()
 
     def parts(self, removed: NDArray[np.bool_]) -> Iterator[slice]:
         """The variants that go through the model together."""

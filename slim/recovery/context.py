@@ -41,6 +41,7 @@ from slim.pruning.history import (
     load_recovery,
     role_of,
 )
+from slim.recovery.least_squares import Residuals
 from slim.recovery.teacher import check_vocabulary
 
 
@@ -86,7 +87,7 @@ class RecoveryContext:
     plan: Plan | None = None
     earlier: Recovery = field(default_factory=Recovery)
     states: dict[bytes, Tensor] = field(default_factory=dict)
-    residuals: dict[int, dict[str, list[Tensor]]] | None = None
+    residuals: Residuals | None = None
     began: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 

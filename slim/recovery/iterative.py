@@ -106,9 +106,8 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
 def _residuals(drawn: DrawnRows, original: Loaded) -> int:
     """Return the bytes of the original's residuals of the rows that a repair reads."""
     tokens = sum(len(drawn[role].rows) * max(drawn[role].lengths) for role in (TRAIN, VALIDATION))
-    model: Any = original.model
-    width: int = model.get_input_embeddings().weight.shape[1]
-    return 2 * tokens * original.facts.layers * width * model.dtype.itemsize
+    model = original.model
+    return 2 * tokens * original.facts.layers * model.config.hidden_size * model.dtype.itemsize
 
 
 def load_original(plan: Plan, settings: RepairSettings, reporter: Reporter) -> Loaded:

@@ -29,6 +29,9 @@ from slim.models.units import Keep
 from slim.recovery.projection_fit import Moments, Positions, Search
 
 Part = Literal["attention", "mlp"]
+Residuals = dict[int, dict[str, list[Tensor]]]
+"""The original's residuals `between` attention and MLP of a layer and after it (`left`), and the outputs of its
+projections where they are fitted by themselves.  # (B, T, E) of each batch"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def repair_weights(
     choose: Sequence[Batch],
     advance: Callable[[int], None] = lambda layer: None,
     precision: str = "float32",
-    residuals: "Residuals | None" = None,
+    residuals: Residuals | None = None,
 ) -> list[FittedMatrix]:
     """Correct the output projections of `pruned`, and return a record of each; layers are counted as in `pruned`.
 
@@ -162,11 +165,6 @@ class _Layer:
 
     def _writer(self, part: Part) -> Any:
         return self.now.layer.get_submodule(self.names[part])
-
-
-Residuals = dict[int, dict[str, list[Tensor]]]
-"""The original's residuals `between` attention and MLP of a layer and after it (`left`), and the outputs of its
-projections where they are fitted by themselves.  # (B, T, E) of each batch"""
 
 
 class Original:

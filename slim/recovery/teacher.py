@@ -38,7 +38,7 @@ class SoftTargets:
         Tokens beyond the k likeliest count as one, so this is at most the KL over the whole vocabulary. `temperature`
         must be that of the soft targets.
         """
-        return _Divergence.apply(logits, self.ids, self.logs, self.rest, temperature)  # type: ignore[no-any-return]
+        return _Divergence.apply(logits, self.ids, self.logs, self.rest, temperature)
 
 
 class _Divergence(torch.autograd.Function):

@@ -184,7 +184,6 @@ def test_the_exit_code_of_a_forked_worker_is_told(home: Home, tmp_path: Path) ->
     assert "job='missing': it is not in the workspace" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.release
 def test_what_does_not_fit_is_refused(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another environment, words that nobody understands, and a runner that is gone: no worker, or one started anew."""
     warm = home.warm()
@@ -209,7 +208,6 @@ def test_what_does_not_fit_is_refused(home: Home, tmp_path: Path, monkeypatch: p
     assert warm.poll() is None
 
 
-@pytest.mark.release
 def test_a_worker_goes_on_where_the_process_that_forked_it_is_killed(home: Home) -> None:
     """The runner waits for it; the next worker is started anew."""
     warm = home.warm()
@@ -226,7 +224,6 @@ def test_a_worker_goes_on_where_the_process_that_forked_it_is_killed(home: Home)
     assert wait_for(following, ended).state == "done"
 
 
-@pytest.mark.release
 def test_it_ends_with_its_server_and_another_takes_its_place(home: Home) -> None:
     """But not before its worker has."""
     first = home.warm()

@@ -35,9 +35,9 @@ def test_what_learns_is_not_rounded() -> None:
     """Nor is anything where products are in float32."""
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False))
     with rounded("bfloat16", module):
-        assert [part.weight.dtype for part in module] == [torch.float32, torch.bfloat16]  # type: ignore[union-attr]
+        assert [part.weight.dtype for part in module] == [torch.float32, torch.bfloat16]
     with rounded("float32", module):
-        assert [part.weight.dtype for part in module] == [torch.float32, torch.float32]  # type: ignore[union-attr]
+        assert [part.weight.dtype for part in module] == [torch.float32, torch.float32]
 
 
 def test_a_narrow_model_and_float64_stay_as_they_are(pico: Pico) -> None:

@@ -7,7 +7,6 @@ import pytest
 from benchmarks.soak import soak
 
 
-@pytest.mark.release
 def test_nothing_is_left_behind_by_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No process, no open file, no growing memory, in the one that starts them and in the runner."""
     monkeypatch.setenv("SLIM_HOME", str(tmp_path))
