@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.views import login
-from pages.views.frame import newest_job, page_title, plain_errors, sentence
+from pages.views.frame import go_to, newest_job, page_title, plain_errors, sentence
 from slim import jobs
 from slim.calibration.request import CalibrateRequest
 from slim.core import workspace
@@ -42,7 +42,7 @@ with st.container(border=True):
         if st.button("Calibrate the bundled model", type="primary", icon=":material/play_arrow:", disabled=busy):
             with plain_errors():
                 jobs.start(CalibrateRequest())
-            st.switch_page("pages/calibrate.py")
+            go_to("pages/calibrate.py")
         st.page_link(
             "pages/calibrate.py", label="Watch it" if busy else "Use my own model or data", icon=":material/tune:"
         )

@@ -1,5 +1,6 @@
 """Fixtures that tests share: a workspace of its own, pico models, and one that persists for the real model."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from streamlit import config as streamlit_config
 
 from slim.models.load import Loaded
@@ -18,7 +19,7 @@ from tests.browser_setup import FLAGS, playwright_browser, served, system_browse
 from tests.commands import Run, in_process
 from tests.pico import make_pico
 from tests.pipeline import Pipeline, make_pipeline
-from tests.visitor import Visitor
+from tests.visitor import PATIENCE, Visitor
 
 REAL = ("integration", "browser")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -38,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in unable]
         config.hook.pytest_deselected(items=unable)
     items.sort(key=lambda item: not _is_real(item))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the garbage collection that ends each run of a page."""
+    gc.collect()
+    gc.freeze()
 
 
 def _is_real(item: pytest.Item) -> bool:
@@ -170,6 +177,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no browser can be had here")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        expect.set_options(timeout=PATIENCE)
         yield chromium
         chromium.close()
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -158,7 +159,19 @@ def _watch(job_id: str) -> None:
 def next_step(label: str, page: str, icon: str) -> None:
     """Show a button that leads to the page where the work continues."""
     if st.button(label, type="primary", icon=icon):
-        st.switch_page(page)
+        go_to(page)
+
+
+def go_to(page: str) -> NoReturn:
+    """End this page and open another.
+
+    This page's fragments are forgotten first. A browser asks for those that update themselves until it knows of the
+    new page, and Streamlit would answer a late request by clearing that page, which then stays empty.
+    """
+    context = get_script_run_ctx()
+    if context is not None:
+        context.fragment_storage.clear()
+    st.switch_page(page)
 
 
 def result_of(job: Job | None) -> Path | None:

@@ -1,5 +1,6 @@
 """The libraries that read tokenizers and models: they take seconds to load, and no page waits for them."""
 
+import gc
 import threading
 from importlib import import_module
 
@@ -11,7 +12,6 @@ PATIENCE = 0.1
 """Seconds in which they are there where they were loaded before."""
 LOOK = 0.5
 """Seconds between two looks whether they are there."""
-_loader = threading.Thread(target=import_module, args=("slim.models.load",), name=LOADER, daemon=True)
 _begun = threading.Lock()
 
 
@@ -21,6 +21,16 @@ def can_compute() -> bool:
         return True
     _wait()
     return False
+
+
+def _load() -> None:
+    """Load them, and leave their 355,000 objects out of the garbage collection that ends each run of a page."""
+    import_module("slim.models.load")
+    gc.collect()
+    gc.freeze()
+
+
+_loader = threading.Thread(target=_load, name=LOADER, daemon=True)
 
 
 def _loaded() -> bool:

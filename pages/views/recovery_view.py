@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.views.frame import PLOT, duration, plain_errors, sentence, show_job
+from pages.views.frame import PLOT, duration, go_to, plain_errors, sentence, show_job
 from pages.views.plan_view import show_words
 from slim import jobs
 from slim.core.errors import InputError
@@ -184,11 +184,11 @@ def lead_on(path: Path, recover: bool = False, primary: bool = True) -> None:
     with st.container(horizontal=True):
         if recover and st.button("Recover more of it", type=kind, icon=":material/healing:"):
             st.session_state["recover-checkpoint"] = path
-            st.switch_page("pages/recover.py")
+            go_to("pages/recover.py")
         if st.button("Evaluate it", type="secondary" if recover else kind, icon=":material/monitoring:"):
             st.session_state["evaluate-checkpoints"] = [str(path)]
-            st.switch_page("pages/evaluate.py")
+            go_to("pages/evaluate.py")
         if st.button("Compare its answers with the original's", icon=":material/compare:"):
             st.session_state["compare-checkpoint"] = path
             st.session_state["judge-pruned"] = str(path)
-            st.switch_page("pages/compare.py")
+            go_to("pages/compare.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.views.frame import plain_errors, sentence
+from pages.views.frame import go_to, plain_errors, sentence
 from pages.views.report_button import offer_report
 from slim.core.errors import SlimError
 from slim.core.formatting import format_bytes
@@ -39,7 +39,7 @@ def show_run(found: Lineage, node: Node, choose: Choose) -> None:
             for words, icon, page, chosen in steps(node):
                 if st.button(words, icon=f":material/{icon}:", key=f"go-{page}-{node.key}"):
                     st.session_state.update(chosen)
-                    st.switch_page(page)
+                    go_to(page)
             with st.popover("Name and tags", icon=":material/sell:"):
                 _show_names(found, node)
             with st.popover("Export", icon=":material/archive:"):

@@ -62,7 +62,7 @@ def on_board(page: Page, selector: str = "") -> Locator:
 
 def settled(page: Page) -> None:
     """Waits until Python's plan of the last edit is shown."""
-    expect(page.locator(".board[data-source=plan]")).to_be_visible(timeout=15_000)
+    expect(page.locator(".board[data-source=plan]")).to_be_visible()
 
 
 def figures(page: Page) -> dict[str, float]:
@@ -89,7 +89,7 @@ def link(page: Page) -> dict[str, str]:
 def expect_link(page: Page, name: str, value: str | None) -> None:
     """Waits until the address says so."""
     script = "([name, value]) => new URLSearchParams(location.search).get(name) === value"
-    page.wait_for_function(script, arg=[name, value], timeout=15_000)
+    page.wait_for_function(script, arg=[name, value])
 
 
 def at_cell(page: Page, layer: int, head: int, layers: int = 4, heads: int = 6) -> tuple[float, float]:
@@ -194,7 +194,7 @@ def test_figures_follow_while_the_line_is_dragged(page: Page, small: Calibration
     assert on_board(page, ".cells").evaluate(PICTURE) == live
     assert figures(page)["parameters"] == seen[-1][0]
     page.get_by_role("button", name="Save the plan").click()
-    expect(page.get_by_text("Saved:")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("Saved:")).to_be_visible()
     (file,) = (workspace / "plans").glob("*.json")
     made = load_plan(file)
     file.unlink()
@@ -328,7 +328,7 @@ def test_weights_rank_again_at_once(page: Page, small: Calibration) -> None:
     page.get_by_role("link", name="Explore", exact=True).click()
     page.get_by_role("button", name="Weights of the score").click()
     slider = page.get_by_role("slider", name="Attention entropy")
-    expect(slider).to_have_value("1", timeout=30_000)
+    expect(slider).to_have_value("1")
     slider.press("ArrowLeft")
     expect(slider).to_have_value("0.95")
     page.keyboard.press("Escape")
@@ -391,10 +391,10 @@ def test_back_is_undo(page: Page) -> None:
 def test_what_removes_everything_is_said_and_undone(page: Page) -> None:
     """The board stays in use while the page says what to do."""
     page.get_by_role("slider", name="Threshold", exact=True).press("Home")
-    expect(page.get_by_test_id("stAlert")).to_contain_text("the last one cannot go", timeout=15_000)
+    expect(page.get_by_test_id("stAlert")).to_contain_text("the last one cannot go")
     expect(on_board(page, ".words")).to_contain_text("Every attention block would go")
     page.keyboard.press("Control+z")
-    expect(page.get_by_role("button", name="Save the plan")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("button", name="Save the plan")).to_be_visible()
     expect_link(page, "threshold", "0.8")
 
 

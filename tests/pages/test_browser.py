@@ -44,27 +44,27 @@ def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace
 
     bar = page.get_by_test_id("stProgress")
     expect(bar).to_contain_text("Watching every head and sketching the loss", timeout=180_000)
-    expect(bar).to_contain_text(re.compile(r"about \d+ (s|min) left"), timeout=60_000)
+    expect(bar).to_contain_text(re.compile(r"about \d+ (s|min) left"))
     visitor.picture("2-calibrating")
     page.reload()
-    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(r"\d+%"), timeout=30_000)
+    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(r"\d+%"))
 
     expect(page.get_by_text("Done:")).to_be_visible(timeout=600_000)
     for title in ("KL of the output", "Attention entropy", "Write variance", "Composite score"):
-        expect(page.locator(".js-plotly-plot", has_text=title)).to_be_visible(timeout=30_000)
+        expect(page.locator(".js-plotly-plot", has_text=title)).to_be_visible()
     visitor.settle()
     visitor.picture("3-maps")
 
     visitor.click(page.get_by_role("button", name="Choose what to prune"))
     weight = page.locator(".board [data-figure=parameters]")
-    expect(weight).to_contain_text(" M", timeout=30_000)
+    expect(weight).to_contain_text(" M")
     visitor.settle()
     before = weight.inner_text()
     drag_line(visitor, 0.8, 0.75, lambda: expect(weight).not_to_have_text(before, use_inner_text=True))
     expect(page.get_by_role("slider", name="Threshold", exact=True)).to_have_attribute(
         "aria-valuenow", re.compile(r"0\.7[45]")
     )
-    expect(page.locator(".board[data-source=plan] [data-figure=loss]")).to_contain_text("nats", timeout=15_000)
+    expect(page.locator(".board[data-source=plan] [data-figure=loss]")).to_contain_text("nats")
     visitor.settle()
     visitor.picture("4-threshold")
 
@@ -124,11 +124,11 @@ def test_bad_input_is_one_sentence(visitor: Visitor) -> None:
     visitor.open("calibrate")
     choose(visitor, "Task data", "nowhere.csv")
     alert = page.get_by_test_id("stAlert")
-    expect(alert).to_contain_text("'nowhere.csv' was not found", timeout=30_000)
+    expect(alert).to_contain_text("'nowhere.csv' was not found")
     choose(visitor, "Task data", "bundled:triage")
     choose(visitor, "Model", "no-such-model")
     page.get_by_role("button", name="Calibrate", exact=True).click()
-    expect(page.get_by_test_id("stAlert")).to_contain_text("'no-such-model' was not found", timeout=60_000)
+    expect(page.get_by_test_id("stAlert")).to_contain_text("'no-such-model' was not found")
     expect(select_box(visitor, "Model")).to_have_value("no-such-model")
     expect(select_box(visitor, "Task data")).to_have_value("bundled:triage")
     assert page.get_by_test_id("stException").count() == 0
@@ -140,9 +140,9 @@ def test_cancel_ends_the_job(visitor: Visitor, workspace: Path) -> None:
     page = visitor.page
     visitor.open("calibrate")
     page.get_by_role("button", name="Calibrate", exact=True).click()
-    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(r"\d+%"), timeout=60_000)
+    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(r"\d+%"))
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Cancelled.")).to_be_visible()
     expect(page.get_by_role("button", name="Calibrate", exact=True)).to_be_enabled()
     assert not list((workspace / "calibrations").glob(".*partial*"))
 

@@ -96,7 +96,7 @@ def judged(workspace: Path) -> tuple[Path, Judgment]:
 
 def open_verdicts(visitor: Visitor) -> None:
     choose(visitor, "Judge")
-    expect(pairs(visitor.page).first).to_be_visible(timeout=30_000)
+    expect(pairs(visitor.page).first).to_be_visible()
 
 
 def test_a_judgement_from_the_page(visitor: Visitor, workspace: Path, server: JudgeServer) -> None:
@@ -199,7 +199,7 @@ def test_a_blind_vote_and_the_agreement(visitor: Visitor, workspace: Path) -> No
         page.get_by_role("button", name="Next pair").click()
     page.reload()
     open_again = page.get_by_role("radio", name="Agreement", exact=True)
-    open_again.click(timeout=30_000)
+    open_again.click()
     expect(page.get_by_text("You and the judge agree")).to_be_visible()
     expect(page.get_by_text("Too few votes for a conclusion")).to_be_visible()
     assert path.read_bytes() == before
@@ -230,7 +230,7 @@ def test_the_playground_answers(visitor: Visitor) -> None:
     page.get_by_label("Prompt", exact=True).press("Control+Enter")
     visitor.settle()
     page.get_by_role("button", name="Answer with both").click()
-    expect(page.get_by_text(re.compile(r"\d+ tokens · [\d.]+ tokens/s"))).to_have_count(2, timeout=60_000)
+    expect(page.get_by_text(re.compile(r"\d+ tokens · [\d.]+ tokens/s"))).to_have_count(2)
 
 
 def test_it_fits(visitor: Visitor) -> None:

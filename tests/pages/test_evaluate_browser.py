@@ -93,7 +93,7 @@ def test_two_checkpoints_to_the_end(visitor: Visitor, workspace: Path, tmp_path:
     data = page.get_by_test_id("stSelectbox").filter(has_text="Task data").get_by_role("combobox")
     data.fill("bundled:triage")
     data.press("Enter")
-    expect(page.get_by_text("in split test of bundled:triage")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("in split test of bundled:triage")).to_be_visible()
     page.get_by_text("Settings", exact=True).click()
     fill(visitor, "Rows", 12)
     fill(visitor, "Longest answer, tokens", 4)
@@ -108,7 +108,7 @@ def test_two_checkpoints_to_the_end(visitor: Visitor, workspace: Path, tmp_path:
     fill(visitor, "Repeats", 2)
     visitor.picture("evaluate-form")
     start.click()
-    expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stProgress")).to_be_visible()
     page.reload()
 
     expect(page.get_by_text("Speed, 3 rows at a time")).to_be_visible(timeout=180_000)
@@ -127,7 +127,7 @@ def test_two_checkpoints_to_the_end(visitor: Visitor, workspace: Path, tmp_path:
     asked = parse_qs(urlparse(page.url).query)
     assert asked["size"] == ["decoding, 3 rows, tokens/s"]
     page.reload()
-    expect(chart(page, "KL to the original against decoding, 3 rows")).to_be_visible(timeout=30_000)
+    expect(chart(page, "KL to the original against decoding, 3 rows")).to_be_visible()
     visitor.settle()
 
     (folder,) = (workspace / "evaluations").iterdir()
@@ -164,20 +164,20 @@ def test_a_failed_evaluation_says_why_and_the_rest_stays(visitor: Visitor, works
     several(page, "Checkpoints").fill("no-such-folder")
     several(page, "Checkpoints").press("Enter")
     several(page, "Checkpoints").press("Escape")
-    expect(page.get_by_text("name the model to compare with")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("name the model to compare with")).to_be_visible()
     baseline = page.get_by_label("Compare with", exact=True)
     baseline.fill(str(workspace.parent / "model"))
     baseline.press("Enter")
     visitor.settle()
     page.get_by_role("button", name="Evaluate", exact=True).click()
     alert = page.get_by_test_id("stAlert").filter(has_text="no-such-folder")
-    expect(alert).to_contain_text("was not found", timeout=60_000)
+    expect(alert).to_contain_text("was not found")
     expect(page.locator(".slim-cards")).to_be_visible()
     visitor.picture("evaluate-failed")
 
 
 def test_the_result_fits(visitor: Visitor) -> None:
     """Nothing is wider than the window; pictures to look at."""
-    expect(chart(visitor.page, "Difference to the original")).to_be_visible(timeout=30_000)
+    expect(chart(visitor.page, "Difference to the original")).to_be_visible()
     for look in visitor.looks():
         visitor.picture(f"evaluated-{look}")

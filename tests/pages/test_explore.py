@@ -428,12 +428,12 @@ def test_a_click_in_any_view_opens_the_head(browser: Any, app: str, workspace: P
     for view, charts in clicks.items():
         choose_view(page, view)
         for chart, indices in charts.items():
-            expect(page.locator(f".st-key-{chart} .js-plotly-plot")).to_be_visible(timeout=30_000)
+            expect(page.locator(f".st-key-{chart} .js-plotly-plot")).to_be_visible()
             visitor.settle()
             for index in indices:
                 x, y, (layer, head) = place_of(page, chart, index)
                 page.mouse.click(x, y)
-                expect(detail_of).to_have_text(f"Layer {layer}, head {head}", timeout=10_000)
+                expect(detail_of).to_have_text(f"Layer {layer}, head {head}")
                 expect(page).to_have_url(re.compile(rf"head={layer}\.{head}\b"))
                 visitor.settle()
         assert page.get_by_test_id("stException").count() == 0
@@ -441,11 +441,11 @@ def test_a_click_in_any_view_opens_the_head(browser: Any, app: str, workspace: P
         visitor.picture(f"explore-{view.lower().replace(' ', '-')}")
     choose_view(page, "Table")
     table = page.get_by_test_id("stDataFrame").first
-    expect(table.get_by_test_id("data-grid-canvas")).to_be_visible(timeout=30_000)
+    expect(table.get_by_test_id("data-grid-canvas")).to_be_visible()
     visitor.settle()
     table.click(position={"x": 15, "y": 52})  # the box before the first row: the head that goes first
     score = scores.composite(read(workspace, "task"), {"kl_output": 1.0}, "head")
     layer, head = np.unravel_index(score.argmax(), score.shape)
-    expect(detail_of).to_have_text(f"Layer {layer}, head {head}", timeout=10_000)
+    expect(detail_of).to_have_text(f"Layer {layer}, head {head}")
     assert visitor.hosts <= {"127.0.0.1", ""}
     visitor.context.close()

@@ -83,7 +83,7 @@ def person(browser: Browser) -> Iterator[BrowserContext]:
 
 def gate(page: Page) -> None:
     """Nothing of the app is on the page but the way in."""
-    expect(page.get_by_role("button", name="Log in", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Log in", exact=True)).to_be_visible()
     text = page.locator("body").inner_text()
     assert not any(title in text for title in ("Calibrate", "Prune", "Compare", "workspace", HIDDEN))
 
@@ -109,22 +109,22 @@ def test_nobody_sees_a_page_before_they_are_let_in(
     page.screenshot(path=PICTURES / "login-gate.png")
 
     log_in(page, at_provider, EVE)
-    expect(page.get_by_text("have no access")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("have no access")).to_be_visible()
     expect(page.get_by_text("eve@evil.example is not on the list")).to_be_visible()
     page.goto(f"{app}/calibrate")
-    expect(page.get_by_text("have no access")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("have no access")).to_be_visible()
     assert "Task data" not in page.locator("body").inner_text()
     page.screenshot(path=PICTURES / "login-refused.png")
     page.get_by_role("button", name="Log out").click()
     gate(page)
 
     log_in(page, at_provider, ANN)
-    expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible()
     expect(page.get_by_text("The workspace is shared")).to_be_visible()
     page.screenshot(path=PICTURES / "login-home.png")
     for name, title in PAGES.items():
         page.goto(f"{app}/{name}")
-        expect(page.get_by_role("heading", level=1, name=title)).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("heading", level=1, name=title)).to_be_visible()
     page.get_by_role("button", name="Ann Lee").click()
     expect(page.get_by_text("ann@example.com")).to_be_visible()
     page.wait_for_timeout(400)
@@ -148,15 +148,15 @@ def test_each_person_has_their_own_selection(
     for page, who in ((ann, ANN), (ben, BEN)):
         page.goto(app)
         log_in(page, at_provider, who)
-        expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible()
         page.get_by_role("link", name="Calibrate", exact=True).click()
-        expect(page.get_by_role("heading", level=1, name="Calibrate")).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("heading", level=1, name="Calibrate")).to_be_visible()
     model = ann.get_by_role("combobox", name=re.compile("Model"))
     model.fill("/etc")
     model.press("Enter")
-    expect(ann.get_by_test_id("stAlert")).to_contain_text("outside the folders", timeout=30_000)
+    expect(ann.get_by_test_id("stAlert")).to_contain_text("outside the folders")
     ben.reload()
-    expect(ben.get_by_role("combobox", name=re.compile("Model"))).to_have_value("bundled:smollm2-135m", timeout=60_000)
+    expect(ben.get_by_role("combobox", name=re.compile("Model"))).to_have_value("bundled:smollm2-135m")
     assert ben.get_by_test_id("stAlert").count() == 0
     other.close()
 
@@ -176,12 +176,12 @@ def test_who_is_taken_off_the_list_is_out(app: str, at_provider: Provider, perso
     page = person.new_page()
     page.goto(app)
     log_in(page, at_provider, ANN)
-    expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible()
     before = owner.read_text()
     owner.write_text(before.replace("ann@example.com", "other@example.com"))
     page.wait_for_timeout(3000)  # Streamlit looks at its secrets now and then
     page.get_by_role("link", name="Calibrate", exact=True).click()
-    expect(page.get_by_text("have no access")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("have no access")).to_be_visible()
     assert "Task data" not in page.locator("body").inner_text()
     owner.write_text(before)
 
@@ -195,7 +195,7 @@ def test_a_server_that_is_set_up_wrongly_lets_nobody_in(
     with served(tmp_path / "workspace", STREAMLIT_SECRETS_FILES=str(tmp_path / "secrets.toml")) as address:
         page = person.new_page()
         page.goto(f"{address}/calibrate")
-        expect(page.get_by_text("lets nobody in")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("lets nobody in")).to_be_visible()
         assert "Task data" not in page.locator("body").inner_text()
     assert "cannot be read" in capfd.readouterr().err
 

@@ -33,7 +33,7 @@ def test_streamlit_shows_text_as_it_is(browser: Browser, tmp_path: Path) -> None
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}")
         texts = page.get_by_test_id("stMarkdownContainer")
-        expect(texts).to_have_count(1 + 3 * len(TEXTS), timeout=60_000)
+        expect(texts).to_have_count(1 + 3 * len(TEXTS))
         expect(texts.first).to_contain_text("😄")  # the last of what is loaded when it is needed
         assert texts.first.locator("strong, .katex, .stMarkdownColoredText").count() == 3
         for number, text in enumerate(TEXTS):

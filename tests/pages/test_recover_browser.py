@@ -61,15 +61,15 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     """Repaired, then distilled with the curve falling in sight, paused, gone on with, and led on to Evaluate."""
     page = visitor.page
     visitor.open("recover")
-    expect(page.get_by_text("Next: repair.")).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_text("Next: repair.")).to_be_visible()
     expect(page.get_by_role("button", name="Repair it")).to_be_enabled()
     visitor.picture("recover-1-pruned")
     start = choose(visitor, "Repair")
-    expect(page.get_by_text(re.compile(rf"{ROWS} rows: \d+ train"))).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_text(re.compile(rf"{ROWS} rows: \d+ train"))).to_be_visible()
     start.click()
     expect(page.get_by_test_id("stProgress")).to_contain_text("Repairing layer", timeout=3 * MINUTES)
     page.reload()
-    expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_test_id("stProgress")).to_be_visible()
     expect(page.get_by_text("Next: knowledge distillation.")).to_be_visible(timeout=10 * MINUTES)
     visitor.settle()
     (repaired,) = load_recovery(newest(workspace, page)).steps
@@ -86,10 +86,10 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     visitor.settle()
     start.click()
     expect(chart(page, "KL to the original, nats/token").filter(has_text="Training")).to_be_visible(timeout=5 * MINUTES)
-    expect(page.get_by_test_id("stProgress")).to_contain_text("tokens/s", timeout=MINUTES)
+    expect(page.get_by_test_id("stProgress")).to_contain_text("tokens/s")
     visitor.picture("recover-3-learning")
     page.get_by_role("button", name="Pause", exact=True).click()
-    expect(page.get_by_text("Paused.")).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_text("Paused.")).to_be_visible()
     page.get_by_role("button", name="Go on", exact=True).click()
     expect(page.get_by_role("button", name="Evaluate it")).to_be_visible(timeout=10 * MINUTES)
     expect(page.get_by_text(re.compile("Knowledge distillation(: KL to| was not applied)"))).to_be_visible(
@@ -105,14 +105,14 @@ def test_from_a_pruned_to_a_recovered_checkpoint(visitor: Visitor, workspace: Pa
     visitor.picture("recover-4-recovered")
 
     page.get_by_role("button", name="Evaluate it").click()
-    expect(page.get_by_role("heading", level=1, name="Evaluate")).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_role("heading", level=1, name="Evaluate")).to_be_visible()
     expect(page.get_by_test_id("stMultiSelect").filter(has_text="Checkpoints")).to_contain_text(made.name)
 
 
 def test_the_result_fits(visitor: Visitor) -> None:
     """Nothing is wider than the window; pictures to look at."""
     visitor.open("recover")
-    expect(chart(visitor.page, "Change by each step")).to_be_visible(timeout=MINUTES)
+    expect(chart(visitor.page, "Change by each step")).to_be_visible()
     visitor.page.get_by_text("Choose the method, the data and the settings").click()
     for look in visitor.looks():
         visitor.picture(f"recover-{look}")

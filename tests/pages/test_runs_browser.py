@@ -30,6 +30,7 @@ from slim.runs.lineage import Node
 from tests.browser_setup import served
 from tests.judge_server import by_length, serving
 from tests.short_model import short_model
+from tests.slow_connection import line_to
 from tests.visitor import Visitor, fill
 
 pytestmark = pytest.mark.browser
@@ -87,7 +88,7 @@ def click_node(visitor: Visitor, name: str) -> None:
     visitor.page.mouse.move(*place)
     visitor.page.wait_for_timeout(300)
     visitor.page.mouse.click(*place)
-    expect(detail(visitor.page).locator(".run-head strong")).to_have_text(name, timeout=MINUTES)
+    expect(detail(visitor.page).locator(".run-head strong")).to_have_text(name)
     visitor.settle()
 
 
@@ -124,13 +125,13 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         visitor.picture("runs-1-lineage")
 
         detail(page).get_by_role("button", name="Evaluate it").click()
-        expect(page.get_by_role("heading", level=1, name="Evaluate")).to_be_visible(timeout=MINUTES)
+        expect(page.get_by_role("heading", level=1, name="Evaluate")).to_be_visible()
         visitor.settle()
         page.get_by_text("Settings", exact=True).click()
         fill(visitor, "Rows", 8)
         fill(visitor, "Longest answer, tokens", 4)
         page.get_by_role("button", name="Evaluate", exact=True).click()
-        expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=MINUTES)
+        expect(page.get_by_test_id("stProgress")).to_be_visible()
         (job,) = jobs.jobs("evaluate")
         while not (jobs.state_of(job.id) or job).pid:
             page.wait_for_timeout(100)
@@ -153,7 +154,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         visitor.open("runs")
         evaluation = node_of("evaluation")
         detail(page).get_by_role("button", name="recovered better").click()
-        expect(detail(page).locator(".run-head strong")).to_have_text("better", timeout=MINUTES)
+        expect(detail(page).locator(".run-head strong")).to_have_text("better")
         expect(detail(page).get_by_role("button", name=f"evaluation {evaluation.name}")).to_be_visible()
         whole = lineage.read_lineage()
         assert len(whole.nodes) == 7
@@ -174,7 +175,7 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         detail(page).get_by_role("button", name="Export").click()
         with page.expect_download(timeout=3 * MINUTES) as started:
             page.get_by_text("With all that it was made from").click()
-            expect(page.get_by_text("1 run,")).to_be_visible(timeout=MINUTES)
+            expect(page.get_by_text("1 run,")).to_be_visible()
             page.get_by_role("button", name="Download", exact=True).click()
         file = Path(started.value.path())
         assert started.value.suggested_filename == "verdict.slim.zip"
@@ -186,15 +187,15 @@ def test_the_lineage_of_a_real_pipeline(browser: Browser, workspace: Path, monke
         file.rename(named)
         page.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(named)
         button = page.get_by_role("button", name="Import", exact=True)
-        expect(button).to_be_enabled(timeout=MINUTES)
+        expect(button).to_be_enabled()
         button.click()
-        expect(detail(page).locator(".run-head strong")).to_have_text("verdict-2", timeout=MINUTES)
+        expect(detail(page).locator(".run-head strong")).to_have_text("verdict-2")
         visitor.settle()
         assert len(lineage.read_lineage().runs) == 7
 
         detail(page).get_by_role("button", name="Delete", exact=True).click()
         page.get_by_role("button", name=re.compile("^Delete it, ")).click()
-        expect(detail(page).locator(".run-head strong")).not_to_have_text("verdict-2", timeout=MINUTES)
+        expect(detail(page).locator(".run-head strong")).not_to_have_text("verdict-2")
         assert len(lineage.read_lineage().runs) == 6
         assert page.get_by_test_id("stException").count() == 0
         assert visitor.hosts <= {"127.0.0.1", ""}
@@ -212,7 +213,7 @@ def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path
             for look in visitor.looks():
                 assert visitor.page.get_by_test_id("stException").count() == 0
                 labels = graph(visitor.page).locator(".textpoint text")
-                expect(labels).to_have_count(61, timeout=MINUTES)
+                expect(labels).to_have_count(61)
                 boxes = [label.bounding_box() for label in labels.all()]
                 rows: dict[int, list[tuple[float, float]]] = {}
                 for box in boxes:
@@ -223,6 +224,23 @@ def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path
                     assert all(left[1] <= right[0] for left, right in pairwise(ends))
                 visitor.picture(f"runs-many-{look}")
             visitor.context.close()
+
+
+def test_over_a_slow_connection_the_next_page_is_whole(workspace: Path, browser: Browser, app: str) -> None:
+    """A job's progress asks for itself until the browser knows of the new page, which must not become empty by it."""
+    job = jobs.start(RepairRequest.asked(folder=workspace / "checkpoints" / "small", samples=2000, max_length=512))
+    with line_to(app) as line:
+        visitor = Visitor(browser, line.address)
+        visitor.open("recover?checkpoint=better")
+        expect(visitor.page.get_by_test_id("stProgress")).to_be_visible()
+        line.seconds = 2.5
+        visitor.page.get_by_role("button", name="Compare its answers with the original's").click()
+        title = visitor.page.get_by_role("heading", level=1, name="Compare")
+        expect(title).to_be_visible()
+        visitor.page.wait_for_timeout(4000)
+        assert title.is_visible()
+        visitor.context.close()
+    jobs.cancel(job.id)
 
 
 def crowd(workspace: Path, home: Path, count: int) -> None:

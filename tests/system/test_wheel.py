@@ -155,6 +155,6 @@ def test_a_dashboard_answers_from_any_folder(browser: Browser, dashboard: str, t
     (here / ".streamlit").mkdir()
     (here / ".streamlit" / "secrets.toml").write_text(SECRETS)
     page.goto(dashboard)
-    expect(page.get_by_role("button", name="Log in", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Log in", exact=True)).to_be_visible()
     assert "Calibrate" not in page.locator("body").inner_text()
     visitor.context.close()
