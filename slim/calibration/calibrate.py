@@ -23,6 +23,7 @@ from slim.data import tasks
 from slim.data.tasks import dataset_facts
 from slim.models import bundled
 from slim.models.load import Loaded, device_name, load_model
+from slim.models.stored_layers import has_stored_layers
 
 
 def calibrate(request: CalibrateRequest, reporter: Reporter = SILENT) -> Calibration:
@@ -36,7 +37,7 @@ def calibrate(request: CalibrateRequest, reporter: Reporter = SILENT) -> Calibra
     names = (Path(source.removeprefix("bundled:")).stem for source in (model, task.source))
     output = request.output or workspace.fresh_path("calibration", "-".join(names))
     workspace.check_output(output)
-    loaded = load_model(model, device=settings.device, dtype=settings.dtype, reporter=reporter)
+    loaded = load_model(model, device=settings.device, dtype=settings.dtype, layers=request.layers, reporter=reporter)
     if loaded.model.config.is_heterogeneous:
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
     examples = tasks.choose(task, settings.samples, settings.seed, reporter)
@@ -47,7 +48,9 @@ def calibrate(request: CalibrateRequest, reporter: Reporter = SILENT) -> Calibra
             f"max_length={settings.max_length}: {model!r} reads at most {limit:,} tokens and a row has {longest:,}: "
             f"choose {limit} or less."
         )
-    estimated = workload(loaded.facts, encoded.lengths, settings, loaded.model.device, loaded.model.dtype)
+    stored = has_stored_layers(loaded.model, loaded.architecture)
+    device, dtype = loaded.model.device, loaded.model.dtype
+    estimated = workload(loaded.facts, encoded.lengths, settings, device, dtype, stored)
     reporter.estimate(estimated.sentence())
     with open_cache() as cache:
         calibration = measure(loaded, encoded, task, settings, reporter, cache=cache)

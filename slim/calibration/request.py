@@ -6,7 +6,7 @@ from pydantic import Field
 
 from slim.calibration.facts import CalibrationSettings
 from slim.core.codecs import numbers
-from slim.core.fields import Samples
+from slim.core.fields import Layers, Samples
 from slim.core.request import Argument, NameOrPath, Request, Saves
 from slim.data.request import ReadsRows
 from slim.models.bundled import MODEL, NAME
@@ -17,6 +17,7 @@ class CalibrateRequest(ReadsRows, CalibrationSettings, Saves, Request):
 
     verb = "calibrate"
     model: NameOrPath = Field(default=NAME, title="Model", description=MODEL)
+    layers: Layers = "auto"
 
 
 class CheckRequest(Request):

@@ -17,6 +17,8 @@ BLOCK_ROWS = 4
 """Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
 WATCH = 1.1
 """A watched forward, in forwards. This and the next ones were measured on the bundled model."""
+WATCH_AGAIN = 1.5
+"""Forwards more that a token takes where the layers' weights are read from their files: a second run, and reading."""
 NUMBERS_KEPT = 30
 """Numbers that a layer keeps of a token for the way back, in widths of the model."""
 
@@ -72,8 +74,12 @@ def workload(
     settings: CalibrationSettings,
     device: "torch.device",
     dtype: "torch.dtype",
+    stored: bool = False,
 ) -> Workload:
-    """Estimate the work of calibrating a model of these `facts` on rows of these `lengths` in tokens on `device`."""
+    """Estimate the work of calibrating a model of these `facts` on rows of these `lengths` in tokens on `device`.
+
+    `stored` says that the weights of its layers stay in their files.
+    """
     from slim.models.precision import fastest
 
     count = sum(lengths)
@@ -81,8 +87,13 @@ def workload(
     longest = max(lengths) * min(settings.batch_size, len(lengths))
     vocabulary, width = _matrix_sizes(facts.shapes.values())
     work = forwards(facts, lengths, settings, "float32" if settings.kl == "exact" else fastest(device, width, dtype))
-    saved = longest * facts.layers * NUMBERS_KEPT * width if settings.kl != "none" else 0
-    memory = parameters * dtype.itemsize + longest * vocabulary * 4 * 3 + saved * dtype.itemsize
+    kept, held = facts.layers * NUMBERS_KEPT, parameters
+    if stored:  # of each layer its input is kept, and one or two are in memory at a time
+        around = 2 * vocabulary * width
+        kept, held = facts.layers + NUMBERS_KEPT, min(parameters, around + 2 * (parameters // facts.layers))
+        work += WATCH_AGAIN * count
+    saved = longest * kept * width if settings.kl != "none" else 0
+    memory = held * dtype.itemsize + longest * vocabulary * 4 * 3 + saved * dtype.itemsize
     disk = count * facts.layers * 4 + len(lengths) * facts.layers * facts.heads * facts.head_dim * 8
     seconds = seconds_of(facts, work, device, dtype)
     return Workload(len(lengths), count, work, seconds, memory, disk, memory_there(device))

@@ -19,6 +19,13 @@ Dtype = Annotated[
     Literal["auto", "float32", "float64", "bfloat16"],
     Field(title="Number format", description="number format of the weights in memory; auto is float32"),
 ]
+Layers = Annotated[
+    Literal["auto", "memory", "file"],
+    Field(
+        title="Weights of the layers",
+        description="in memory, or read from their file when a layer runs; auto reads where they would fill the memory",
+    ),
+]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slim.core.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 def _separate(attention: str = "self_attn") -> Mapping[str, tuple[str, ...]]:
@@ -176,12 +176,3 @@ def residual_multiplier(model: "nn.Module", architecture: Architecture) -> float
     """Return the factor of everything that is added to the residual stream."""
     name = architecture.residual_multiplier
     return getattr(model.config, name) if name else 1.0
-
-
-def write_weights(model: "nn.Module", architecture: Architecture) -> "list[Tensor]":
-    """Per layer the matrix that turns the heads' outputs into what they write, before a post-norm.  # (E, H·D)"""
-    scale = residual_multiplier(model, architecture)
-    weights = [attrgetter(architecture.output)(layer).weight for layer in decoder_layers(model, architecture)]
-    if architecture.transposed:
-        weights = [weight.T for weight in weights]
-    return weights if scale == 1 else [scale * weight for weight in weights]

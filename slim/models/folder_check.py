@@ -4,6 +4,7 @@ Its config is read as data and the shapes of its weights from their headers alon
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,21 +83,28 @@ def read_folder(source: str, folder: Path) -> Folder:
 
 def check_weights(source: str, model: PreTrainedModel, stored: dict[str, tuple[int, ...]]) -> None:
     """Raises InputError where a parameter of `model`, without storage yet, is missing or has another shape on disk."""
+    for tied, places in places_of(model):
+        shape = tuple(model.get_parameter(tied[0]).shape)
+        found = [place for place in places if place in stored]
+        if not found:
+            raise InputError(f"{_named(source)}: tensor {tied[0]!r} is missing: copy or download it again.")
+        for place in found:
+            if stored[place] != shape:
+                raise InputError(
+                    f"{_named(source)}: tensor {place!r} is {list(stored[place])} and its config asks for "
+                    f"{list(shape)}: the two do not belong together."
+                )
+
+
+def places_of(model: PreTrainedModel) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the names of each parameter of `model`, more than one where it is tied, and those it may have in files."""
     also, prefix = architecture_of(model.config.model_type).stored_as, f"{model.base_model_prefix}."
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
-    for parameter, tied in names.items():
-        places = {place for name in tied for place in (name, name.removeprefix(prefix), also.get(name))}
-        found = sorted(place for place in places if place in stored)
-        if not found:
-            raise InputError(f"{_named(source)}: tensor {tied[0]!r} is missing: copy or download it again.")
-        for place in found:
-            if stored[place] != tuple(parameter.shape):
-                raise InputError(
-                    f"{_named(source)}: tensor {place!r} is {list(stored[place])} and its config asks for "
-                    f"{list(parameter.shape)}: the two do not belong together."
-                )
+    for tied in names.values():
+        places = {place for name in tied for place in (name, name.removeprefix(prefix), also.get(name, name))}
+        yield tied, sorted(places)
 
 
 def unreadable(source: str, error: Exception) -> str:

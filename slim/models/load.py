@@ -18,17 +18,20 @@ import slim
 import slim.models.probe  # noqa: F401  registers the attention that some families are loaded with
 from slim.core import paths
 from slim.core.errors import InputError
+from slim.core.fields import Layers
 from slim.core.hub import snapshot
 from slim.core.records import ModelFacts
 from slim.core.reporter import SILENT, Reporter
+from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.folder_check import check_weights, read_folder, unreadable
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import HUB_ID, digest, weights_of
+from slim.models.stored_layers import with_stored_layers
 
 ROOM_FOR_WEIGHTS = 0.6
-"""Share of a card's memory that weights may take; the rest is for what a forward keeps."""
+"""Share of a device's memory that weights may take; the rest is for what a forward keeps."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,14 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    layers: Layers = "memory",
     reporter: Reporter = SILENT,
 ) -> Loaded:
     """The model that `source` names on `device`, ready to measure, prune or generate.
 
-    `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32.
+    `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32. On a CPU the
+    weights of the layers can stay in their `file` until a layer runs; `auto` leaves them there where they would take
+    most of the memory.
 
     Raises InputError for an unknown source, a folder that is not a model, a family that is not supported, a model whose
     weights are not safetensors or not those of its config, or a device that is not there.
@@ -112,17 +118,23 @@ def load_model(
             empty = model_class(stored.config)
         empty.tie_weights()
         check_weights(source, empty, stored.shapes)
-        model, report = model_class.from_pretrained(
-            str(folder),
-            config=stored.config,
-            dtype=wanted,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=stored.config._attn_implementation,
-            device_map=placement,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        model: Any
+        if in_files(layers, sum(parameter.numel() for parameter in empty.parameters()), target, wanted):
+            architecture = architecture_of(stored.config.model_type)
+            model = with_stored_layers(model_class, stored.config, folder, architecture, wanted)
+            report: dict[str, Any] = {"missing_keys": ()}
+        else:
+            model, report = model_class.from_pretrained(
+                str(folder),
+                config=stored.config,
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation=stored.config._attn_implementation,
+                device_map=placement,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
     except InputError:
         raise
@@ -132,12 +144,19 @@ def load_model(
         raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
     model.requires_grad_(False)
     model.eval()
-    if placement is None:
+    if placement is None and model.device != target:
         model.to(target)
     named = paths.local(source, "model")
     name = str(named.absolute()) if named.exists() else source
     fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
     return Loaded(model, tokenizer, model_facts(model, name, fingerprint, stored.dtype))
+
+
+def in_files(layers: Layers, parameters: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the weights of a model's layers stay in their files."""
+    if device.type != "cpu" or layers == "memory":
+        return False
+    return layers == "file" or parameters * dtype.itemsize > ROOM_FOR_WEIGHTS * memory_there(device)
 
 
 def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

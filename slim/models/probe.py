@@ -21,6 +21,7 @@ from slim.core.errors import InputError
 from slim.models.architectures import Architecture, decoder_layers, residual_multiplier
 from slim.models.attention import attention_with_entropy
 from slim.models.modeling import RemovedAttention
+from slim.models.stored_layers import runs_again
 from slim.models.units import BLOCK, MLP
 
 NAME = "slim"
@@ -86,6 +87,10 @@ class Probe:
             ]
         return self
 
+    @property
+    def _watching(self) -> bool:
+        return bool(self.observers) and not runs_again()
+
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
@@ -98,7 +103,7 @@ class Probe:
     def _keep_residual(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         residual = args[0] if args else kwargs["hidden_states"]
         self._rows, self._asked, self._half = len(residual), False, {}
-        if self.observers:
+        if self._watching:
             self._half["residual"] = residual
 
     def _check_asked(self, attention: nn.Module, args: Any, output: Any) -> None:
@@ -110,7 +115,7 @@ class Probe:
 
     def _after_attention(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
         added = output[0] if isinstance(output, tuple) else output
-        if self.observers and "entropy" in self._half:
+        if self._watching and "entropy" in self._half:
             if self.valid is None:
                 raise RuntimeError("Probe.valid must be set before a forward that is observed")
             valid = self.valid.to(added.device) & (self._half["visible"] > 0)
@@ -133,7 +138,7 @@ class Probe:
         """The attention of one block, heads gated.  # (B, T, H, D)"""
         self._asked = True
         learning = torch.is_grad_enabled()
-        if self.observers:
+        if self._watching:
             out, entropy, visible = _with_entropy(q, k, k if learning else v, mask, options)
             out = _unseen(module, q, k, v, mask, **options) if learning else out
             self._half |= {"heads": out.detach(), "entropy": entropy.transpose(1, 2), "visible": visible}

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slim.calibration.criteria.base import Criterion, Scores
-from slim.models.architectures import write_weights
+from slim.models.stored_layers import write_weight
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slim.models.load import Loaded
 
 
@@ -16,11 +18,15 @@ def magnitude(loaded: "Loaded") -> Scores:
     import torch
 
     facts = loaded.facts
-    weights = write_weights(loaded.model, loaded.architecture)  # (E, H·D) each
-    squares = torch.stack([weight.detach().float().square().mean(0).double().cpu() for weight in weights])  # (L, H·D)
+    squares = torch.stack([_mean_squares(loaded, layer) for layer in range(facts.layers)])  # (L, H·D)
     heads = squares.unflatten(1, (facts.heads, facts.head_dim)).mean(-1).numpy()  # (L, H)
     groups = heads.reshape(facts.layers, facts.kv_heads, facts.group).mean(-1)
     return {"head": np.sqrt(heads), "group": np.sqrt(groups), "block": np.sqrt(heads.mean(-1))}
+
+
+def _mean_squares(loaded: "Loaded", layer: int) -> "Tensor":
+    weight = write_weight(loaded.model, loaded.architecture, layer)  # (E, H·D)
+    return weight.detach().float().square().mean(0).double().cpu()
 
 
 CRITERION = Criterion(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slim.calibration.criteria.base import Criterion, PerLayer, Shares, Sums, exact
-from slim.models.architectures import write_weights
+from slim.models.stored_layers import write_weight
 from slim.models.units import UnitName
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ class WriteVariance(PerLayer):
 
     def __init__(self, loaded: "Loaded") -> None:
         super().__init__(loaded)
-        self.facts, self.weights = loaded.facts, write_weights(loaded.model, loaded.architecture)
+        self.facts, self.loaded = loaded.facts, loaded
         self.joint = self.facts.group if self.facts.kv_heads > 1 else 1
         """Neighbouring heads whose second moments are taken together; all heads are written out instead."""
-        self.grams = [self._gram(weight) for weight in self.weights]
+        self.grams = [self._gram(_weight(loaded, layer)) for layer in range(self.facts.layers)]
 
     def update(self, view: "LayerView") -> None:
         import torch
@@ -38,7 +38,7 @@ class WriteVariance(PerLayer):
         moments = outputs.permute(0, 2, 3, 1) @ outputs.transpose(1, 2)  # (B, units, joint·D, joint·D)
         energies = (moments * self.grams[view.layer]).unflatten(-1, (joint, -1)).unflatten(2, (joint, -1))
         own = energies.diagonal(dim1=2, dim2=4)  # (B, units, D, D, joint)
-        written = heads.flatten(2) @ exact(self.weights[view.layer]).T  # (B, T, E)
+        written = heads.flatten(2) @ exact(_weight(self.loaded, view.layer)).T  # (B, T, E)
         found = {
             "energy1": own.sum((2, 3), dtype=torch.float64).flatten(1),  # (B, H)
             f"energy{joint}": energies.sum((2, 3, 4, 5), dtype=torch.float64),  # (B, units)
@@ -57,6 +57,10 @@ class WriteVariance(PerLayer):
         return slices.mT @ slices  # (units, joint·D, joint·D)
 
 
+def _weight(loaded: "Loaded", layer: int) -> "Tensor":
+    return write_weight(loaded.model, loaded.architecture, layer)
+
+
 def _square_norms(vectors: "Tensor") -> "Tensor":
     import torch
 
@@ -66,23 +70,21 @@ def _square_norms(vectors: "Tensor") -> "Tensor":
 def shares(sums: Sums, loaded: "Loaded") -> Shares:
     """The trace is E‖w‖² − ‖E w‖²: a row's part of it is its Σ‖w‖² less the pull of its Σ w on the common mean."""
     facts, count = loaded.facts, sums["count"].astype(np.float64)
-    weights = [weight.double().cpu().numpy() for weight in write_weights(loaded.model, loaded.architecture)]
     median = np.stack([np.nanmedian(sums["norms"][:, layer]) for layer in range(facts.layers)])  # (L,)
-    found: Shares = {}
     sizes: dict[UnitName, int] = {"head": 1, "group": facts.group, "block": facts.heads}
-    for level, size in sizes.items():
-        energy = sums[f"energy{size}"]  # (R, L, units)
-        parts = np.empty_like(energy)
-        for layer, weight in enumerate(weights):
+    every = {level: np.empty_like(sums[f"energy{size}"]) for level, size in sizes.items()}
+    for layer in range(facts.layers):
+        weight = _weight(loaded, layer).double().cpu().numpy()  # (E, H·D), one at a time: together they are many
+        for level, size in sizes.items():
+            energy, parts = sums[f"energy{size}"], every[level]  # (R, L, units) twice
             slices = weight.reshape(len(weight), energy.shape[2], -1)  # (E, units, size·D)
             outputs = sums["outputs"][:, layer].reshape(len(energy), energy.shape[2], -1)  # (R, units, size·D)
             mean = outputs.sum(0) / max(1.0, count[:, layer].sum())  # (units, size·D)
             written = np.einsum("eud,ud->eu", slices, mean)
             pull = np.einsum("rud,eud,eu->ru", outputs, slices, written, optimize=True)  # Σ w · E w
             parts[:, layer] = energy[:, layer] - 2 * pull + count[:, layer, None] * np.square(written).sum(0)
-        weighed = count * median
-        found[level] = (parts[..., 0], weighed) if level == "block" else (parts, weighed)
-    return found
+    weighed = count * median
+    return {level: (parts[..., 0] if level == "block" else parts, weighed) for level, parts in every.items()}
 
 
 CRITERION = Criterion(
