@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slim.calibration.criteria.base import Criterion, Scores
-from slim.models.stored_layers import write_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +24,8 @@ def magnitude(loaded: "Loaded") -> Scores:
 
 
 def _mean_squares(loaded: "Loaded", layer: int) -> "Tensor":
+    from slim.models.stored_layers import write_weight
+
     weight = write_weight(loaded.model, loaded.architecture, layer)  # (E, H·D)
     return weight.detach().float().square().mean(0).double().cpu()
 

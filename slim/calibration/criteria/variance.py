@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slim.calibration.criteria.base import Criterion, PerLayer, Shares, Sums, exact
-from slim.models.stored_layers import write_weight
 from slim.models.units import UnitName
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ class WriteVariance(PerLayer):
 
 
 def _weight(loaded: "Loaded", layer: int) -> "Tensor":
+    from slim.models.stored_layers import write_weight
+
     return write_weight(loaded.model, loaded.architecture, layer)
 
 
