@@ -2,7 +2,7 @@
 # Streamlit 1.67.0: the page that st.switch_page opens can stay empty for good.
 #
 # Guess: a fragment with `run_every` belongs to its page, and ends with it.
-# Seen:  the browser goes on asking for the fragment until it is told of the new page. Where the server's words take
+# Seen:  the browser goes on asking for the fragment until it knows of the new page. Where the server's words take
 #        longer than the timer, such a request is answered after the new page's run. The fragment is not found, so
 #        nothing is run, but the start of that run names the old page, and the browser clears everything for it. The
 #        address is the new page's, the page is empty, no error is shown and nothing runs. The same page with

@@ -1,6 +1,5 @@
 """Shared by the pages: watching a job, choosing a run, showing a calibration's maps."""
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from pages.views import login
+from pages.views.libraries import spare_imports
 from slim import jobs
 from slim.calibration import charts, scores
 from slim.calibration import record as calibration
@@ -42,10 +42,7 @@ LOG_SCALED = ("kl_output", "variance")
 PLOT = {"displayModeBar": False}
 _framed = False
 
-# Streamlit collects garbage after every run of a page. Without this it would walk all of torch each time, every second
-# while a job is watched.
-gc.collect()
-gc.freeze()
+spare_imports()
 
 
 def navigation() -> st.Page:

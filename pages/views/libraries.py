@@ -23,11 +23,18 @@ def can_compute() -> bool:
     return False
 
 
-def _load() -> None:
-    """Load them, and leave their 355,000 objects out of the garbage collection that ends each run of a page."""
-    import_module("slim.models.load")
+def spare_imports() -> None:
+    """Leave all that is there now out of the garbage collection with which Streamlit ends each run of a page.
+
+    It would walk all of torch each time, every second while a job is watched.
+    """
     gc.collect()
     gc.freeze()
+
+
+def _load() -> None:
+    import_module("slim.models.load")
+    spare_imports()
 
 
 _loader = threading.Thread(target=_load, name=LOADER, daemon=True)

@@ -17,7 +17,7 @@ BLOCK_ROWS = 4
 """Rows on which every block's removal is measured: it is exact per row, so few rows rank blocks well."""
 WATCH = 1.1
 """A watched forward, in forwards. This and the next ones were measured on the bundled model."""
-WATCH_AGAIN = 1.5
+SECOND_RUN = 1.5
 """Forwards more that a token takes where the layers' weights are read from their files: a second run, and reading."""
 NUMBERS_KEPT = 30
 """Numbers that a layer keeps of a token for the way back, in widths of the model."""
@@ -91,7 +91,7 @@ def workload(
     if stored:  # of each layer its input is kept, and one or two are in memory at a time
         around = 2 * vocabulary * width
         kept, held = facts.layers + NUMBERS_KEPT, min(parameters, around + 2 * (parameters // facts.layers))
-        work += WATCH_AGAIN * count
+        work += SECOND_RUN * count if settings.kl != "none" else 0
     saved = longest * kept * width if settings.kl != "none" else 0
     memory = held * dtype.itemsize + longest * vocabulary * 4 * 3 + saved * dtype.itemsize
     disk = count * facts.layers * 4 + len(lengths) * facts.layers * facts.heads * facts.head_dim * 8

@@ -155,7 +155,7 @@ def _headers(source: str, folder: Path) -> tuple[dict[str, tuple[int, ...]], tor
     """Shapes of all tensors, and the format of most numbers."""
     shapes: dict[str, tuple[int, ...]] = {}
     counted: dict[str, int] = {}
-    for file in _weight_files(source, folder):
+    for file in weight_files(source, folder):
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  it is not a dict
@@ -175,7 +175,7 @@ def _headers(source: str, folder: Path) -> tuple[dict[str, tuple[int, ...]], tor
     return shapes, NUMBERS[most]
 
 
-def _weight_files(source: str, folder: Path) -> list[Path]:
+def weight_files(source: str, folder: Path) -> list[Path]:
     """The files with the weights, as transformers looks for them."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]

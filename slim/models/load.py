@@ -25,7 +25,7 @@ from slim.core.reporter import SILENT, Reporter
 from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
-from slim.models.folder_check import check_weights, read_folder, unreadable
+from slim.models.folder_check import check_weights, read_folder, unreadable, weight_files
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import HUB_ID, digest, weights_of
 from slim.models.stored_layers import with_stored_layers
@@ -119,10 +119,9 @@ def load_model(
         empty.tie_weights()
         check_weights(source, empty, stored.shapes)
         model: Any
-        if in_files(layers, sum(parameter.numel() for parameter in empty.parameters()), target, wanted):
-            architecture = architecture_of(stored.config.model_type)
-            model = with_stored_layers(model_class, stored.config, folder, architecture, wanted)
-            report: dict[str, Any] = {"missing_keys": ()}
+        if in_files(layers, empty.num_parameters(), target, wanted):
+            files, architecture = weight_files(source, folder), architecture_of(stored.config.model_type)
+            model = with_stored_layers(model_class, stored.config, files, architecture, wanted)
         else:
             model, report = model_class.from_pretrained(
                 str(folder),
@@ -135,13 +134,13 @@ def load_model(
                 local_files_only=True,
                 output_loading_info=True,
             )
+            if report["missing_keys"]:
+                raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
         tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
     except InputError:
         raise
     except Exception as error:  # numbers that no class expects fail anywhere in it
         raise InputError(unreadable(source, error)) from error
-    if report["missing_keys"]:
-        raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
     model.requires_grad_(False)
     model.eval()
     if placement is None and model.device != target:

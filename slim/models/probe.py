@@ -87,10 +87,6 @@ class Probe:
             ]
         return self
 
-    @property
-    def _watching(self) -> bool:
-        return bool(self.observers) and not runs_again()
-
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
@@ -99,6 +95,10 @@ class Probe:
         self._half.clear()
         _open.reset(self._token)
         self.model.set_attn_implementation(self._implementation)
+
+    @property
+    def _watching(self) -> bool:
+        return bool(self.observers) and not runs_again()
 
     def _keep_residual(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         residual = args[0] if args else kwargs["hidden_states"]

@@ -7,7 +7,7 @@ et al. 2016, arXiv:1604.06174), which reads it a second time.
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from operator import attrgetter
@@ -23,11 +23,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from slim.models.architectures import Architecture, decoder_layers, residual_multiplier
 from slim.models.folder_check import places_of
-from slim.models.source import weights_of
 
 _again: ContextVar[bool] = ContextVar("runs_again", default=False)
-
-
 MUCH = 2**27
 """Bytes of a layer from which memory that it leaves is given back at once, which takes a moment."""
 
@@ -87,11 +84,11 @@ class StoredLayer:
 
 
 class Files:
-    """The tensors in a folder's safetensors files."""
+    """The tensors in a model's safetensors `files`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Sequence[Path]) -> None:
         self.file_of: dict[str, Path] = {}
-        for file in weights_of(folder):
+        for file in files:
             with safe_open(file, "pt") as opened:
                 self.file_of |= dict.fromkeys(opened.keys(), file)
 
@@ -115,21 +112,21 @@ def write_weight(model: nn.Module, architecture: Architecture, layer: int) -> Te
 
 
 def with_stored_layers(
-    model_class: Any, config: PreTrainedConfig, folder: Path, architecture: Architecture, dtype: torch.dtype
+    model_class: Any, config: PreTrainedConfig, paths: Sequence[Path], architecture: Architecture, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Return a model of which all but the layers is in memory, on the CPU."""
+    """Return the model in these weight files, of which all but the layers is in memory, on the CPU."""
     model = _without_weights(model_class, config, dtype)
-    files = Files(folder)
+    files = Files(paths)
     place_of = {
         tied: next(place for place in places if place in files.file_of)
         for names, places in places_of(model)
         for tied in names
     }
-    layers = decoder_layers(model, architecture)
+    layers: Any = decoder_layers(model, architecture)
     for number, layer in enumerate(layers):
         prefix = f"{architecture.layers}.{number}."
         places = {name: place_of[prefix + name] for name, _ in layer.named_parameters()}
-        layer.forward = StoredLayer(layer, places, files)  # type: ignore[method-assign]
+        layer.forward = StoredLayer(layer, places, files)
     around = {name: place for name, place in place_of.items() if not name.startswith(f"{architecture.layers}.")}
     for name, tensor in files.read(around):
         _put(model, name, nn.Parameter(tensor.to(dtype, copy=True), requires_grad=False))

@@ -229,18 +229,20 @@ def test_few_and_many_runs_fit(browser: Browser, workspace: Path, tmp_path: Path
 def test_over_a_slow_connection_the_next_page_is_whole(workspace: Path, browser: Browser, app: str) -> None:
     """A job's progress asks for itself until the browser knows of the new page, which must not become empty by it."""
     job = jobs.start(RepairRequest.asked(folder=workspace / "checkpoints" / "small", samples=2000, max_length=512))
-    with line_to(app) as line:
-        visitor = Visitor(browser, line.address)
-        visitor.open("recover?checkpoint=better")
-        expect(visitor.page.get_by_test_id("stProgress")).to_be_visible()
-        line.seconds = 2.5
-        visitor.page.get_by_role("button", name="Compare its answers with the original's").click()
-        title = visitor.page.get_by_role("heading", level=1, name="Compare")
-        expect(title).to_be_visible()
-        visitor.page.wait_for_timeout(4000)
-        assert title.is_visible()
-        visitor.context.close()
-    jobs.cancel(job.id)
+    try:
+        with line_to(app) as line:
+            visitor = Visitor(browser, line.address)
+            visitor.open("recover?checkpoint=better")
+            expect(visitor.page.get_by_test_id("stProgress")).to_be_visible()
+            line.seconds = 2.5
+            visitor.page.get_by_role("button", name="Compare its answers with the original's").click()
+            title = visitor.page.get_by_role("heading", level=1, name="Compare")
+            expect(title).to_be_visible()
+            visitor.page.wait_for_timeout(4000)
+            assert title.is_visible()
+            visitor.context.close()
+    finally:
+        jobs.cancel(job.id)
 
 
 def crowd(workspace: Path, home: Path, count: int) -> None:
