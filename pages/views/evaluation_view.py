@@ -60,7 +60,7 @@ def _about(facts: EvaluationFacts) -> str:
     for one in facts.models:
         if one.truncated_answers:
             words.append(f"{one.name}: {one.truncated_answers} answers stopped at {facts.max_new_tokens} tokens")
-    return ". ".join(words) + "."
+    return " ".join([". ".join(words) + ".", *facts.ends])
 
 
 def _saved_as(name: str, chart: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from slim.core.errors import InputError
 from slim.core.markdown import escaped
 from slim.jobs import Job
 from slim.planning.record import Plan
+from slim.pruning.card_sections import ENDED
 from slim.pruning.history import ROLES, UNCHANGED, CurvePoint, Method, Recovery, RecoveryStep
 from slim.recovery.charts import NAMES, changes, curve, in_words
 from slim.recovery.request import FinetuneRequest, RepairRequest
@@ -139,7 +140,7 @@ def show_steps(steps: Sequence[RecoveryStep]) -> None:
         st.success(f"**{NAMES[last.method]}**: {proof(last)}.", icon=":material/check_circle:")
     else:
         st.warning(
-            f"**{NAMES[last.method]}** was not applied: {UNCHANGED}.",
+            f"**{NAMES[last.method]}** was not applied: {last.unchanged}.",
             icon=":material/block:",
         )
     st.plotly_chart(changes(steps), key="recover-changes", config=PLOT)
@@ -161,14 +162,21 @@ def table(recovery: Recovery) -> pd.DataFrame:
             "perplexity, times the original's": [
                 f"{step.before.ratio:.3f}× → {step.after.ratio:.3f}×" for step in steps
             ],
+            **({ENDED: [step.stopped for step in steps]} if any(step.stopped for step in steps) else {}),
             "counted": [
                 "the answer" if step.settings.get("positions") == "answer" else "every token" for step in steps
             ],
-            "applied": ["yes" if step.applied else "no: no better" for step in steps],
+            "applied": [_applied(step) for step in steps],
             "test rows": [step.after.rows for step in steps],
             "took": [duration(step.seconds) for step in steps],
         }
     )
+
+
+def _applied(step: RecoveryStep) -> str:
+    if step.applied:
+        return "yes"
+    return "no: no better" if step.unchanged == UNCHANGED else "no: answers do not end"
 
 
 def details(step: RecoveryStep) -> str:

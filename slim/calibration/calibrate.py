@@ -23,6 +23,7 @@ from slim.data import tasks
 from slim.data.tasks import dataset_facts
 from slim.models import bundled
 from slim.models.load import Loaded, device_name, load_model
+from slim.models.stops import end_notes
 from slim.models.stored_layers import has_stored_layers
 
 
@@ -106,6 +107,6 @@ def measure(
         started=started,
         seconds=time.monotonic() - began,
         reused=work.reused,
-        notes=tuple(work.notes),
+        notes=(*work.notes, *end_notes(loaded.stops)),
     )
     return Calibration(facts, {name: estimates[name] for name in order}, sketch)

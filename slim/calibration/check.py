@@ -21,7 +21,7 @@ from slim.calibration.check_record import (
     rank_correlation,
 )
 from slim.calibration.record import Calibration, load_calibration, save_check
-from slim.calibration.reload import same_model, task_of
+from slim.calibration.reload import ended, same_model, task_of
 from slim.calibration.request import CheckRequest
 from slim.core.errors import SlimError
 from slim.core.reporter import SILENT, Reporter
@@ -55,7 +55,8 @@ def rows_to_check(calibration: Calibration, loaded: Loaded, rows: int) -> tuple[
     drawn = tasks.choose(task, settings.samples + 4 * rows, settings.seed + 1)
     others = [example for example in drawn if example not in set(seen)][:rows]
     chosen = others or (seen[1::2] or seen)[:rows]
-    return tasks.encode(chosen, loaded.tokenizer, settings.max_length, settings.positions), bool(others)
+    encoded = tasks.encode(chosen, loaded.tokenizer, settings.max_length, settings.positions, ended(calibration))
+    return encoded, bool(others)
 
 
 def measure_check(

@@ -35,11 +35,16 @@ def check_model(calibration: Calibration, loaded: "Loaded") -> None:
         raise InputError(f"model={measured.source!r}: it has other weights now than when measured; calibrate again.")
 
 
+def ended(calibration: Calibration) -> bool:
+    """Return whether the answers of its rows had ends: an older Slim, which names no stops, added none to them."""
+    return bool(calibration.facts.model.stops)
+
+
 def calibrated_rows(calibration: Calibration, loaded: "Loaded") -> tasks.Encoded:
     """Return the rows of the calibration as tokens of its model. Raises InputError where there are others now."""
     facts, settings = calibration.facts.dataset, calibration.facts.settings
     rows = tasks.choose(task_of(facts), settings.samples, settings.seed)
-    encoded = tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions)
+    encoded = tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions, ended(calibration))
     if (len(encoded.rows), encoded.tokens) != (facts.rows, facts.tokens):
         raise InputError(f"dataset={facts.source!r}: it has other rows now than when measured; calibrate again.")
     return encoded

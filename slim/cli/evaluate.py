@@ -34,6 +34,8 @@ def evaluate(request: EvaluateRequest, as_json: AsJson = False) -> None:
     for one in facts.models:
         if one.truncated_answers:
             out.print(f"{one.name}: {one.truncated_answers} answers stopped at {facts.max_new_tokens} tokens.")
+    for sentence in facts.ends:
+        out.print(sentence, soft_wrap=True, markup=False)
     for note in facts.notes:
         out.print(f"Note: {note}.")
     out.print(f"Evaluation: {done.path}", soft_wrap=True)

@@ -85,6 +85,7 @@ def serve(
 ) -> None:
     """Serve a model with the OpenAI API until Ctrl-C."""
     from slim.models.load import load_model
+    from slim.models.stops import end_notes
     from slim.serving import server as stage
 
     name = stage.name_of(folder)
@@ -99,6 +100,8 @@ def serve(
         careful(warning(host, MODEL, "put a proxy that authenticates users in front of it"))
         with terminal() as reporter:
             loaded = load_model(folder, device=device, dtype=dtype, reporter=reporter)
+        for note in end_notes(loaded.stops):
+            careful(note)
         try:
             stage.serve(loaded, name, place, ready)
         finally:

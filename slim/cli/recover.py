@@ -45,14 +45,22 @@ def _show(made: Path, kind: str, as_json: bool) -> None:
 
 
 def figures(steps: "Sequence[RecoveryStep]") -> Table:
-    """A table of the model's KL and perplexity before and after each step of recovery."""
-    table = Table("step", "KL to the original, nats/token", "perplexity, times the original's", "applied")
+    """A table of the model's KL, perplexity and ended answers before and after each step of recovery."""
+    from slim.pruning.card_sections import ENDED
+    from slim.pruning.history import UNCHANGED
+
+    table = Table("step", "KL to the original, nats/token", "perplexity, times the original's")
+    tried = any(step.stopped for step in steps)
+    for column in (*([ENDED] if tried else []), "applied"):
+        table.add_column(column)
     for step in steps:
         one, other = step.before, step.after
+        refused = "no: no improvement" if step.unchanged == UNCHANGED else "no: answers do not end"
         table.add_row(
             step.method,
             f"{one.kl:.4f} → {other.kl:.4f}",
             f"{one.ratio:.3f}× → {other.ratio:.3f}×",
-            "yes" if step.applied else "no: no improvement",
+            *([step.stopped] if tried else []),
+            "yes" if step.applied else refused,
         )
     return table

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -61,6 +61,21 @@ class Saved(StandsForPath, Generic[R]):
     path: Path
 
 
+NamedBy = Literal["tokenizer", "chat template", "generation config", "config"]
+"""Parts of a model folder that may name a token which ends an answer."""
+
+
+class StopToken(Record):
+    """A token that ends an answer, and which parts of the model name it."""
+
+    id: int = Field(ge=0)
+    text: str
+    named_by: tuple[NamedBy, ...]
+
+    def __str__(self) -> str:
+        return f"{self.text} ({', '.join(self.named_by)})"
+
+
 class ModelFacts(Record):
     """Facts of a model that the later stages need without loading it."""
 
@@ -76,12 +91,20 @@ class ModelFacts(Record):
     shapes: dict[str, tuple[Annotated[int, Field(ge=0, le=2**40)], ...]] = Field(
         description="every stored tensor once, tied weights counted once"
     )
+    stops: tuple[StopToken, ...] = Field(
+        default=(), description="tokens that end an answer; empty where an older Slim wrote the record"
+    )
 
     @model_validator(mode="after")
     def _grouped(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         return self
+
+    @property
+    def ends(self) -> str:
+        """Where an answer ends, in words: each token, and which parts of the model name it."""
+        return ", ".join(map(str, self.stops))
 
     @property
     def group(self) -> int:

@@ -9,6 +9,7 @@ from slim.core.fields import Positions
 from slim.core.records import why_invalid
 from slim.core.text import without_surrogates
 from slim.data.templates import Example
+from slim.data.turn_end import end_to_add
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,9 @@ def text_of(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def prompt_tokens(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The token ids that ask for the example's answer: those of its row up to where the answer starts."""
-    return _ids(_asked(example, tokenizer), example, tokenizer)
+    ids = _ids(_asked(example, tokenizer), example, tokenizer)
+    ended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not _templated(example, tokenizer)
+    return ids[:-1] if ended else ids  # a tokenizer may end every text, and the answer would follow that end
 
 
 def encode(
@@ -109,9 +112,11 @@ def encode(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     positions: Positions = "all",
+    ended: bool = True,
 ) -> Encoded:
     """Token ids of each example, cut at `max_length`, and where its counted `positions` start.
 
+    An answer to something ends with the template's turn end or the tokenizer's end token, unless `ended` is false.
     Rows that predict nothing are left out: those shorter than two tokens, and for "answer" those whose answer is cut
     away. Raises InputError when no row remains.
     """
@@ -121,10 +126,14 @@ def encode(
     starts: list[int] = []
     places: list[int] = []
     truncated = lost = 0
+    ends = {templated: end_to_add(tokenizer, templated) if ended else None for templated in (False, True)}
     for place, example in enumerate(examples):
         text = text_of(example, tokenizer)
         ids = _ids(text, example, tokenizer)
         start = 1 if positions == "all" else _answer_start(example, text, ids, tokenizer)
+        end = ends[_templated(example, tokenizer)] if example.prompt or example.turns else None
+        if end is not None and ids[-1:] != [end]:
+            ids = [*ids, end]
         row = torch.tensor(ids[:max_length], dtype=torch.long)
         if len(row) <= start:
             continue

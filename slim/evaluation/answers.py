@@ -31,14 +31,6 @@ def prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
     return [torch.tensor(prompt_tokens(example, tokenizer), dtype=torch.long) for example in examples]
 
 
-def stops_of(loaded: Loaded) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those of the model's generation config and the tokenizer's own."""
-    settings = loaded.model.generation_config
-    named = settings.eos_token_id if settings is not None else None
-    found = [*(named if isinstance(named, list) else [named]), loaded.tokenizer.eos_token_id]
-    return tuple(sorted({int(token) for token in found if isinstance(token, int)}))
-
-
 def context_of(loaded: Loaded) -> int:
     """Return the length of the model's context in tokens, prompt and answer together."""
     return getattr(loaded.model.config, "max_position_embeddings", None) or ANY_LENGTH

@@ -9,7 +9,7 @@ from diskcache import Cache
 from slim.core.errors import InputError
 from slim.core.reporter import SILENT, Reporter, Work
 from slim.data import tasks
-from slim.evaluation.answers import answer, context_of, prompts, stops_of
+from slim.evaluation.answers import answer, context_of, prompts
 from slim.evaluation.likelihood import Passes, against, ranked
 from slim.evaluation.metrics import KL, PERPLEXITY, RANKED, RANKED_WHOLE, Columns
 from slim.evaluation.row_table import ScoreColumns
@@ -125,7 +125,7 @@ class Reader:
         """Return the scored answers of every model to the same prompts under the same stop rules."""
         examples = self.drawn.examples
         asked = prompts(examples, next(iter(self.loaded.values())).tokenizer)
-        stops = {stop for one in self.loaded.values() for stop in stops_of(one)}
+        stops = {stop for one in self.loaded.values() for stop in one.stops}
         chosen = AnswerSettings(
             max_new_tokens=self.drawn.max_new_tokens or scorer.max_new_tokens,
             batch_size=ANSWERED_AT_ONCE * self.settings.batch_size,

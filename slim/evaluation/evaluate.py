@@ -28,6 +28,7 @@ from slim.evaluation.row_table import ScoreColumns, facts_of, scores_of, table
 from slim.evaluation.settings import EvaluationSettings
 from slim.evaluation.speed import check_speed_settings, footprints, measure_speed
 from slim.models.load import Loaded, device_name, load_model
+from slim.models.stops import end_notes
 from slim.pruning import held_out
 
 DATASET = "bundled:briefs"
@@ -81,6 +82,7 @@ def evaluate(request: EvaluateRequest, reporter: Reporter = SILENT) -> Evaluatio
         parts += found
     paces = measure_speed(loaded, settings.pace, reporter) if request.speed else {}
     taken = footprints(loaded, settings.pace, settings.device, settings.dtype, reporter) if request.speed else {}
+    endless = [f"{name}: {note}" for name, one in loaded.items() for note in end_notes(one.stops)]
     facts = EvaluationFacts(
         dataset=dataset_facts(drawn.task, drawn.encoded) if drawn else None,
         held_out=drawn.why if drawn else "no rows of a dataset were used",
@@ -103,7 +105,7 @@ def evaluate(request: EvaluateRequest, reporter: Reporter = SILENT) -> Evaluatio
         device=device_name(loaded[first]),
         started=started,
         seconds=time.monotonic() - began,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *endless])),
     )
     return save_evaluation(Evaluation(facts, table(parts, drawn.examples if drawn else ())), output)
 

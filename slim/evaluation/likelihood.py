@@ -132,7 +132,7 @@ def _encoded(example: tasks.Example, loaded: Loaded, max_length: int) -> tasks.E
     if len(example.choices) < 2 or not all(choice.strip() for choice in example.choices):
         return None
     asked = [replace(example, answer=choice) for choice in example.choices]
-    encoded = tasks.encode(asked, loaded.tokenizer, ANY_LENGTH, "answer")
+    encoded = tasks.encode(asked, loaded.tokenizer, ANY_LENGTH, "answer", ended=False)
     return encoded if not encoded.left_out and max(encoded.lengths) <= max_length else None
 
 

@@ -87,6 +87,14 @@ class EvaluationFacts(Record):
         return self
 
     @property
+    def ends(self) -> list[str]:
+        """Sentences on the tokens that end an answer of each model; one where they are those of all."""
+        named = {one.name: one.model.ends for one in self.models if one.model.stops}
+        if len(named) == len(self.models) and len(set(named.values())) == 1:
+            return [f"Answers end at {self.models[0].model.ends}."]
+        return [f"{name}: answers end at {ends}." for name, ends in named.items()]
+
+    @property
     def original(self) -> ModelScores:
         """The model that the others are compared with."""
         return self.models[0]

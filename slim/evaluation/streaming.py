@@ -47,8 +47,7 @@ def prompt_ids(loaded: Loaded, prompt: str) -> torch.Tensor:
 def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | None = None) -> Iterator[Answer]:
     """Yield the greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    stop = model.generation_config.eos_token_id if model.generation_config else None
-    stops = set(stop) if isinstance(stop, list) else {stop}
+    stops = set(loaded.stops)
     ids, tokens = prompt_ids(loaded, prompt), []
     cache = DynamicCache(config=model.config)
     first = seconds = 0.0

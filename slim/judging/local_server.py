@@ -1,6 +1,7 @@
 """A local judge: a model's server that is started for the run and ends with it, whatever ends the run.
 
-Models whose layers are alike are served by `transformers serve`, the others by `slim serve`. The server is a child in a
+A model is served by `transformers serve`, unless its layers differ, or its generation config does not name all tokens
+that end an answer: then by `slim serve`. The server is a child in a
 session of its own, which the parent watchdog ends with its parent (`slim.judging.parent_watch`). It listens on this
 machine alone and opens no connection to another.
 """
@@ -47,10 +48,12 @@ class LocalJudge:
     source: str
     folder: Path
     fingerprint: str
+    by_slim: bool = False
+    """Whether `slim serve` serves it, under its folder's name, and not transformers' own server."""
 
     def endpoint(self, asking: dict[str, Any]) -> Endpoint:
         """The endpoint, `asking` being fields of `Endpoint`. The address is set once the server has started."""
-        model = self._command("auto")[1]
+        model = self.folder.resolve().name if self.by_slim else str(self.folder)
         return Endpoint.checked(url="", model=model, identity=f"local:{self.fingerprint}", **{**ASKING, **asking})
 
     @contextmanager
@@ -70,7 +73,7 @@ class LocalJudge:
         environment = {name: value for name, value in launch.environment(**QUIET).items() if name not in KEYS}
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
-                launch.module_command("slim.judging.parent_watch", *self._command(device)[0]),
+                launch.module_command("slim.judging.parent_watch", *self._command(device)),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -82,12 +85,10 @@ class LocalJudge:
             finally:
                 _end(process)
 
-    def _command(self, device: str) -> tuple[list[str], str]:
-        """The serving module with its arguments, and the model's name on that server. The port is any free one."""
-        place, options = str(self.folder), ["--host", "127.0.0.1", "--port", "0", "--device", device]
-        if _layers_differ(self.folder):
-            return ["slim", "serve", place, *options], self.folder.resolve().name
-        return ["transformers.cli.transformers", "serve", place, *options], place
+    def _command(self, device: str) -> list[str]:
+        """The serving module with its arguments. The port is any free one."""
+        module = "slim" if self.by_slim else "transformers.cli.transformers"
+        return [module, "serve", str(self.folder), "--host", "127.0.0.1", "--port", "0", "--device", device]
 
     def _answering(
         self, process: subprocess.Popen[bytes], endpoint: Endpoint, log: IO[bytes], patience: float
@@ -136,14 +137,38 @@ def find_local_judge(source: str, reporter: Reporter = SILENT) -> LocalJudge:
     if not any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
         raise InputError(f"local_judge={source!r}: it has no safetensors weights; name a model that has.")
     files = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
-    return LocalJudge(source, folder, folder.name if of_hub else digest(sorted(files)))
+    return LocalJudge(source, folder, folder.name if of_hub else digest(sorted(files)), _needs_slim(folder))
 
 
-def _layers_differ(folder: Path) -> bool:
+def _needs_slim(folder: Path) -> bool:
+    """Return whether transformers' own server cannot load a model, or would not end its answers everywhere."""
+    from slim.models.architectures import ARCHITECTURES
+
     try:
-        return bool(json.loads((folder / "config.json").read_bytes()).get("per_layer_config"))
+        config = json.loads((folder / "config.json").read_bytes())
+        if config.get("per_layer_config"):
+            return True
+        known = config.get("model_type") in ARCHITECTURES
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"local_judge={str(folder)!r}: its config.json cannot be read; name another model.") from error
+    return known and bool(_unnamed_stops(folder))
+
+
+def _unnamed_stops(folder: Path) -> list[int]:
+    """Return the tokens that end an answer and that the model's generation config does not name."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from slim.models.load import generation_config
+    from slim.models.stops import ids_of, stop_tokens
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **local)
+        named = generation_config(folder, config)
+        stops = stop_tokens(AutoTokenizer.from_pretrained(str(folder), **local), config, named)
+    except Exception:  # its server says what is wrong with it
+        return []
+    return [one.id for one in stops if one.id not in ids_of(named.eos_token_id)]
 
 
 def _port(pid: int) -> int | None:

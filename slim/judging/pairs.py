@@ -69,6 +69,7 @@ def answered(
     """
     from slim.evaluation import answers
     from slim.models.load import load_model
+    from slim.models.stops import end_notes
 
     said: list[list[ModelAnswer]] = []
     fingerprints: list[str] = []
@@ -81,12 +82,12 @@ def answered(
             if first is not None:
                 notes["the models' tokenizers differ, so each reads the rows and ends its answers by its own"] = None
             first = loaded.tokenizer
-            prompts, stops = answers.prompts(examples, first), answers.stops_of(loaded)
+            prompts, stops = answers.prompts(examples, first), loaded.stops
         with open_cache() as cache:
             found, told = answers.answer(loaded, prompts, settings, stops, cache, reporter, trouble)
         said.append(found)
         fingerprints.append(loaded.facts.fingerprint)
-        notes |= dict.fromkeys(told)
+        notes |= dict.fromkeys([*told, *end_notes(loaded.stops)])
         del loaded
     pairs = [Pair(*row) for row in zip(examples, *said, strict=True)]
     return Answered(pairs, (fingerprints[0], fingerprints[1]), list(notes))

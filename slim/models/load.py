@@ -9,6 +9,7 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,7 +28,8 @@ from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.folder_check import check_weights, read_folder, unreadable, weight_files
 from slim.models.modeling import PerLayerAttentionMixin
-from slim.models.source import HUB_ID, digest, weights_of
+from slim.models.source import GENERATION_CONFIG, HUB_ID, digest, weights_of
+from slim.models.stops import stop_at, stop_tokens
 from slim.models.stored_layers import with_stored_layers
 
 ROOM_FOR_WEIGHTS = 0.6
@@ -45,6 +47,12 @@ class Loaded:
     @property
     def architecture(self) -> Architecture:
         return architecture_of(self.facts.model_type)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The ids of the tokens that end an answer, in order."""
+        found = stop_tokens(self.tokenizer, self.model.config, self.model.generation_config)
+        return tuple(sorted(one.id for one in found))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -122,6 +130,7 @@ def load_model(
         if in_files(layers, empty.num_parameters(), target, wanted):
             files, architecture = weight_files(source, folder), architecture_of(stored.config.model_type)
             model = with_stored_layers(model_class, stored.config, files, architecture, wanted)
+            model.generation_config = generation_config(folder, stored.config)
         else:
             model, report = model_class.from_pretrained(
                 str(folder),
@@ -137,6 +146,7 @@ def load_model(
             if report["missing_keys"]:
                 raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
         tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        stops = stop_at(model, tokenizer)
     except InputError:
         raise
     except Exception as error:  # numbers that no class expects fail anywhere in it
@@ -148,7 +158,15 @@ def load_model(
     named = paths.local(source, "model")
     name = str(named.absolute()) if named.exists() else source
     fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
-    return Loaded(model, tokenizer, model_facts(model, name, fingerprint, stored.dtype))
+    facts = model_facts(model, name, fingerprint, stored.dtype).model_copy(update={"stops": stops})
+    return Loaded(model, tokenizer, facts)
+
+
+def generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """Return the generation config of a model folder, from the model's `config` where it has no file of its own."""
+    if (folder / GENERATION_CONFIG).is_file():
+        return GenerationConfig.from_pretrained(str(folder))
+    return GenerationConfig.from_model_config(config)
 
 
 def in_files(layers: Layers, parameters: int, device: torch.device, dtype: torch.dtype) -> bool:

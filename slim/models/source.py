@@ -6,6 +6,7 @@ from pathlib import Path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WEIGHTS = "model.safetensors"
+GENERATION_CONFIG = "generation_config.json"
 CARRIED = (".json", ".jinja", ".model", ".txt")
 """Endings of the files that a rewritten checkpoint copies: config, tokenizer, plan. Code is never copied."""
 

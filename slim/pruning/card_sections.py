@@ -12,6 +12,8 @@ from slim.planning.slicing import MODELING_FILE, is_stock
 from slim.pruning.history import RECOVERY_FILE, ROLES, Recovery, RecoveryStep
 
 RECOVERY_TITLE = "Recovery"
+ENDED = "answers that ended"
+"""Column of the tried answers that the model ended by itself, before and after a training."""
 LISTED = 24
 """Most heads of a layer that are listed one by one."""
 
@@ -89,14 +91,16 @@ def layer_table(plan: Plan) -> Table:
 
 def steps_table(steps: Sequence[RecoveryStep]) -> Table:
     """Return a line for each step of a recovery."""
+    tried = any(step.stopped for step in steps)
     return Table(
-        ("step", "dataset", "KL", "perplexity", "rows", "applied"),
+        ("step", "dataset", "KL", "perplexity", *([ENDED] if tried else []), "rows", "applied"),
         [
             (
                 step.method,
                 named(step.dataset.source),
                 f"{step.before.kl:.4f} → {step.after.kl:.4f}",
                 f"{step.before.ratio:.3f}× → {step.after.ratio:.3f}×",
+                *([step.stopped] if tried else []),
                 f"{step.after.rows}",
                 "yes" if step.applied else "no",
             )

@@ -20,7 +20,7 @@ from slim.models import modeling
 from slim.models.architectures import Architecture
 from slim.models.folder_check import read_folder
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
-from slim.models.source import CARRIED, WEIGHTS
+from slim.models.source import CARRIED, GENERATION_CONFIG, WEIGHTS
 from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE
@@ -28,6 +28,8 @@ from slim.pruning.history import RECOVERY_FILE, Recovery
 from slim.pruning.model_card import model_card, with_recovery
 from slim.pruning.surgery import assembled, check_channels, cut
 
+REWRITTEN = (f"{WEIGHTS}.index.json", GENERATION_CONFIG)
+"""Files of a checkpoint that its new weights, or the tokens that it stops at, are named in."""
 SHARD_BYTES = 5_000_000_000
 """Most bytes of weights in one file; more are split over several."""
 
@@ -117,7 +119,7 @@ def rewrite(
     with workspace.new_folder(output, sum(map(prod, stored.shapes.values())) * loaded.facts.itemsize) as partial:
         loaded.model.save_pretrained(partial, max_shard_size=shard_bytes)
         for file in folder.iterdir():
-            if file.suffix in CARRIED and file.name != f"{WEIGHTS}.index.json" and file.is_file():
+            if file.suffix in CARRIED and file.name not in REWRITTEN and file.is_file():
                 shutil.copyfile(file, partial / file.name)
         if loaded.model.config.is_heterogeneous:
             _name_the_class(partial, _stock(loaded.model.config), loaded.architecture)

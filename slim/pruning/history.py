@@ -15,11 +15,24 @@ from slim.data import tasks
 RECOVERY_FILE = "slim_recovery.json"
 UNCHANGED = "on the acceptance rows the model was no better after it, so its weights are as they were"
 """Note of a step that was not applied."""
+BROKEN = "on the acceptance rows clearly fewer answers ended by themselves after it"
+"""Start of the note of a training that was not applied for that."""
 Method = Literal["repair", "local", "lora", "kd"]
 TRAIN, VALIDATION, ACCEPTANCE, TEST = "train", "validation", "acceptance", "test"
 ROLES = {TRAIN: 12, VALIDATION: 1, ACCEPTANCE: 1, TEST: 2}
 """Shares of the rows by split: to train on, to select the best setting or step, to accept or reject the result, and to
 measure the figures of the record."""
+
+
+class TriedAnswers(Record):
+    """Greedy answers to some rows, and how many of them the model ended by itself."""
+
+    rows: int = Field(ge=1)
+    stopped: int = Field(ge=0)
+    max_new_tokens: int = Field(ge=1, description="tokens at which an answer was cut")
+
+    def __str__(self) -> str:
+        return f"{self.stopped} of {self.rows}"
 
 
 class Quality(Record):
@@ -30,6 +43,7 @@ class Quality(Record):
     original: float = Field(gt=0, description="the original's perplexity on the same rows")
     rows: int = Field(ge=1)
     predicted: int = Field(ge=1, description="tokens that the figures are means over")
+    answers: TriedAnswers | None = Field(default=None, description="where answers were tried: around a training")
 
     @property
     def ratio(self) -> float:
@@ -60,13 +74,26 @@ class RecoveryStep(Record):
     settings: dict[str, Any]
     before: Quality
     after: Quality
-    applied: bool = Field(description="false where the step made the model no better, so its weights are unchanged")
+    applied: bool = Field(
+        description="false where the step made the model no better or broke its stopping: its weights are unchanged"
+    )
     versions: dict[str, str]
     device: str
     started: str
     seconds: float = Field(ge=0)
     curve: tuple[CurvePoint, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def stopped(self) -> str:
+        """Tried answers that ended by themselves before and after the step; empty where none were tried."""
+        one, other = self.before.answers, self.after.answers
+        return f"{one.stopped} → {other}" if one and other else ""
+
+    @property
+    def unchanged(self) -> str:
+        """The reason why a step was not applied."""
+        return next((note for note in self.notes if note.startswith(BROKEN)), UNCHANGED)
 
 
 class Recovery(Record):

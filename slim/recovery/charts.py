@@ -122,7 +122,10 @@ def _change(place: int, one: float, other: float, digits: int, applied: bool) ->
 
 def in_words(one: Quality, other: Quality) -> str:
     """Return the quality before and after in one line."""
-    return (
+    words = (
         f"KL to the original {one.kl:.3f} → {other.kl:.3f} nats/token, "
         f"perplexity {one.ratio:.3f}× → {other.ratio:.3f}× the original's"
     )
+    if one.answers is None or other.answers is None:
+        return words
+    return f"{words}, answers that ended by themselves {one.answers.stopped} → {other.answers}"

@@ -43,6 +43,12 @@ from slim.pruning.history import (
 )
 from slim.recovery.least_squares import Residuals
 from slim.recovery.teacher import check_vocabulary
+from slim.recovery.tried import DECODED, Questions, questions, tried
+
+JUDGED = (ACCEPTANCE, TEST)
+"""Splits whose figures are measured before and after a step."""
+Asked = dict[str, Questions]
+"""Questions by split."""
 
 
 class RowSettings(Protocol):
@@ -70,6 +76,7 @@ class DrawnRows:
     parts: dict[str, tasks.Encoded]
     whole: tasks.Encoded
     notes: tuple[str, ...]
+    examples: dict[str, tuple[tasks.Example, ...]]
 
     def __getitem__(self, role: str) -> tasks.Encoded:
         """Return the rows of a split."""
@@ -91,15 +98,28 @@ class RecoveryContext:
     began: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def figures(self, model: Loaded, batch_size: int, cache: Cache | None, work: Work) -> dict[str, Quality]:
-        """Return the quality of a model beside the original on the acceptance and test rows."""
-        passes = Passes(batch_size, cache, work.step("Comparing with the original", 2), states=self.states)
-        return {role: quality(self.teacher, model, self.drawn[role], passes) for role in (ACCEPTANCE, TEST)}
+    def figures(
+        self, model: Loaded, batch_size: int, cache: Cache | None, work: Work, asked: Asked | None = None
+    ) -> dict[str, Quality]:
+        """Return the quality of a model beside the original on the acceptance and test rows.
 
-    def figures_after(self, model: Any, batch_size: int, work: Work) -> dict[str, Quality]:
+        What is `asked` is answered, to see how many of the answers end.
+        """
+        passes = Passes(batch_size, cache, work.step("Comparing with the original", 2), states=self.states)
+        found = {role: quality(self.teacher, model, self.drawn[role], passes) for role in JUDGED}
+        step = work.step("Trying answers", DECODED)
+        answers = {role: tried(model, one, cache, step) for role, one in (asked or {}).items()}
+        return {role: one.model_copy(update={"answers": answers.get(role)}) for role, one in found.items()}
+
+    def figures_after(self, model: Any, batch_size: int, work: Work, asked: Asked | None = None) -> dict[str, Quality]:
         """Return the same figures for the student's `model` with other weights."""
         changed = self.student.facts.model_copy(update={"fingerprint": ""})  # cached figures are of the old weights
-        return self.figures(replace(self.student, model=model, facts=changed), batch_size, None, work)
+        return self.figures(replace(self.student, model=model, facts=changed), batch_size, None, work, asked)
+
+    def questions(self) -> Asked:
+        """Return what to ask of the rows that accept or test a training."""
+        rows = self.drawn.examples
+        return {role: questions(rows[role], self.student, self.settings.max_length) for role in JUDGED}
 
     def workload(self, forwards: float, memory: int, disk: int) -> Workload:
         """Return the work of a step on the student's device, with the comparisons with the original around it."""
@@ -115,6 +135,13 @@ class RecoveryContext:
             there=memory_there(device),
         )
 
+    def with_answers(self, planned: Workload, asked: Asked) -> Workload:
+        """Return the work with what is asked answered before and after the step."""
+        more = 2 * sum(one.cost for one in asked.values())
+        device, dtype = self.student.model.device, resolve_dtype(self.settings.dtype)
+        seconds = planned.seconds + seconds_of(self.student.facts, more, device, dtype)
+        return replace(planned, forwards=planned.forwards + more, seconds=seconds)
+
     def step(
         self,
         method: Method,
@@ -124,10 +151,11 @@ class RecoveryContext:
         settings: dict[str, Any],
         notes: Sequence[str] = (),
         curve: Sequence[CurvePoint] = (),
+        unchanged: str = UNCHANGED,
     ) -> RecoveryStep:
-        """Return the record of the step; one that is not `applied` keeps the figures from before it."""
+        """Return the record of the step; one that is not `applied`, `unchanged` says why, keeps the earlier figures."""
         if not applied:
-            notes = (*notes, UNCHANGED)
+            notes = (*notes, unchanged)
         return RecoveryStep(
             method=method,
             dataset=dataset_facts(self.drawn.task, self.drawn.whole),
@@ -203,6 +231,7 @@ def draw(
             "name another dataset split or file."
         )
     parts = {role: subset(whole, found) for role, found in by_role.items()}
+    own = {role: tuple(examples[whole.places[row]] for row in found) for role, found in by_role.items()}
     notes = []
     if length < settings.max_length:
         notes.append(f"the model's context is {length:,} tokens, so rows were cut there")
@@ -210,7 +239,7 @@ def draw(
         notes.append(f"{whole.truncated_rows} rows were cut at {length:,} tokens")
     if whole.left_out:
         notes.append(f"{whole.left_out} rows were left out: nothing of their answer is within {length:,} tokens")
-    return DrawnRows(task, parts, whole, tuple(notes))
+    return DrawnRows(task, parts, whole, tuple(notes), own)
 
 
 @torch.no_grad()

@@ -31,11 +31,15 @@ from slim.data import tasks
 from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
 from slim.models.precision import precision_of, rounded
+from slim.models.stops import end_notes
 from slim.pruning import checkpoint
 from slim.pruning.history import (
     ACCEPTANCE,
+    BROKEN,
     RECOVERY_FILE,
+    TEST,
     TRAIN,
+    UNCHANGED,
     VALIDATION,
     CurvePoint,
     Quality,
@@ -49,6 +53,7 @@ from slim.recovery.request import FinetuneRequest, Training
 from slim.recovery.settings import TrainSettings
 from slim.recovery.teacher import TOP, targets_of_rows
 from slim.recovery.trainer import BACKWARD, Loss, RecoveryTrainer, Rows, arguments, last_state
+from slim.recovery.tried import LONGEST, TRIED, stops_broken
 
 KEPT_NUMBERS = {"adapter": 0.2, "full": 3.0}
 """Memory of gradients and optimizer, as a multiple of the weights."""
@@ -84,6 +89,8 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
     original = None if request.original is None else os.fspath(request.original)
     at = recovery_context(source, tasks.load_task(request.data), settings, original, reporter)
     planned = layer_distillation.workload(at, settings) if method == "local" else workload(at, settings)
+    asked = at.questions()
+    planned = at.with_answers(planned, asked)
     reporter.estimate(planned.sentence())
     work = Work(reporter, planned.forwards)
     same = at.student.facts.fingerprint == at.teacher.facts.fingerprint
@@ -91,7 +98,7 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
     with open_cache() as cache, _alone(folder):
         if not request.resume:
             shutil.rmtree(folder, ignore_errors=True)
-        before = at.figures(at.student, settings.micro_batch, cache, work)
+        before = at.figures(at.student, settings.micro_batch, cache, work, asked)
         if method == "local":
             trained = _layer_by_layer(at, settings, folder, work)
         else:
@@ -99,16 +106,20 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
         if settings.merge:
             round_to_stored(trained.model.parameters(), at.student.facts)
         bare = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
-        after = at.figures_after(bare, settings.micro_batch, work)
-        applied = _better(before[ACCEPTANCE], after[ACCEPTANCE], "lora" if same else method)
-        notes = [*work.notes, *trained.notes]
+        after = at.figures_after(bare, settings.micro_batch, work, asked)
+        one, other = before[ACCEPTANCE], after[ACCEPTANCE]
+        broken = stops_broken(one.answers, other.answers)
+        applied = _better(one, other, "lora" if same else method) and not broken
+        unchanged = f"{BROKEN} ({one.answers} before, {other.answers} after), so its weights are as they were"
+        notes = [*work.notes, *trained.notes, *_answer_notes(before[TEST], at.student)]
         if same:
             notes.append(
                 "the model is the original itself, so perplexity decided, and its KL shows how far it moved away"
             )
         precision = {"precision": precision_of(settings.precision, at.student.model)}
         chosen = settings.model_dump() | precision | dict(trained.settings)
-        steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, trained.curve))
+        why = unchanged if broken else UNCHANGED
+        steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, trained.curve, why))
         if settings.merge:
             checkpoint.rewrite(source, output, _state(trained.model) if applied else {}, steps)
         else:
@@ -249,6 +260,15 @@ def _notes(curve: Sequence[CurvePoint], settings: TrainSettings) -> list[str]:
             f"stopped at step {curve[-1].step}: {settings.patience} evaluations gave no better validation loss"
         )
     return notes
+
+
+def _answer_notes(before: Quality, student: Loaded) -> list[str]:
+    """Return how answers were tried, and whether the model can end them."""
+    if before.answers is None:
+        tried = f"no answers were tried, as no test row has one of at most {LONGEST} tokens"
+    else:
+        tried = f"answers were tried on up to {TRIED} rows of a split and cut at {before.answers.max_new_tokens} tokens"
+    return [tried, *end_notes(student.stops)]
 
 
 def _state(model: Any) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from slim.core.records import StandsForPath
 from slim.core.reporter import SILENT, Reporter
 from slim.models.load import Loaded, load_model
 from slim.models.tokenizer import facts_at_hand
+from slim.serving.gguf_stops import add_stops
 from slim.serving.gguf_tokenizer import add_vocabulary
 
 NumberFormat = Literal["auto", "f32", "f16", "bf16", "q8_0"]
@@ -109,7 +110,10 @@ def export_gguf(
     ):
         _add_metadata(writer, loaded, heads, context)
         writer.add_file_type(FORMATS[chosen][1])
-        add_vocabulary(writer, loaded.tokenizer, state["model.embed_tokens.weight"].shape[0], source)
+        size = state["model.embed_tokens.weight"].shape[0]
+        add_vocabulary(writer, loaded.tokenizer, size, source)
+        texts = set(loaded.tokenizer.get_vocab().values())
+        notes += add_stops(writer, loaded.facts.stops, next((id for id in range(size) if id not in texts), None))
         _write(writer, tensors)
     reporter.progress(2, 2, "Written")
     return Exported(output, MODEL_ARCH_NAMES[arch], chosen, output.stat().st_size, tuple(notes))

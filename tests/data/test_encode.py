@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from slim.core.errors import InputError
-from slim.data.encode import Batch, Encoded, batches, encode, messages_of, text_of
+from slim.data.encode import Batch, Encoded, batches, encode, messages_of, prompt_tokens, text_of
 from slim.data.templates import Example
 from tests.pico import pico_tokenizer, random_rows
 
@@ -42,11 +42,15 @@ def test_rows_are_cut_at_the_limit_and_counted(tokenizer: PreTrainedTokenizerFas
 
 
 def test_without_a_chat_template_the_answer_follows_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
-    """On the next line; a row that asks nothing is its text."""
+    """On the next line, with the end token behind it; a row that asks nothing is its text."""
     example = Example("Why?", "So.")
     assert text_of(example, tokenizer) == "Why?\nSo."
     (row,) = encode([example], tokenizer, 99).rows
+    assert row.tolist() == tokenizer("Why?\nSo.<eos>")["input_ids"]
+    (row,) = encode([example], tokenizer, 99, ended=False).rows
     assert row.tolist() == tokenizer("Why?\nSo.")["input_ids"]
+    (row,) = encode([Example("", "So.")], tokenizer, 99).rows
+    assert row.tolist() == tokenizer("So.")["input_ids"]
     assert text_of(Example("", "So."), tokenizer) == "So."
     assert text_of(TURNS, tokenizer) == "Be brief.\nHi.\nHello.\nWho?\nMe."
 
@@ -56,7 +60,7 @@ def test_a_tokenizer_without_a_padding_token_will_do(tokenizer: PreTrainedTokeni
     tokenizer.pad_token = None
     encoded = encode([Example("Why?", "So."), Example("", "abc")], tokenizer, 99)
     (batch,) = batches(encoded, 2)
-    assert batch.valid.sum(1).tolist() == [3, 8]
+    assert batch.valid.sum(1).tolist() == [3, 9]
 
 
 def test_the_chat_template_is_applied_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -102,9 +106,8 @@ def test_a_chat_template_that_refuses_a_turn_is_quoted(tokenizer: PreTrainedToke
 def test_only_the_answer_counts_where_that_is_chosen(tokenizer: PreTrainedTokenizerFast, chat: str | None) -> None:
     """From its first token on; a row that asks nothing counts as a whole, less its first token."""
     tokenizer.chat_template = chat
-    end = "<eos>" if chat else ""
-    assert counted(Example("Why?", "So."), tokenizer) == f"So.{end}"
-    assert counted(TURNS, tokenizer) == f"Me.{end}"
+    assert counted(Example("Why?", "So."), tokenizer) == "So.<eos>"
+    assert counted(TURNS, tokenizer) == "Me.<eos>"
     assert counted(Example("", "So."), tokenizer) == "o."
 
 
@@ -116,6 +119,7 @@ def test_special_tokens_around_a_row_do_not_hide_the_answer(tokenizer: PreTraine
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
     assert counted(Example("Why?", "So."), tokenizer) == "So.<eos>"
+    assert tokenizer.decode(prompt_tokens(Example("Why?", "So."), tokenizer)) == "<bos>Why?\n"  # not asked after an end
 
 
 def test_a_token_over_the_border_counts_to_the_answer() -> None:
@@ -156,9 +160,9 @@ def test_rows_whose_answer_is_cut_away_are_left_out(tokenizer: PreTrainedTokeniz
     """And counted; with one token of it left a row stays."""
     examples = [Example("abc", "defg"), Example("abcdefgh", "ij"), Example("ab", "c")]
     encoded = encode(examples, tokenizer, 5, "answer")
-    assert [len(row) for row in encoded.rows] == [5, 4]
+    assert [len(row) for row in encoded.rows] == [5, 5]
     assert encoded.starts == (4, 3)
-    assert (encoded.truncated_rows, encoded.lost_tokens, encoded.left_out) == (1, 3, 1)
+    assert (encoded.truncated_rows, encoded.lost_tokens, encoded.left_out) == (1, 4, 1)
     with pytest.raises(InputError, match=r"positions='answer'.*larger max_length"):
         encode(examples[:1], tokenizer, 4, "answer")
     assert encode(examples, tokenizer, 5).left_out == 0

@@ -14,7 +14,7 @@ from slim.core.errors import SlimError
 from slim.core.reporter import Reporter
 from slim.data.encode import text_of
 from slim.data.templates import Example
-from slim.evaluation.answers import answer, context_of, prompts, stops_of
+from slim.evaluation.answers import answer, context_of, prompts
 from slim.evaluation.model_answer import ModelAnswer
 from slim.evaluation.settings import AnswerSettings
 from slim.models.load import Loaded, load_model
@@ -209,4 +209,4 @@ def test_stops_are_all_that_the_model_and_its_tokenizer_name(pico: Callable[...,
     assert own is not None
     for named, stops in ((None, (2,)), (7, (2, 7)), ([9, 7], (2, 7, 9))):
         own.eos_token_id = named
-        assert stops_of(loaded) == stops
+        assert loaded.stops == stops

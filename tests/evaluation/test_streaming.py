@@ -29,6 +29,7 @@ def pair(
         both = original, load_model(str(pruned), device="cpu", dtype="float64")
         for loaded in both:
             loaded.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+            loaded.model.config.eos_token_id = loaded.tokenizer.eos_token = None
         return both
 
 

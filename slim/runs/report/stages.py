@@ -26,7 +26,7 @@ from slim.pruning.card_sections import (
     step_notes,
     steps_blocks,
 )
-from slim.pruning.history import UNCHANGED, Recovery, RecoveryStep
+from slim.pruning.history import Recovery, RecoveryStep
 from slim.recovery.charts import NAMES, changes, curve
 from slim.runs.report.gather import Gathered, Subject
 
@@ -66,6 +66,7 @@ def _model_lines(facts: ModelFacts) -> list[tuple[str, str]]:
         ("shape", f"{facts.layers} layers × {facts.heads} heads{keys}, {facts.head_dim} numbers a head"),
         ("parameters", f"{facts.parameters:,}, stored as {facts.dtype}"),
         ("fingerprint", facts.fingerprint),
+        *([("answers end at", facts.ends)] if facts.stops else []),
     ]
 
 
@@ -269,7 +270,7 @@ def _steps(recovery: Recovery) -> list[Block]:
         words = "; ".join(step_notes(step))
         blocks.append(Paragraph(f"{name}: {words}.", "quiet"))
         if not step.applied:
-            blocks.append(Paragraph(f"{name} was not applied: {UNCHANGED}.", "warning"))
+            blocks.append(Paragraph(f"{name} was not applied: {step.unchanged}.", "warning"))
         if len(step.curve) >= CURVE_POINTS:
             blocks.append(
                 Chart(
