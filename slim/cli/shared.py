@@ -24,7 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON i
 
 
 def careful(said: str | None) -> None:
-    """Print a warning on what a server does; nothing where there is none."""
+    """Print a warning on what a server does; nothing where `said` is empty."""
     if said:
         err.print(f"slim: careful, {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 

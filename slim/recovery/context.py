@@ -103,7 +103,7 @@ class RecoveryContext:
     ) -> dict[str, Quality]:
         """Return the quality of a model beside the original on the acceptance and test rows.
 
-        What is `asked` is answered, to see how many of the answers end.
+        Questions that are `asked` are answered, to see how many of the answers end.
         """
         passes = Passes(batch_size, cache, work.step("Comparing with the original", 2), states=self.states)
         found = {role: quality(self.teacher, model, self.drawn[role], passes) for role in JUDGED}

@@ -13,7 +13,7 @@ NAMES = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 def add_stops(writer: GGUFWriter, stops: Sequence[StopToken], unused: int | None) -> list[str]:
     """Write the tokens that end an answer in place of those that the tokenizer's own file named; return notes.
 
-    The first is the tokenizer's end token, or the first of all; the template's turn end follows. Where there is none
+    The first is the tokenizer's end token, or the first of all; the template's turn end follows. Without any
     the id of a token that no text has, `unused`, is written: llama.cpp assumes an ordinary word otherwise.
     """
     for name in NAMES:

@@ -95,7 +95,7 @@ def calibration(old: Old) -> Calibration:
 
 
 def named(record: Record, raw: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of all that its file names, at every depth: later versions have more fields."""
+    """The values in a record of all fields that its file names, at every depth: later versions have more."""
     found = record.model_dump(mode="json")
 
     def kept(one: Any, other: Any) -> Any:

@@ -110,6 +110,17 @@ def test_each_kind_of_model_has_its_server(
         assert all(reply is not None for reply in client.known(endpoint, asked(), cache))
 
 
+def test_a_model_whose_ends_are_not_all_named_is_served_by_slim(models: Path, tmp_path: Path) -> None:
+    """As transformers' own server stops only where the generation config says."""
+    for end, by_slim in (("<pad>", True), ("<eos>", False), ("w5", False)):
+        folder = shutil.copytree(models / "stock", tmp_path / end)
+        (folder / "chat_template.jinja").write_text(TEMPLATE.replace(" {% endfor", f" {end} {{% endfor"))
+        assert find_local_judge(str(folder)).by_slim is by_slim
+        named = json.loads((folder / "generation_config.json").read_text()) | {"eos_token_id": [2, 0]}
+        (folder / "generation_config.json").write_text(json.dumps(named))
+        assert not find_local_judge(str(folder)).by_slim
+
+
 @pytest.mark.parametrize(
     ("number", "error"),
     [(signal.SIGTERM, SlimError), pytest.param(signal.SIGINT, KeyboardInterrupt, marks=pytest.mark.release)],

@@ -75,7 +75,7 @@ def named(
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_turn_end_is_the_first_token_after_an_answer(name: str) -> None:
-    """Whatever stands around it; ordinary words and line breaks are no end, as they occur within answers."""
+    """Whatever stands around it; ordinary words and line breaks do not count, as they occur within answers."""
     assert turn_end(tokenizer(TEMPLATES[name])) == TURN_ENDS.get(name)
 
 
@@ -146,7 +146,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generation_of(place: Path) -> int | list[int] | None:
-    """What transformers, vLLM and others read of a folder."""
+    """The end tokens that transformers, vLLM and others read in a folder."""
     return json.loads((place / "generation_config.json").read_text()).get("eos_token_id")
 
 

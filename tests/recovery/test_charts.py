@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from slim.pruning.history import CurvePoint, Quality, RecoveryStep
+from slim.pruning.history import CurvePoint, Quality, RecoveryStep, TriedAnswers
 from slim.recovery.charts import changes, curve, in_words
 
 CURVE = (
@@ -90,3 +90,10 @@ def test_in_words() -> None:
     assert in_words(quality(0.4, 13.0), quality(0.2, 11.0)) == (
         "KL to the original 0.400 → 0.200 nats/token, perplexity 1.300× → 1.100× the original's"
     )
+    one, other = (
+        quality(kl, 11.0).model_copy(update={"answers": TriedAnswers(rows=16, stopped=stopped, max_new_tokens=24)})
+        for kl, stopped in ((0.4, 3), (0.2, 12))
+    )
+    assert in_words(one, other).endswith("the original's, answers that ended by themselves 3 → 12 of 16")
+    assert step("lora", one, other).stopped == "3 → 12 of 16"
+    assert step("lora", quality(0.4, 13.0), other).stopped == ""

@@ -22,7 +22,8 @@ from slim.data.tasks import Example, encode, load_task
 from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded, load_model
 from slim.pruning.checkpoint import prune, recipe
-from slim.pruning.history import RecoveryStep, load_recovery, role_of
+from slim.pruning.history import RecoveryStep, TriedAnswers, load_recovery, role_of
+from slim.recovery import context
 from slim.recovery import finetune as stage
 from slim.recovery.finetune import finetune
 from slim.recovery.lora import adapted, matrices, without_dropout
@@ -185,6 +186,42 @@ def test_what_is_no_better_is_not_kept(case: Case, tmp_path: Path, method: Any) 
     assert torch.equal(found, wanted)
 
 
+def test_a_model_learns_where_its_answers_end(case: Case, tmp_path: Path) -> None:
+    """Without a chat template too: the end token follows the answer, so that the trained model stops behind it."""
+    rows = [{"question": f"which boat {n}", "answer": "red"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    mine = replace(case, rows=tmp_path / "rows.jsonl")
+    step = mine.run(tmp_path / "tuned", "lora", rank=16, steps=24, batch_size=8, dtype="float32")
+    one, other = step.before.answers, step.after.answers
+    assert one is not None
+    assert other is not None
+    assert (one.stopped, other.stopped) == (0, other.rows)
+    assert other.rows == step.rows["test"]
+    assert f"{step.stopped} |" in (tmp_path / "tuned" / "README.md").read_text(encoding="utf-8")
+    assert step.stopped == f"0 → {other.rows} of {other.rows}"
+
+
+def test_a_training_that_breaks_stopping_is_not_kept(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much better the loss: the weights are as they were, and the record says why."""
+    told = iter([16, 15, 12, 3])  # of the acceptance and test rows, before and after
+
+    def counted(*_: Any) -> TriedAnswers:
+        return TriedAnswers(rows=16, stopped=next(told), max_new_tokens=24)
+
+    monkeypatch.setattr(context, "tried", counted)
+    step = case.run(tmp_path / "same")
+    assert not step.applied
+    assert step.unchanged == (
+        "on the acceptance rows clearly fewer answers ended by themselves after it (16 of 16 before, 12 of 16 after), "
+        "so its weights are as they were"
+    )
+    assert step.unchanged in step.notes
+    assert step.stopped == "15 → 15 of 16"
+    assert same(tmp_path / "same", case.pruned)
+
+
 def test_an_original_learns_the_task_by_the_same_steps(case: Case, tmp_path: Path) -> None:
     """It teaches itself; perplexity decides."""
     source = case.original.facts.source
@@ -215,8 +252,8 @@ def test_only_answers_count(pico: Callable[..., Loaded], case: Case, tmp_path: P
     total = torch.zeros((), dtype=torch.float64)
     count = 0
     for example in load_task(str(case.rows)).examples[:8]:
-        ids = torch.tensor(loaded.tokenizer(f"{example.prompt}\n{example.answer}")["input_ids"])
-        answer = len(example.answer.encode())  # the tokenizer's tokens are bytes
+        ids = torch.tensor(loaded.tokenizer(f"{example.prompt}\n{example.answer}<eos>")["input_ids"])
+        answer = len(example.answer.encode()) + 1  # the tokenizer's tokens are bytes
         said = loaded.model(ids[None], use_cache=False).logits[0].log_softmax(-1)
         for place in range(len(ids) - answer, len(ids)):
             total = total - said[place - 1, ids[place]]

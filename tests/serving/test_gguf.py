@@ -350,6 +350,40 @@ def test_the_tokenizer_of_a_gguf_original_is_kept(tmp_path: Path) -> None:
     assert values["tokenizer.ggml.pre"] == "llama-bpe"
 
 
+def ending(folder: Path, *more: int) -> Path:
+    """The folder of a model whose template ends a turn with `<pad>`, 0, and whose generation config names `more`."""
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<pad>{% endfor %}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(more)}))
+    return folder
+
+
+@pytest.mark.parametrize(("more", "ids"), [((), (2, 0, None)), ((2, 7), (2, 0, 7)), ((9, 7, 2), (2, 0, 9))])
+def test_the_file_names_every_end(tmp_path: Path, more: tuple[int, ...], ids: tuple[int | None, ...]) -> None:
+    """The tokenizer's, the turn's, and one of the generation config; another one is named in a note."""
+    exported = export_gguf(str(ending(made(tmp_path), *more)), tmp_path / "model.gguf")
+    values, _ = read(exported.path)
+    assert tuple(values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")) == ids
+    assert len(exported.notes) == (len(more) > 2)
+    assert all("a file names three tokens" in note for note in exported.notes)
+    again = export_gguf(str(exported.path), tmp_path / "again.gguf")
+    found, _ = read(again.path)
+    assert {found[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot")} == {0, 2}
+
+
+def test_a_model_without_an_end_names_a_token_that_no_text_has(tmp_path: Path) -> None:
+    """llama.cpp assumes an ordinary word otherwise."""
+    folder = made(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    exported = export_gguf(str(folder), tmp_path / "model.gguf")
+    values, _ = read(exported.path)
+    assert values["tokenizer.ggml.tokens"][values["tokenizer.ggml.eos_token_id"]] == "[PAD320]"
+    assert "names no token that ends an answer" in " ".join(exported.notes)
+
+
 def test_the_chat_template_goes_along(tmp_path: Path) -> None:
     """As it is."""
     folder = made(tmp_path)

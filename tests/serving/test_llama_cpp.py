@@ -21,7 +21,7 @@ from slim.models.units import Keep
 from slim.pruning.checkpoint import prune
 from slim.serving.gguf import export_gguf
 from tests.pico import keeping, make_pico, plan_of, save_pico
-from tests.serving.test_gguf import CASES, CUTS, INNER, TEXT, made, sentencepiece
+from tests.serving.test_gguf import CASES, CUTS, INNER, TEXT, ending, made, sentencepiece
 
 PATIENCE = 300.0
 """Seconds after which a test gives up; nothing is asserted about time."""
@@ -54,7 +54,11 @@ def next_token(ids):  # a plain letter is made to come next, as a part of a char
         row[token["id"]] = token["logprob"]
     return row
 
+def ended(token):  # made the likeliest of all
+    return ask("/completion", prompt=[60], n_predict=3, temperature=0, logit_bias=[[token, 1000]])["stop_type"]
+
 told = {
+    "ended": [ended(token) for token in given["ends"]],
     "rows": [next_token(ids) for ids in given["prompts"]],
     "tokens": [ask("/tokenize", content=text, add_special=True)["tokens"] for text in given["texts"]],
     "chats": [
@@ -73,6 +77,7 @@ class Told:
     rows: NDArray[np.float64]
     tokens: list[list[int]]
     chats: list[str]
+    ended: list[str]
 
 
 def llama_cpp(
@@ -83,18 +88,19 @@ def llama_cpp(
     letter: int = 0,
     texts: Sequence[str] = (),
     chats: Sequence[str] = (),
+    ends: Sequence[int] = (),
 ) -> Told:
     """Its answers, from a process of its own: what it cannot load ends that process."""
     asked, answered = file.with_suffix(".asked.json"), file.with_suffix(".answered.json")
     given = {"prompts": list(map(list, prompts)), "texts": list(texts), "chats": list(chats)}
-    given |= {"vocabulary": vocabulary, "letter": letter}
+    given |= {"vocabulary": vocabulary, "letter": letter, "ends": list(ends)}
     asked.write_text(json.dumps(given))
     command = [sys.executable, "-c", ASK, str(file), str(asked), str(answered)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(answered.read_text())
     answers = [chat["choices"][0]["message"]["content"] for chat in told["chats"]]
-    return Told(np.array(told["rows"], dtype=float), told["tokens"], answers)
+    return Told(np.array(told["rows"], dtype=float), told["tokens"], answers, told["ended"])
 
 
 def log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -167,6 +173,14 @@ def test_tokens_are_the_same(tmp_path: Path, name: str) -> None:
     file = export_gguf(str(tmp_path / "pruned"), tmp_path / "model.gguf").path
     expected = [loaded.tokenizer(text).input_ids for text in texts]
     assert llama_cpp(file, texts=texts).tokens == expected
+
+
+def test_answers_end_where_they_do_in_slim(tmp_path: Path) -> None:
+    """At the tokenizer's, the template's and the generation config's tokens, and at no other."""
+    folder = ending(made(tmp_path), 40, 2)
+    file = export_gguf(str(folder), tmp_path / "model.gguf").path
+    assert load_model(str(folder), device="cpu").stops == (0, 2, 40)
+    assert llama_cpp(file, ends=[0, 2, 40, 1, 11, 41]).ended == ["eos"] * 3 + ["limit"] * 3
 
 
 @pytest.mark.integration
