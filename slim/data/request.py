@@ -8,7 +8,10 @@ from slim.core.codecs import pairs
 from slim.core.records import DatasetFacts, Record
 from slim.core.request import NameOrPath
 
-DATASET = "bundled:briefs, bundled:triage, bundled:general, a .jsonl, .csv, .parquet or .txt file, or a Hub id"
+DATASET = (
+    "bundled:briefs, bundled:triage, bundled:everyday, bundled:general, a .jsonl, .csv, .parquet or .txt file, "
+    "or a Hub id"
+)
 
 
 class RowOptions(Record):

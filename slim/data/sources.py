@@ -22,7 +22,7 @@ from slim.data.source import Row, Source, arrow_rows
 
 SPLITS = ("train", "validation", "test")
 DATA = Path(__file__).parent / "bundled"
-BUNDLED = ("briefs", "triage")
+BUNDLED = ("briefs", "triage", "everyday")
 GENERAL = "general"
 """Plain prose to hold a task against: the passages of `briefs`, without a question."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -58,7 +58,7 @@ def open_source(
             return Source(source, split, lambda: _passages(path, source))
     elif not path.is_file():
         raise InputError(
-            f"dataset {source!r} was not found: name bundled:briefs, bundled:triage, a {', '.join(FORMATS)} file "
+            f"dataset {source!r} was not found: name {', '.join(map(_named, BUNDLED))}, a {', '.join(FORMATS)} file "
             "or a Hub id."
         )
     elif path.suffix.lower() not in FORMATS:
@@ -76,11 +76,15 @@ def is_hub_id(source: str) -> bool:
     return bool(HUB_ID.fullmatch(source)) and not path.exists() and path.suffix.lower() not in FORMATS
 
 
+def _named(name: str) -> str:
+    return f"bundled:{name}"
+
+
 def _bundled(source: str, split: str) -> Path:
     name = source.removeprefix("bundled:")
     if name not in (*BUNDLED, GENERAL):
         raise InputError(
-            f"dataset {source!r} is not bundled: choose bundled:briefs, bundled:triage or bundled:general."
+            f"dataset {source!r} is not bundled: choose {', '.join(map(_named, BUNDLED))} or {_named(GENERAL)}."
         )
     if split not in SPLITS:
         raise InputError(f"split {split!r} of {source!r} does not exist: choose {', '.join(SPLITS)}.")

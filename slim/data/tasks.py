@@ -46,6 +46,7 @@ WORDINGS = {
     ("bundled:triage", "classification"): (
         "Which desk should answer this customer's message? Reply with one word: {labels}.\n\n{text}"
     ),
+    ("bundled:everyday", "choices"): "{question}",
 }
 """Wordings of the bundled datasets, where the template's own would say less."""
 PEEK = 1000

@@ -92,9 +92,9 @@ def test_jobs_run_one_after_another_and_give_what_loads(model: str, own_workspac
 
     failed = wait_for(second, ended)
     assert failed.state == "failed"
-    assert (
-        failed.error
-        == "dataset 'bundled:poems' is not bundled: choose bundled:briefs, bundled:triage or bundled:general."
+    assert failed.error == (
+        "dataset 'bundled:poems' is not bundled: choose bundled:briefs, bundled:triage, bundled:everyday or "
+        "bundled:general."
     )
     assert failed.result is None
     assert failed.started is not None
