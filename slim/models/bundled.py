@@ -68,6 +68,7 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
         model.load_state_dict(loaded.state_dict(), assign=True)
         model.tie_weights()
         model.generation_config = loaded.generation_config
+        model.generation_config.eos_token_id = _ends(gguf) or loaded.generation_config.eos_token_id
         reporter.progress(3, 4, "Writing it to the workspace")
         if folder.exists():
             shutil.rmtree(folder)
@@ -76,6 +77,15 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
             tokenizer.save_pretrained(partial)
         reporter.progress(4, 4, "Unpacked")
     return folder
+
+
+def _ends(gguf: Path) -> list[int]:
+    """Return the tokens at which llama.cpp ends an answer; transformers reads the first of them alone."""
+    from gguf import GGUFReader, Keys
+
+    fields = GGUFReader(gguf).fields
+    names = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
+    return list(dict.fromkeys(int(fields[name].contents()) for name in names if name in fields))
 
 
 def bundled_model(reporter: Reporter = SILENT) -> Path:
