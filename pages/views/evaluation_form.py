@@ -10,7 +10,7 @@ from pages.views import login
 from pages.views.checkpoints import checkpoint_names, cut_from
 from pages.views.fields import KEEP, POSITIONS, ask
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_reading
 from slim.core import paths
 from slim.core.codecs import names, whole_numbers
 from slim.core.errors import InputError
@@ -59,6 +59,7 @@ def choose_rows() -> dict[str, Any]:
     st.session_state.setdefault(f"{DATA}-split", "test")
     data = choose_data(choose_source(st, DATA), DATA)
     task = open_task(data)
+    show_reading(task)
     st.caption(sentence(f"{'about ' if task.stream else ''}{task.rows:,} rows in split {task.split} of {task.source}"))
     return options_of(data)
 

@@ -8,7 +8,7 @@ import streamlit as st
 from pages.views.checkpoints import checkpoint_names, cut_from
 from pages.views.fields import KEEP, ask
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_reading
 from slim.core import paths
 from slim.data.tasks import Example, Task
 from slim.evaluation.settings import AnswerSettings
@@ -45,7 +45,9 @@ def request() -> JudgeRequest | None:
     models = {"original": original, "pruned": pruned or ""}  # without a name it is only estimated
     with plain_errors():
         asked = JudgeRequest.asked(**models, **options_of(data), **answers, **judge, min_coverage=_coverage())
-        _show_estimate(asked, open_task(data), [name for name in (pruned, original) if name], "measure" in judge)
+        task = open_task(data)
+        show_reading(task)
+        _show_estimate(asked, task, [name for name in (pruned, original) if name], "measure" in judge)
     return asked if chosen and original and pruned else None
 
 

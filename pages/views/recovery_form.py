@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.views.fields import KEEP, POSITIONS, ask
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_reading
 from slim import jobs
 from slim.core.errors import InputError, SlimError
 from slim.core.resources import Workload
@@ -117,6 +117,7 @@ def choose_step(path: Path, plan: Plan, recovery: Recovery) -> Step:
         st.session_state.setdefault(DATA, calibrated(plan).source)
     data = choose_data(choose_source(st, DATA), DATA)
     task = open_task(data)
+    show_reading(task)
     chosen = {"method": method, **_training(method)} if way.trains else _repair()
     with plain_errors():
         return Step(way.request.asked(folder=path, **options_of(data), **chosen), task)

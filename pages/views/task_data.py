@@ -1,6 +1,7 @@
 """The task data on a page: the dataset or an upload, the column mapping, and the exact text that the model reads."""
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ from slim.calibration.resources import workload
 from slim.core import paths
 from slim.core.errors import InputError, SlimError
 from slim.core.markdown import escaped
-from slim.core.records import ModelFacts
+from slim.core.records import ModelFacts, Omission
 from slim.data import tasks, uploads
-from slim.data.columns import fit_mapping, suggest_mapping
+from slim.data.columns import BESIDE, as_text, fit_mapping, suggest_mapping
+from slim.data.encode import SHORT
+from slim.data.omissions import RowLeftOut
 from slim.data.request import DataSource
 from slim.data.sources import FORMATS, is_hub_id
 from slim.data.tasks import TEMPLATES, Example, Task
@@ -27,12 +30,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = 3
-"""Rows whose text is shown."""
+"""Rows whose text is shown where none is asked for."""
 COUNTED = 256
 """Most rows whose tokens are counted on the page; of more rows, the first that are drawn."""
 WHOLE = 2**31
 """A token count that no row reaches."""
 TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:.875rem;max-height:22rem;overflow-y:auto"
+COUNTED_STYLE = "background:rgba(15,148,136,.16);border-bottom:2px solid #0f9488"
+CUT_STYLE = "opacity:.65;text-decoration:line-through"
+IN_A_LINE = 3
+"""Select boxes of columns side by side."""
+NO_COLUMN = "None of them"
+LONGEST_VALUE = 200
+"""Characters of a value that is not read."""
 
 
 def choose_source(place: Any, key: str) -> str:
@@ -131,25 +141,24 @@ def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[st
     if name is None:
         return {}
     template, key = TEMPLATES[name], f"{key}-{name}"
-    likely = suggest_mapping(template, names).columns
+    layout = suggest_mapping(template, names)
+    likely = layout.columns
+    places = [place for _ in range(0, len(template.roles), IN_A_LINE) for place in st.columns(IN_A_LINE)]
     columns = {
-        role: place.selectbox(
-            f"Column: {role}",
-            names,
-            index=names.index(likely[role]) if role in likely else None,
-            placeholder="Choose a column",
-            key=f"{key}-{role}",
-            persist_state=KEEP,
-        )
-        for place, role in zip(st.columns(max(2, len(template.roles))), template.roles, strict=False)
+        role: _choose_column(place, role, names, likely.get(role), role in template.optional, f"{key}-{role}")
+        for place, role in zip(places, template.roles, strict=False)
     }
     found = {"template": name, "columns": {role: column for role, column in columns.items() if column}}
     if name == "chat":
         return found
-    placeholders = [*template.roles, *(["labels"] if "label" in template.roles else []), *names]
+    placeholders = [
+        *(role for role in template.roles if role not in BESIDE),
+        *(["labels"] if "label" in template.roles else []),
+        *names,
+    ]
     prompt = st.text_area(
         "Prompt",
-        tasks.wording(where["source"], template),
+        tasks.wording(where["source"], layout),
         key=f"{key}-prompt",
         persist_state=KEEP,
         placeholder="None: the text alone",
@@ -157,6 +166,23 @@ def _mapping(where: dict[str, Any], names: tuple[str, ...], key: str) -> dict[st
         + ", ".join(escaped(f"{{{name}}}") for name in dict.fromkeys(placeholders)),
     )
     return found | {"prompt": prompt}
+
+
+def _choose_column(
+    place: Any, role: str, names: tuple[str, ...], likely: str | None, optional: bool, key: str
+) -> str | None:
+    """Ask for the column of a role; an optional role need not have one."""
+    options = ["", *names] if optional else list(names)
+    first = options.index(likely) if likely in options else 0 if optional else None
+    return place.selectbox(
+        f"Column: {role}",
+        options,
+        index=first,
+        format_func=lambda name: name or NO_COLUMN,
+        placeholder="Choose a column",
+        key=key,
+        persist_state=KEEP,
+    )
 
 
 def open_task(data: dict[str, Any]) -> Task:
@@ -198,8 +224,6 @@ def show_counts(task: Task, request: CalibrateRequest) -> None:
     words.append(
         f"{counts.truncated:,} rows are cut, {counts.lost:,} tokens lost" if counts.truncated else "none is cut"
     )
-    if counts.left_out:
-        words.append(f"{counts.left_out:,} have no tokens to predict and are left out")
     with plain_errors():
         facts = _facts(str(request.model))
     if facts is None:
@@ -214,6 +238,12 @@ def show_counts(task: Task, request: CalibrateRequest) -> None:
         if work.too_much:
             st.warning(work.too_much, icon=":material/memory:")
     st.caption(" · ".join(words))
+    show_reading(task, counts.omissions)
+
+
+def show_reading(task: Task, omissions: Sequence[Omission] = ()) -> None:
+    """Show how the columns were read, and which rows and parts of them are not; `omissions` are of the drawn rows."""
+    st.caption(" ".join(f"{escaped(said)}." for said in tasks.reading_of(task, omissions)))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -229,14 +259,14 @@ class Counts:
     lengths: tuple[int, ...]
     truncated: int
     lost: int
-    left_out: int
+    omissions: tuple[Omission, ...]
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _counts(_task: Task, asked: str, written: int, _request: CalibrateRequest) -> Counts:
     drawn = _drawn(_task, _request)
     encoded = tasks.encode(drawn, _tokenizer(str(_request.model)), _request.max_length, _request.positions)
-    return Counts(len(drawn), encoded.lengths, encoded.truncated_rows, encoded.lost_tokens, encoded.left_out)
+    return Counts(len(drawn), encoded.lengths, encoded.truncated_rows, encoded.lost_tokens, encoded.omissions)
 
 
 def _drawn(task: Task, request: CalibrateRequest) -> list[Example]:
@@ -247,28 +277,73 @@ def _drawn(task: Task, request: CalibrateRequest) -> list[Example]:
 
 
 def show_text(task: Task, request: CalibrateRequest) -> None:
-    """Show the exact text of the first drawn rows, chat template and special tokens included."""
+    """Show the exact text of a row, chat template and special tokens included, and what of it is not read.
+
+    Any row can be asked for by its number; the first drawn rows are shown otherwise.
+    """
     with plain_errors():
         tokenizer = _tokenizer(str(request.model))
-        whole = tasks.encode(_drawn(task, request)[:SHOWN], tokenizer, WHOLE, request.positions)
-    st.caption(
-        f"The first rows {'of the file' if task.stream else 'drawn'}, special tokens included. "
-        "Pale tokens do not count for loss and KL; struck-out tokens are beyond the longest row."
+    number = st.number_input(
+        "Row",
+        min_value=1,
+        value=None,
+        placeholder="The first rows drawn",
+        help="The number of any row; in a text file that of its line.",
+        key="cal-row",
+        persist_state=KEEP,
+        width=220,
     )
-    for index, row in enumerate(whole.rows):
-        start, end = whole.start(index), min(request.max_length, len(row))
-        parts = (
-            ("opacity:.55", row[: min(start, end)]),
-            ("", row[start:end]),
-            ("opacity:.4;text-decoration:line-through", row[end:]),
+    st.caption(
+        "Special tokens included. Underlined tokens count for loss and KL; struck-out ones are beyond the longest row."
+    )
+    if number is None:
+        for example in _drawn(task, request)[:SHOWN]:
+            _show_example(example, tokenizer, request)
+        return
+    with plain_errors():
+        row = tasks.row_at(task, int(number))
+        if isinstance(row.example, Example):
+            _show_example(row.example, tokenizer, request)
+        else:
+            st.warning(f"Row {number:,} is left out: {escaped(row.example)}.", icon=":material/block:")
+    for name, value in row.unread.items():
+        text = as_text(value)
+        short = text[:LONGEST_VALUE] + ("…" if len(text) > LONGEST_VALUE else "")
+        st.caption(f"Not read, column {escaped(repr(name))}: {escaped(short) or 'empty'}")
+
+
+def _show_example(example: Example, tokenizer: "PreTrainedTokenizerBase", request: CalibrateRequest) -> None:
+    """Show the tokens of one row in three parts: those that do not count, those that do, and those that are cut."""
+    try:
+        whole = tasks.encode([example], tokenizer, WHOLE, request.positions)
+    except InputError:
+        st.warning(f"Row {example.row:,} is left out: {escaped(_why(example, tokenizer))}.", icon=":material/block:")
+        return
+    row, start = whole.rows[0], whole.start(0)
+    end = min(request.max_length, len(row))
+    parts = (("", row[: min(start, end)]), (COUNTED_STYLE, row[start:end]), (CUT_STYLE, row[end:]))
+    with st.container(border=True):
+        st.html(
+            f"<div style='{TEXT}'>"
+            + "".join(f"<span style='{style}'>{_decoded(tokenizer, ids)}</span>" for style, ids in parts)
+            + "</div>"
         )
-        with st.container(border=True):
-            st.html(
-                f"<div style='{TEXT}'>"
-                + "".join(f"<span style='{style}'>{_decoded(tokenizer, ids)}</span>" for style, ids in parts)
-                + "</div>"
-            )
-            st.caption(f"{len(row):,} tokens" + (f", {len(row) - end:,} of them cut" if len(row) > end else ""))
+        words = [f"row {example.row:,}", f"{len(row):,} tokens"]
+        if len(row) > end:
+            words.append(f"{len(row) - end:,} of them cut")
+        if start >= end:
+            words.append("left out: no token that counts remains")
+        words += [one.reason for one in whole.omissions]
+        st.caption(escaped(sentence(", ".join(words))))
+
+
+def _why(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the reason why a row that has no tokens to predict is left out."""
+    try:
+        tasks.text_of(example, tokenizer)
+    except RowLeftOut as error:
+        return str(error)
+    return SHORT
 
 
 def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: "Tensor") -> str:

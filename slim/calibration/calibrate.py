@@ -43,6 +43,7 @@ def calibrate(request: CalibrateRequest, reporter: Reporter = SILENT) -> Calibra
         raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
     examples = tasks.choose(task, settings.samples, settings.seed, reporter)
     encoded = tasks.encode(examples, loaded.tokenizer, settings.max_length, settings.positions)
+    reporter.rows(tasks.reading_of(task, encoded.omissions))
     longest, limit = max(encoded.lengths), getattr(loaded.model.config, "max_position_embeddings", None)
     if limit and longest > limit:
         raise InputError(

@@ -43,12 +43,14 @@ def check(request: CheckRequest, reporter: Reporter = SILENT) -> Calibration:
     """
     calibration = load_calibration(Path(request.calibration))
     loaded = same_model(calibration, reporter)
-    encoded, unseen = rows_to_check(calibration, loaded, request.samples)
+    encoded, unseen = rows_to_check(calibration, loaded, request.samples, reporter)
     found = measure_check(calibration, loaded, encoded, unseen, request.weights, request.heads, reporter)
     return save_check(calibration, found)
 
 
-def rows_to_check(calibration: Calibration, loaded: Loaded, rows: int) -> tuple[tasks.Encoded, bool]:
+def rows_to_check(
+    calibration: Calibration, loaded: Loaded, rows: int, reporter: Reporter = SILENT
+) -> tuple[tasks.Encoded, bool]:
     """Rows of the calibration's data that it did not see, and True; those it did see where there are no others."""
     task, settings = task_of(calibration.facts.dataset), calibration.facts.settings
     seen = tasks.choose(task, settings.samples, settings.seed)
@@ -56,6 +58,7 @@ def rows_to_check(calibration: Calibration, loaded: Loaded, rows: int) -> tuple[
     others = [example for example in drawn if example not in set(seen)][:rows]
     chosen = others or (seen[1::2] or seen)[:rows]
     encoded = tasks.encode(chosen, loaded.tokenizer, settings.max_length, settings.positions, ended(calibration))
+    reporter.rows(tasks.reading_of(task, encoded.omissions))
     return encoded, bool(others)
 
 

@@ -40,11 +40,13 @@ def ended(calibration: Calibration) -> bool:
     return bool(calibration.facts.model.stops)
 
 
-def calibrated_rows(calibration: Calibration, loaded: "Loaded") -> tasks.Encoded:
+def calibrated_rows(calibration: Calibration, loaded: "Loaded", reporter: Reporter = SILENT) -> tasks.Encoded:
     """Return the rows of the calibration as tokens of its model. Raises InputError where there are others now."""
     facts, settings = calibration.facts.dataset, calibration.facts.settings
-    rows = tasks.choose(task_of(facts), settings.samples, settings.seed)
+    task = task_of(facts)
+    rows = tasks.choose(task, settings.samples, settings.seed)
     encoded = tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions, ended(calibration))
     if (len(encoded.rows), encoded.tokens) != (facts.rows, facts.tokens):
         raise InputError(f"dataset={facts.source!r}: it has other rows now than when measured; calibrate again.")
+    reporter.rows(tasks.reading_of(task, encoded.omissions))
     return encoded

@@ -8,6 +8,7 @@ from rich.table import Table
 from slim.calibration.request import CalibrateRequest, CheckRequest
 from slim.cli.options import command
 from slim.cli.shared import AsJson, at_work, out, print_json
+from slim.data.omissions import omitted
 
 if TYPE_CHECKING:
     from slim.calibration.check_record import CriterionCheck
@@ -41,8 +42,8 @@ def calibrate(
     cut = f"{data.truncated_rows} rows cut ({data.lost_tokens:,} tokens lost)"
     known = f", {done.facts.reused:.0%} of it cached from earlier runs" if done.facts.reused else ""
     out.print(f"{data.rows} rows, {data.tokens:,} tokens, {cut}, {done.facts.seconds:.0f} s{known}.")
-    for note in done.facts.notes:
-        out.print(f"Note: {note}.")
+    for note in (*omitted(data.omissions), *done.facts.notes):
+        out.print(f"Note: {note}.", markup=False, soft_wrap=True)
     if done.check:
         out.print(_check_table(done.check))
     out.print(f"Calibration: {done.path}", soft_wrap=True)

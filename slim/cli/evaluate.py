@@ -6,6 +6,7 @@ from rich.table import Table
 
 from slim.cli.options import command
 from slim.cli.shared import AsJson, at_work, out, print_json
+from slim.data.omissions import omitted
 from slim.evaluation.request import EvaluateRequest
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def evaluate(request: EvaluateRequest, as_json: AsJson = False) -> None:
             out.print(f"{one.name}: {one.truncated_answers} answers stopped at {facts.max_new_tokens} tokens.")
     for sentence in facts.ends:
         out.print(sentence, soft_wrap=True, markup=False)
-    for note in facts.notes:
-        out.print(f"Note: {note}.")
+    for note in (*(omitted(facts.dataset.omissions) if facts.dataset else ()), *facts.notes):
+        out.print(f"Note: {note}.", markup=False, soft_wrap=True)
     out.print(f"Evaluation: {done.path}", soft_wrap=True)
 
 

@@ -1,7 +1,7 @@
 """Shared by the verbs: consoles, warnings and progress bars."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -34,13 +34,18 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 class _Terminal(Reporter):
-    """Prints estimates as lines and progress as a bar. Notes are in the record, which is shown at the end."""
+    """Prints estimates and how rows were read as lines, and progress as a bar. Notes are in the record, which is shown
+    at the end."""
 
     def __init__(self, bar: Bar) -> None:
         self.bar, self.task = bar, bar.add_task("Starting", total=None)
 
     def estimate(self, sentence: str) -> None:
         err.print(sentence, markup=False)
+
+    def rows(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:
+            err.print(f"{sentence}.", markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, done: float, total: float, message: str) -> None:
         self.bar.update(self.task, completed=done, total=total, description=message)

@@ -116,6 +116,15 @@ class ModelFacts(Record):
         return sum(map(prod, self.shapes.values()))
 
 
+class Omission(Record):
+    """Rows of a dataset that are left out, or read in part, for one reason."""
+
+    reason: str
+    rows: int = Field(ge=1)
+    first: int = Field(ge=0, description="number of the first such row; 0 where rows have none")
+    whole: bool = Field(default=True, description="the rows are left out, not read in part")
+
+
 class DatasetFacts(Record):
     source: str
     config: str | None = None
@@ -129,7 +138,10 @@ class DatasetFacts(Record):
     tokens: int = Field(ge=1)
     truncated_rows: int = Field(ge=0)
     lost_tokens: int = Field(default=0, ge=0, description="cut off the truncated rows")
-    left_out: int = Field(default=0, ge=0, description="rows that predict nothing")
+    left_out: int = Field(default=0, ge=0, description="drawn rows that are not among the rows")
+    guessed: bool = Field(default=False, description="the template or a column was guessed")
+    unread_columns: tuple[str, ...] = ()
+    omissions: tuple[Omission, ...] = Field(default=(), description="rows left out or read in part, by reason")
 
 
 Place = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]

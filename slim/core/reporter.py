@@ -10,6 +10,9 @@ class Reporter:
     def estimate(self, sentence: str) -> None:
         """Take a sentence on what the stage will need, or waits for, before anything long starts."""
 
+    def rows(self, sentences: Sequence[str]) -> None:
+        """Take how the rows of a dataset were read and what of them was not, before anything long starts."""
+
     def progress(self, done: float, total: float, message: str) -> None:
         """Take where it stands; `done` and `total` are work in one unit of the stage's choice."""
 
@@ -31,6 +34,7 @@ class _Named(Reporter):
     def __init__(self, reporter: Reporter, form: Callable[[str], str]) -> None:
         self.reporter, self.form = reporter, form
         self.estimate, self.curve, self.note = reporter.estimate, reporter.curve, reporter.note
+        self.rows = reporter.rows
 
     def progress(self, done: float, total: float, message: str) -> None:
         self.reporter.progress(done, total, self.form(message))

@@ -1,14 +1,15 @@
-"""Layouts: a template fitted to the columns of a dataset, and how a row becomes an example by it."""
+"""Layouts: a template fitted to the columns of a dataset, and the prompt that it words."""
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from slim.core.errors import InputError
 from slim.core.text import without_surrogates
-from slim.data.templates import TEMPLATES, Example, Template, Turn
+from slim.data.templates import TEMPLATES, Template
 
 Values = Mapping[str, Any]
 """A row as it was read: column to value."""
@@ -16,21 +17,22 @@ LABELS = "labels"
 """The placeholder for every label of the dataset, where the template has a role `label`."""
 MOST_LABELS = 40
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}\s][^{}\n]*)\}")
-_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+BESIDE = frozenset({"system", "history", "tools"})
+"""Optional roles that are turns or tools of their own, besides the prompt."""
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
     """A template fitted to the columns of a dataset: role to column, and the wording of the prompt.
 
-    `source` is the dataset's name in messages.
+    `source` is the dataset's name in messages; `guessed` says whether the template or a column was not given.
     """
 
     template: Template
     columns: Mapping[str, str]
     prompt: str
     source: str = "of rows"
+    guessed: bool = field(default=False, compare=False)
 
     @cached_property
     def placeholders(self) -> tuple[str, ...]:
@@ -40,15 +42,22 @@ class ColumnMapping:
     @cached_property
     def needed(self) -> tuple[str, ...]:
         """The columns that a row cannot do without: those of the roles that are used."""
-        used = {self.template.answer, *self.placeholders}
-        if self.template.name == "choices":
-            used.add("choices")
+        used = {self.template.answer, *self.placeholders, *self.template.required} - self.template.optional
         return tuple(column for role, column in self.columns.items() if role in used)
 
     @cached_property
     def read(self) -> tuple[str, ...]:
-        """All columns that are read: those needed, and further ones that the wording names."""
-        return tuple(dict.fromkeys((*self.needed, *self._further)))
+        """All columns that are read: those needed, optional ones, and further ones that the wording names."""
+        optional = [
+            column
+            for role, column in self.columns.items()
+            if role in self.template.optional and (role in self.placeholders or role in BESIDE)
+        ]
+        return tuple(dict.fromkeys((*self.needed, *optional, *self._further)))
+
+    def unread(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The columns among `names` that are not read."""
+        return tuple(name for name in names if name not in self.read)
 
     @cached_property
     def _further(self) -> tuple[str, ...]:
@@ -67,68 +76,14 @@ class ColumnMapping:
             )
         return " or ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
 
-    def example(self, row: Values, number: int, labels: str) -> Example | None:
-        """The row `number` as an example; None where a needed column is missing or blank."""
-        if any(not as_text(row.get(column)).strip() for column in self.needed):
-            return None
-        if self.template.name == "chat":
-            return self._conversation(row, number)
-        said = {role: as_text(row.get(column)) for role, column in self.columns.items()}
-        said |= {column: as_text(row.get(column)) for column in self._further} | {LABELS: labels}
-        choices: list[str] = []
-        if self.template.name == "choices":
-            choices, chosen = self._choice(row, number)
-            said["choices"] = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False))
-            said["key"] = chosen
-        prompt = _PLACEHOLDER.sub(lambda match: said[match[1]] if match[1] else match[0][0], self.prompt)
-        return Example(prompt, said[self.template.answer].strip(), choices=tuple(choice.strip() for choice in choices))
-
-    def _conversation(self, row: Values, number: int) -> Example | None:
-        """The turns up to the last one of the assistant, which is the answer; None where it says nothing."""
-        column = self.columns["messages"]
-        value = row[column]
-        turns: list[Turn] = []
-        for turn in value if isinstance(value, list) else (value,):
-            speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-            if not isinstance(speaker, str):
-                raise InputError(
-                    f"dataset {self.source!r}: {column!r} of row {number} is not a list of turns with role and "
-                    "content: map another column, or choose another template."
-                )
-            content = as_text(turn.get("content", turn.get("value")))
-            if content.strip():
-                turns.append((_SPEAKERS.get(speaker.lower(), speaker.lower()), content))
-        while turns and turns[-1][0] != "assistant":
-            turns.pop()
-        if not turns:
-            return None
-        said, answer = tuple(turns[:-1]), turns[-1][1].strip()
-        return Example(next((text for who, text in reversed(said) if who == "user"), ""), answer, said)
-
-    def _choice(self, row: Values, number: int) -> tuple[list[str], str]:
-        """The choices as text and the one that the key names, by place, letter or label."""
-        choices, key = row[self.columns["choices"]], row[self.columns["key"]]
-        texts, marks = choices, list(_LETTERS)
-        if isinstance(choices, Mapping):
-            texts, marks = choices.get("text"), [str(mark) for mark in choices.get("label", ())]
-        if not isinstance(texts, list) or not texts:
-            raise InputError(
-                f"dataset {self.source!r}: {self.columns['choices']!r} of row {number} is not a list of choices: "
-                "map another column to it."
-            )
-        texts = [str(text) for text in texts]
-        if str(key) in marks[: len(texts)]:
-            return texts, texts[marks.index(str(key))]
-        try:
-            place = int(key)
-            if place != float(key) or place < 0:
-                raise ValueError
-            return texts, texts[place]
-        except (ValueError, TypeError, IndexError, OverflowError):
-            raise InputError(
-                f"dataset {self.source!r}: {self.columns['key']}={key!r} of row {number} is not the place of one of "
-                f"the choices {texts}: correct the row, or map another column."
-            ) from None
+    def worded(self, row: Values, said: Mapping[str, str]) -> str:
+        """Return the prompt of a row, with `said` for its roles. A paragraph of an optional role alone may be empty."""
+        said = dict(said) | {column: as_text(row.get(column)) for column in self._further}
+        wording = self.prompt
+        for role in self.template.optional:
+            if not said.get(role, "").strip():
+                wording = _without_paragraph(wording, role)
+        return _PLACEHOLDER.sub(lambda match: said[match[1]] if match[1] else match[0][0], wording)
 
 
 def suggest_mapping(
@@ -138,16 +93,26 @@ def suggest_mapping(
     prompt: str | None = None,
     source: str = ColumnMapping.source,
 ) -> ColumnMapping:
-    """The likeliest columns for the roles of a template, besides those given; roles that none fits have none."""
+    """The likeliest columns for the roles of a template, besides those given; roles that none fits have none.
+
+    Columns for optional roles are guessed unless all others are given.
+    """
     columns = columns or {}
     taken = set(columns.values())
+    complete = all(role in columns for role in template.roles if role not in template.optional)
     found = {}
     for role, options in template.roles.items():
-        column = columns.get(role) or next((name for name in options if name in names and name not in taken), None)
+        column = columns.get(role)
+        if column is None and not (complete and role in template.optional):
+            column = next((name for name in options if name in names and name not in taken), None)
         if column is not None:
             found[role] = column
             taken.add(column)
-    return ColumnMapping(template, found, template.prompt if prompt is None else prompt, source)
+    if prompt is None:
+        prompt = template.prompt
+        for role in template.optional - found.keys():
+            prompt = _without_paragraph(prompt, role)
+    return ColumnMapping(template, found, prompt, source, guessed=found != columns)
 
 
 def fit_mapping(
@@ -183,10 +148,13 @@ def fit_mapping(
     # With a wording of one's own a template may fit although its question is not among the columns.
     for complete in (True, False):
         for layout in layouts:
-            roles = layout.template.roles if complete else (layout.template.answer,)
-            if all(role in layout.columns for role in roles) and (complete or prompt is not None):
-                return _checked(layout, names, columns)
-    wanted = "; ".join(" + ".join(options[0] for options in one.roles.values()) for one in TEMPLATES.values())
+            roles = layout.template.roles.keys() - layout.template.optional if complete else {layout.template.answer}
+            if roles <= layout.columns.keys() and (complete or prompt is not None):
+                return replace(_checked(layout, names, columns), guessed=True)
+    wanted = "; ".join(
+        " + ".join(options[0] for role, options in one.roles.items() if role not in one.optional)
+        for one in TEMPLATES.values()
+    )
     raise InputError(
         f"dataset {source!r} has the columns {sorted(names)}, and no template fits them (these would: {wanted}): "
         "name a template and which column is what, or rename the columns."
@@ -201,7 +169,7 @@ def _checked(layout: ColumnMapping, names: Collection[str], given: Mapping[str, 
             raise InputError(f"columns: template {template.name!r} has no role {role!r}: {_listed(template.roles)}.")
     if template.name == "chat" and layout.prompt:
         raise InputError("prompt: the turns of a chat are used as they are: leave the prompt out.")
-    required = {template.answer} | ({"choices"} if template.name == "choices" else set())
+    required = {template.answer, *template.required}
     for role in template.roles:
         asked = role in layout.placeholders and role not in names
         if role not in layout.columns and (role in required or asked):
@@ -218,18 +186,33 @@ def _checked(layout: ColumnMapping, names: Collection[str], given: Mapping[str, 
     return layout
 
 
-def as_text(value: Any) -> str:
-    """A value as text: of several accepted answers the first, of a record its `text` or `value`, of nothing blank."""
+def as_text(value: Any, first: bool = False) -> str:
+    """A value as text: a record's `text` or `value`, the items of a list line by line, JSON of what else is not text.
+
+    Of several accepted answers only the `first` is wanted.
+    """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return as_text(value[0]) if value else ""
+        if first:
+            return as_text(value[0], first) if value else ""
+        return "\n".join(as_text(one) for one in value)
     if isinstance(value, Mapping):
-        inner = next((value[key] for key in ("text", "value") if key in value), None)
-        return as_text(inner) if inner is not None else str(value)
-    return str(value)
+        inner = next((value[key] for key in ("text", "value") if value.get(key) is not None), None)
+        return as_text(inner, first) if inner is not None else as_json(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else as_json(value).strip('"')
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON; dates and the like as their text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _without_paragraph(wording: str, role: str) -> str:
+    """The wording without a paragraph that is one role alone."""
+    return re.sub(rf"(^|\n\n)\{{{re.escape(role)}\}}(?=\n\n|$)", "", wording)
 
 
 def _listed(names: Iterable[str]) -> str:

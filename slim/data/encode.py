@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from slim.core.errors import InputError
 from slim.core.fields import Positions
-from slim.core.records import why_invalid
-from slim.core.text import without_surrogates
+from slim.core.records import Omission
+from slim.data.omissions import RowLeftOut, Tally, merged, omitted
+from slim.data.rendering import Rendering, messages_of, render
 from slim.data.templates import Example
 from slim.data.turn_end import end_to_add
 
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["Batch", "Encoded", "batches", "encode", "messages_of", "prompt_tokens", "readable", "text_of"]
+SHORT = "it has no two tokens, so nothing is predicted"
+REMEDY = "name other rows, another model, a larger max_length, or positions='all'"
+
 
 @dataclass(frozen=True)
 class Encoded:
     """Rows as token ids, each at most `max_length` long.
 
     `starts[i]` is the place of the first token of row i whose prediction counts; without any, that is 1 everywhere.
-    `lost_tokens` were cut off the `truncated_rows`; `left_out` rows predict nothing and are not among `rows`. `places`
-    says which of the given examples each row is of.
+    `lost_tokens` were cut off the `truncated_rows`; `left_out` rows are not among `rows`. `places` says which of the
+    given examples each row is of, and `omissions` counts by reason what is not read.
     """
 
     rows: "tuple[Tensor, ...]"
@@ -32,6 +37,7 @@ class Encoded:
     lost_tokens: int = 0
     left_out: int = 0
     places: tuple[int, ...] = ()
+    omissions: tuple[Omission, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -86,25 +92,40 @@ class Batch:
         return replace(self, rows=self.rows * times, ids=ids, valid=valid, starts=self.starts * times)
 
 
-def messages_of(example: Example, answered: bool = True) -> list[dict[str, str]]:
-    """The example as a conversation: what was said, and the answer where it is wanted."""
-    said = example.turns or (("user", example.prompt),)
-    turns = [{"role": who, "content": content} for who, content in said]
-    return [*turns, {"role": "assistant", "content": example.answer}] if answered else turns
-
-
 def text_of(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The exact text that is tokenised: the chat template's where there is one and the row asks something."""
-    if _templated(example, tokenizer):
-        return _rendered(messages_of(example), tokenizer, False).strip()
-    return _asked(example, tokenizer) + example.answer
+    """The exact text that is tokenised. Raises RowLeftOut where the chat template does not write the row."""
+    return render(example, tokenizer).text
 
 
 def prompt_tokens(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The token ids that ask for the example's answer: those of its row up to where the answer starts."""
-    ids = _ids(_asked(example, tokenizer), example, tokenizer)
-    ended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not _templated(example, tokenizer)
+    """The token ids that ask for the example's answer: those of its row up to where the answer starts.
+
+    Raises RowLeftOut where the chat template does not write the row.
+    """
+    found = render(example, tokenizer)
+    ids = _ids(found.asked, found, tokenizer)
+    ended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not found.templated
     return ids[:-1] if ended else ids  # a tokenizer may end every text, and the answer would follow that end
+
+
+def readable(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[Example], tuple[Omission, ...]]:
+    """Return the examples that the tokenizer's chat template writes, and the others by reason.
+
+    Raises InputError where there are none.
+    """
+    found, tally = [], Tally()
+    for example in examples:
+        try:
+            render(example, tokenizer)
+        except RowLeftOut as error:
+            tally.add(str(error), example.row)
+        else:
+            found.append(example)
+    if not found:
+        raise InputError(f"dataset: no row can be read. {'. '.join(omitted(tally.omissions))}: {REMEDY}.")
+    return found, tally.omissions
 
 
 def encode(
@@ -117,41 +138,50 @@ def encode(
     """Token ids of each example, cut at `max_length`, and where its counted `positions` start.
 
     An answer to something ends with the template's turn end or the tokenizer's end token, unless `ended` is false.
-    Rows that predict nothing are left out: those shorter than two tokens, and for "answer" those whose answer is cut
-    away. Raises InputError when no row remains.
+    Rows that the chat template does not write are left out, and those that predict nothing: shorter than two tokens,
+    or for "answer" with their answer cut away. They are counted by reason, and so are rows that are cut or of which a
+    part is not read. Raises InputError when no row remains.
     """
     import torch
 
     rows: list[Tensor] = []
     starts: list[int] = []
     places: list[int] = []
+    cut, others = Tally(), Tally()
     truncated = lost = 0
     ends = {templated: end_to_add(tokenizer, templated) if ended else None for templated in (False, True)}
     for place, example in enumerate(examples):
-        text = text_of(example, tokenizer)
-        ids = _ids(text, example, tokenizer)
-        start = 1 if positions == "all" else _answer_start(example, text, ids, tokenizer)
-        end = ends[_templated(example, tokenizer)] if example.prompt or example.turns else None
+        try:
+            found = render(example, tokenizer)
+        except RowLeftOut as error:
+            others.add(str(error), example.row)
+            continue
+        ids = _ids(found.text, found, tokenizer)
+        start = 1 if positions == "all" else _answer_start(found, ids, tokenizer)
+        end = ends[found.templated] if found.templated or found.asked else None
         if end is not None and ids[-1:] != [end]:
             ids = [*ids, end]
         row = torch.tensor(ids[:max_length], dtype=torch.long)
         if len(row) <= start:
+            short = positions == "all" or len(ids) <= start
+            others.add(SHORT if short else f"nothing of the answer is within {max_length:,} tokens", example.row)
             continue
         rows.append(row)
         starts.append(start)
         places.append(place)
-        truncated += len(ids) > max_length
-        lost += max(0, len(ids) - max_length)
-    if not rows and positions == "all":
-        raise InputError(
-            "dataset: every chosen row is shorter than two tokens, so nothing is predicted: choose other rows."
-        )
+        for part in found.unread:
+            others.add(f"without {part}", example.row, whole=False)
+        if len(ids) > max_length:
+            cut.add("", example.row, whole=False)
+            truncated += 1
+            lost += len(ids) - max_length
     if not rows:
-        raise InputError(
-            f"positions='answer': the first {max_length:,} tokens of no chosen row reach its answer: "
-            "choose a larger max_length, or positions='all'."
-        )
-    return Encoded(tuple(rows), truncated, tuple(starts), lost, len(examples) - len(rows), tuple(places))
+        raise InputError(f"dataset: no row can be read. {'. '.join(omitted(others.omissions))}: {REMEDY}.")
+    beyond = f"cut at {max_length:,} tokens, {lost:,} tokens lost"
+    omissions = merged(others.omissions, (one.model_copy(update={"reason": beyond}) for one in cut.omissions))
+    return Encoded(
+        tuple(rows), truncated, tuple(starts), lost, len(examples) - len(rows), tuple(places), tuple(omissions)
+    )
 
 
 def batches(encoded: Encoded, size: int, padding_side: str = "right") -> Iterator[Batch]:
@@ -172,48 +202,23 @@ def batches(encoded: Encoded, size: int, padding_side: str = "right") -> Iterato
         yield Batch(tuple(chosen), ids, valid, padding_side, starts)
 
 
-def _templated(example: Example, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    return bool((example.prompt or example.turns) and tokenizer.chat_template)
-
-
-def _asked(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The text up to where the answer starts."""
-    said = messages_of(example, answered=False)
-    if _templated(example, tokenizer):
-        return _rendered(said, tokenizer, True).lstrip()
-    return "".join(f"{turn['content']}\n" for turn in said if turn["content"])
-
-
-def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", ask: bool) -> str:
-    try:
-        return without_surrogates(
-            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-        )
-    except Exception as error:  # a template is a program: it fails in as many ways
-        raise InputError(
-            f"dataset: the model's chat template does not take the turns {[turn['role'] for turn in messages]} "
-            f"({why_invalid(error)}): choose other rows or another model."
-        ) from error
-
-
-def _ids(text: str, example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def _ids(text: str, found: Rendering, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """A chat template writes its special tokens itself."""
-    return tokenizer(text, add_special_tokens=not _templated(example, tokenizer))["input_ids"]  # type: ignore[return-value]
+    return tokenizer(text, add_special_tokens=not found.templated)["input_ids"]  # type: ignore[return-value]
 
 
-def _answer_start(example: Example, text: str, ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> int:
+def _answer_start(found: Rendering, ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> int:
     """The place of the first token that holds a part of the answer."""
-    asked = _asked(example, tokenizer)
+    asked, text = found.asked, found.text
     if not asked:
         return 1
-    asked_ids = _ids(asked, example, tokenizer)
+    asked_ids = _ids(asked, found, tokenizer)
     pairs = enumerate(zip(asked_ids, ids, strict=False))
     shared = next((place for place, (one, other) in pairs if one != other), min(len(asked_ids), len(ids)))
     if shared < len(asked_ids) and tokenizer.is_fast:
         # A token reaches over the border, or the template words a conversation without its answer in another way.
-        special = not _templated(example, tokenizer)
-        spans = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
-        at = len(asked) if text.startswith(asked) else text.rfind(example.answer)
+        spans = tokenizer(text, add_special_tokens=not found.templated, return_offsets_mapping=True)["offset_mapping"]
+        at = len(asked) if text.startswith(asked) else text.rfind(found.answer) if found.answer else -1
         if at >= 0:
             shared = next((place for place, (_, end) in enumerate(spans) if end > at), shared)  # type: ignore[misc]
     return max(1, shared)

@@ -6,7 +6,6 @@ of a dataset.
 """
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 from slim.core import paths
 from slim.core.errors import InputError
 from slim.core.records import why_invalid
-from slim.core.text import without_surrogates
+from slim.core.text import parsed
 from slim.data.source import Row, Source, arrow_rows
 
 SPLITS = ("train", "validation", "test")
@@ -30,7 +29,6 @@ LONGEST = 2**24
 """Characters of a line or field beyond which a file is taken for broken."""
 LARGEST_JSON = 2**28
 """Bytes of a file that is one JSON value, which has to be read whole."""
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def open_source(
@@ -172,7 +170,7 @@ def _json(text: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     if len(whole) == LARGEST_JSON:
         raise _Damaged("it is one very long list; save it as .jsonl, one row a line")
     try:
-        rows = _parsed(whole)
+        rows = parsed(whole)
     except ValueError as error:
         raise _Damaged(str(error)) from error
     for number, values in enumerate(rows, 1):
@@ -183,28 +181,12 @@ def _json(text: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
-        values = _parsed(line)
+        values = parsed(line)
     except ValueError as error:
         raise _Damaged(f"{place} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise _Damaged(f"{place} is not an object of column names and values")
     return values
-
-
-def _parsed(text: str) -> Any:
-    """The value of a JSON text, its texts sound."""
-    value = json.loads(text)
-    return _whole(value) if _HALF.search(text) else value
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_surrogates(value)
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    if isinstance(value, dict):
-        return {_whole(name): _whole(one) for name, one in value.items()}
-    return value
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -2,17 +2,19 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from slim.core.errors import InputError
 from slim.core.fields import Positions
-from slim.core.records import DatasetFacts
+from slim.core.records import DatasetFacts, Omission
 from slim.core.reporter import SILENT, Reporter
 from slim.data.columns import ColumnMapping, fit_mapping
-from slim.data.encode import Batch, Encoded, batches, encode, messages_of, text_of
+from slim.data.encode import Batch, Encoded, batches, encode, messages_of, readable, text_of
+from slim.data.omissions import RowLeftOut, Tally, columns_read, left_out, merged, omitted
+from slim.data.readers import needed_of, read_row
 from slim.data.request import DataSource
 from slim.data.source import Row, Source
 from slim.data.sources import BUNDLED, DATA, GENERAL, SPLITS, open_source
@@ -37,6 +39,9 @@ __all__ = [
     "encode",
     "load_task",
     "messages_of",
+    "readable",
+    "reading_of",
+    "row_at",
     "text_of",
     "wording",
 ]
@@ -62,8 +67,8 @@ class Task:
     """The rows of one split of a dataset and what they ask for.
 
     `examples` are all of them, or the first where the source is too large to keep. Then `stream` reads them all, each
-    with the share of the source that is read by then, and `rows` is an estimate. `left_out` counts, among the rows read
-    so far, those that lack what the template needs. `revision` is the commit of a Hub dataset.
+    with the share of the source that is read by then, and `rows` is an estimate. `tally` counts, among the rows read so
+    far, those that are left out and why. `revision` is the commit of a Hub dataset.
     """
 
     source: str
@@ -73,7 +78,9 @@ class Task:
     examples: tuple[Example, ...]
     revision: str | None = None
     layout: ColumnMapping | None = None
-    left_out: int = 0
+    unread_columns: tuple[str, ...] = ()
+    tally: Tally = field(default_factory=Tally, compare=False)
+    labels: str = ""
     estimated_rows: int | None = None
     stream: Callable[[], Iterator[tuple[Example, float]]] | None = field(default=None, compare=False)
 
@@ -84,6 +91,11 @@ class Task:
         if layout := self.layout:
             found |= {"template": layout.template.name, "columns": dict(layout.columns), "prompt": layout.prompt}
         return DataSource(source=self.source, **found)
+
+    @property
+    def left_out(self) -> int:
+        """How many of the rows read so far are left out."""
+        return left_out(self.tally.omissions)
 
     @property
     def rows(self) -> int:
@@ -100,17 +112,18 @@ def load_task(data: str | DataSource = "bundled:briefs", **options: Any) -> Task
     data = DataSource.of(data, **options)
     source = os.fspath(data.source)
     opened = open_source(source, data.config, data.split, data.revision)
-    layout = fit_mapping(_columns(opened), data.template, data.columns, data.prompt, source)
+    names = _columns(opened)
+    layout = fit_mapping(names, data.template, data.columns, data.prompt, source)
     if data.prompt is None:
-        layout = replace(layout, prompt=wording(source, layout.template))
+        layout = replace(layout, prompt=wording(source, layout))
     kept, share = _keep(opened, layout)
     labels = layout.labels(row.values for row in kept)
-    found = [layout.example(row.values, row.number, labels) for row in kept]
-    examples = tuple(example for example in found if example is not None)
+    tally = Tally()
+    examples = tuple(_examples(kept, layout, labels, tally))
     if not examples:
         raise InputError(
-            f"dataset {source!r}: every row of split {opened.split!r} is empty in {' + '.join(layout.needed)}: "
-            "name other columns or another file."
+            f"dataset {source!r}: no row of split {opened.split!r} can be read. "
+            f"{'. '.join(omitted(tally.omissions))}: name other columns, another template or another file."
         )
     large = share is not None
     return Task(
@@ -121,10 +134,37 @@ def load_task(data: str | DataSource = "bundled:briefs", **options: Any) -> Task
         examples=examples[:PEEK] if large else examples,
         revision=opened.revision,
         layout=layout,
-        left_out=len(found) - len(examples),
+        unread_columns=layout.unread(names),
+        tally=tally,
+        labels=labels,
         estimated_rows=round(len(examples) / share) if large else None,
-        stream=(lambda: _stream(opened, layout, labels)) if large else None,
+        stream=(lambda: _stream(opened, layout, labels, tally)) if large else None,
     )
+
+
+class ShownRow(NamedTuple):
+    """A row of a task: its example, or the reason why it is left out, and its values that are not read, by column."""
+
+    example: Example | str
+    unread: dict[str, Any]
+
+
+def row_at(task: Task, number: int) -> ShownRow:
+    """Return the row with a number. Raises InputError for a number that no row has."""
+    if task.layout is None:
+        raise InputError(f"row={number}: dataset {task.source!r} has no rows of its own.")
+    last = 0
+    for row in open_source(task.source, task.config, task.split, task.revision).rows():
+        if (last := row.number) < number:
+            continue
+        if last > number:
+            break
+        try:
+            example: Example | str = read_row(task.layout, row.values, number, task.labels)
+        except RowLeftOut as error:
+            example = str(error)
+        return ShownRow(example, {name: row.values.get(name) for name in task.layout.unread(row.values)})
+    raise InputError(f"row={number}: dataset {task.source!r} has no such row; the nearest is row {last}.")
 
 
 def columns_of(
@@ -134,9 +174,9 @@ def columns_of(
     return _columns(open_source(source, config, split, revision))
 
 
-def wording(source: str, template: Template) -> str:
-    """The prompt that a template asks with where none is given."""
-    return WORDINGS.get((source, template.name), template.prompt)
+def wording(source: str, layout: ColumnMapping) -> str:
+    """The prompt that a layout asks with where none is given."""
+    return WORDINGS.get((source, layout.template.name), layout.prompt)
 
 
 def choose(task: Task, samples: int, seed: int, reporter: Reporter = SILENT) -> list[Example]:
@@ -172,7 +212,7 @@ def _keep(source: Source, layout: ColumnMapping) -> tuple[list[Row], float | Non
     kept: list[Row] = []
     size = 0
     for row in source.rows():
-        values = {name: row.values[name] for name in layout.read if name in row.values}
+        values = needed_of(layout, row.values)
         kept.append(row._replace(values=values))
         size += ROW_BYTES + sum(len(str(value)) for value in values.values())
         if size > KEPT_BYTES:
@@ -180,11 +220,29 @@ def _keep(source: Source, layout: ColumnMapping) -> tuple[list[Row], float | Non
     return kept, None
 
 
-def _stream(source: Source, layout: ColumnMapping, labels: str) -> Iterator[tuple[Example, float]]:
+def _examples(rows: Iterable[Row], layout: ColumnMapping, labels: str, tally: Tally) -> Iterator[Example]:
+    for row in rows:
+        try:
+            yield read_row(layout, row.values, row.number, labels)
+        except RowLeftOut as error:
+            tally.add(str(error), row.number)
+
+
+def _stream(source: Source, layout: ColumnMapping, labels: str, tally: Tally) -> Iterator[tuple[Example, float]]:
+    """Read all rows; `tally` has the counts of the last row that was read."""
+    fresh = Tally()
+    tally.replace(fresh)
     for row in source.rows():
-        example = layout.example(row.values, row.number, labels)
-        if example is not None:
+        for example in _examples((row,), layout, labels, fresh):
             yield example, row.share
+
+
+def reading_of(task: Task, omissions: Iterable[Omission] = ()) -> list[str]:
+    """Return all sentences, without their stops, on how rows were read; `omissions` are those of the drawn ones."""
+    layout, told = task.layout, omitted(merged(task.tally.omissions, omissions))
+    if layout is None:
+        return told
+    return [columns_read(task.kind, layout.columns, layout.guessed, task.unread_columns), *told]
 
 
 def dataset_facts(task: Task, encoded: Encoded) -> DatasetFacts:
@@ -200,4 +258,7 @@ def dataset_facts(task: Task, encoded: Encoded) -> DatasetFacts:
         truncated_rows=encoded.truncated_rows,
         lost_tokens=encoded.lost_tokens,
         left_out=encoded.left_out,
+        guessed=task.layout is not None and task.layout.guessed,
+        unread_columns=task.unread_columns,
+        omissions=merged(task.tally.omissions, encoded.omissions),
     )

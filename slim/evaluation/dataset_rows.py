@@ -1,7 +1,7 @@
 """Held-out dataset rows: drawn, and scored, answered or ranked by every model of an evaluation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from diskcache import Cache
@@ -9,6 +9,7 @@ from diskcache import Cache
 from slim.core.errors import InputError
 from slim.core.reporter import SILENT, Reporter, Work
 from slim.data import tasks
+from slim.data.omissions import left_out, merged
 from slim.evaluation.answers import answer, context_of, prompts
 from slim.evaluation.likelihood import Passes, against, ranked
 from slim.evaluation.metrics import KL, PERPLEXITY, RANKED, RANKED_WHOLE, Columns
@@ -56,7 +57,14 @@ def draw(
                 "name the model it was cut from as the baseline."
             )
     examples, why = held_out.draw(task, settings.samples, settings.seed, sources, reporter)
+    examples, unwritten = tasks.readable(examples, original.tokenizer)
     encoded = tasks.encode(examples, original.tokenizer, settings.max_length, settings.positions)
+    encoded = replace(
+        encoded,
+        left_out=encoded.left_out + left_out(unwritten),
+        omissions=merged(unwritten, encoded.omissions),
+    )
+    reporter.rows(tasks.reading_of(task, encoded.omissions))
     longest = max(encoded.lengths)
     for name, one in loaded.items():
         if longest > context_of(one):

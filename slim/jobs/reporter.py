@@ -23,7 +23,11 @@ BEAT_EVERY = 1.0
 
 
 class LogReporter(Reporter):
-    """Prints estimates and notes, as lines of a log."""
+    """Prints estimates, how rows were read, and notes, as lines of a log."""
+
+    def rows(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:
+            print(f"{sentence}.", flush=True)
 
     def estimate(self, sentence: str) -> None:
         print(sentence, flush=True)
@@ -38,7 +42,7 @@ class JobReporter(Reporter):
     def __init__(self, store: JobStore, job_id: str, also: Reporter = SILENT) -> None:
         self.store, self.job_id, self.also = store, job_id, also
         self._written, self._stage, self._paced = 0.0, 0.0, time.time()
-        self.estimate, self.note = also.estimate, also.note
+        self.estimate, self.rows, self.note = also.estimate, also.rows, also.note
 
     def progress(self, done: float, total: float, message: str) -> None:
         self.also.progress(done, total, message)

@@ -13,6 +13,8 @@ from slim.core.migrations import read_record
 from slim.core.records import Saved, why_invalid
 from slim.core.reporter import SILENT, Reporter
 from slim.core.run_index import remember
+from slim.data import tasks
+from slim.data.omissions import merged, omitted
 from slim.evaluation.settings import AnswerSettings
 from slim.judging.cost import estimate
 from slim.judging.figures import figures, overall, remarks
@@ -51,6 +53,7 @@ def judge(request: JudgeRequest, reporter: Reporter = SILENT) -> Saved[Judgment]
     if len(examples) < request.samples:
         notes.append(f"there are {len(examples):,} such rows, not {request.samples:,}: all of them were used")
 
+    reporter.rows(tasks.reading_of(task))
     asked = trouble = local = None
     by_data = referee(task.kind, [example.answer for example in task.examples], request.measure)
     if request.endpoint is not None:
@@ -65,7 +68,9 @@ def judge(request: JudgeRequest, reporter: Reporter = SILENT) -> Saved[Judgment]
         reporter.estimate(f"{len(examples):,} pairs, no calls: compared with the dataset's own answers.")
 
     both = answered((original, pruned), examples, settings, request.device, request.dtype, reporter, trouble)
-    notes += both.notes
+    unread = omitted(merged(task.tally.omissions, both.omissions))
+    reporter.rows(omitted(both.omissions))
+    notes += [*both.notes, *unread]
     pairs = both.pairs
     if asked is not None:
         compared, facts = by_endpoint(pairs, asked, rubric, reporter, trouble, local, request.device)

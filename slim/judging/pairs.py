@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from slim.core.cache import open_cache
 from slim.core.errors import SlimError
+from slim.core.records import Omission
 from slim.core.reporter import SILENT, Reporter
+from slim.data.omissions import merged
 from slim.data.templates import Example
 from slim.evaluation.model_answer import ModelAnswer
 from slim.evaluation.settings import AnswerSettings
@@ -46,11 +48,12 @@ def question_of(example: Example) -> str:
 
 @dataclass(frozen=True)
 class Answered:
-    """The pairs, the fingerprints of both models' weights, and what happened on the way."""
+    """The pairs, the fingerprints of both models' weights, what happened on the way, and rows that were not asked."""
 
     pairs: list[Pair]
     fingerprints: tuple[str, str]
     notes: list[str]
+    omissions: tuple[Omission, ...] = ()
 
 
 def answered(
@@ -64,14 +67,17 @@ def answered(
 ) -> Answered:
     """Return the answers of the original and the pruned model of `sources` to `examples`.
 
-    The prompts and stop rules are the original's for both, unless their tokenizers differ. Raises `trouble`, where it
-    is given, instead of generating an answer that is not cached.
+    The prompts and stop rules are the original's for both, unless their tokenizers differ. Rows that a chat template
+    does not write are not asked. Raises `trouble`, where it is given, instead of generating an answer that is not
+    cached.
     """
+    from slim.data.encode import readable
     from slim.evaluation import answers
     from slim.models.load import load_model
     from slim.models.stops import end_notes
 
-    said: list[list[ModelAnswer]] = []
+    said: list[dict[Example, ModelAnswer]] = []
+    omissions: tuple[Omission, ...] = ()
     fingerprints: list[str] = []
     notes: dict[str, None] = {}
     first: PreTrainedTokenizerBase | None = None
@@ -82,15 +88,17 @@ def answered(
             if first is not None:
                 notes["the models' tokenizers differ, so each reads the rows and ends its answers by its own"] = None
             first = loaded.tokenizer
+            examples, unwritten = readable(examples, first)
+            omissions = merged(omissions, unwritten)
             prompts, stops = answers.prompts(examples, first), loaded.stops
         with open_cache() as cache:
             found, told = answers.answer(loaded, prompts, settings, stops, cache, reporter, trouble)
-        said.append(found)
+        said.append(dict(zip(examples, found, strict=True)))
         fingerprints.append(loaded.facts.fingerprint)
         notes |= dict.fromkeys([*told, *end_notes(loaded.stops)])
         del loaded
-    pairs = [Pair(*row) for row in zip(examples, *said, strict=True)]
-    return Answered(pairs, (fingerprints[0], fingerprints[1]), list(notes))
+    pairs = [Pair(example, said[0][example], said[1][example]) for example in examples]
+    return Answered(pairs, (fingerprints[0], fingerprints[1]), list(notes), omissions)
 
 
 def _same(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:

@@ -49,7 +49,7 @@ def after_repair_sketch(calibration: Calibration, reporter: Reporter = SILENT) -
     if calibration.path is not None and (calibration.path / FILE).is_file():
         return load_after_repair(calibration.path)
     loaded = same_model(calibration, reporter)
-    encoded = calibrated_rows(calibration, loaded)
+    encoded = calibrated_rows(calibration, loaded, reporter)
     found = measure_after_repair(loaded, encoded, calibration, reporter)
     if calibration.path is not None:
         save_after_repair(found, calibration.path)

@@ -20,6 +20,7 @@ from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload, memory_there, seconds_of
 from slim.data import tasks
 from slim.data.batch_runner import subset
+from slim.data.omissions import merged, omitted
 from slim.data.tasks import dataset_facts
 from slim.evaluation import likelihood
 from slim.evaluation.answers import context_of
@@ -235,10 +236,8 @@ def draw(
     notes = []
     if length < settings.max_length:
         notes.append(f"the model's context is {length:,} tokens, so rows were cut there")
-    if whole.truncated_rows:
-        notes.append(f"{whole.truncated_rows} rows were cut at {length:,} tokens")
-    if whole.left_out:
-        notes.append(f"{whole.left_out} rows were left out: nothing of their answer is within {length:,} tokens")
+    reporter.rows(tasks.reading_of(task, whole.omissions))
+    notes += omitted(merged(task.tally.omissions, whole.omissions))
     return DrawnRows(task, parts, whole, tuple(notes), own)
 
 

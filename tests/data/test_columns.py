@@ -1,12 +1,15 @@
 """Templates and layouts: what is guessed from the columns, what can be changed, and what each preset makes of a row."""
 
+from datetime import date
 from typing import Any
 
 import pytest
 
 from slim.core.errors import InputError
 from slim.data.columns import MOST_LABELS, as_text, fit_mapping
-from slim.data.templates import TEMPLATES, Example
+from slim.data.omissions import RowLeftOut
+from slim.data.readers import read_row
+from slim.data.templates import TEMPLATES, Conversation, Example
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -17,10 +20,10 @@ CHAT = [
 ]
 
 
-def example_of(row: dict[str, Any], **given: Any) -> Example | None:
+def example_of(row: dict[str, Any], **given: Any) -> Example:
     """The only row of a dataset as an example."""
     layout = fit_mapping(list(row), **given)
-    return layout.example(row, 1, layout.labels([row]))
+    return read_row(layout, row, 1, layout.labels([row]))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,6 @@ def test_columns_choose_the_template(row: dict[str, Any], kind: str, prompt: str
     for names in (list(row), list(reversed(row))):
         assert fit_mapping(names).template.name == kind
     example = example_of(row)
-    assert example is not None
     assert example.prompt.endswith(prompt)
     assert bool(example.prompt) == bool(prompt)
     assert example.answer == answer
@@ -66,52 +68,58 @@ def test_columns_choose_the_template(row: dict[str, Any], kind: str, prompt: str
 @pytest.mark.parametrize("column", ["messages", "conversations"])
 def test_a_chat_ends_in_its_last_answer(column: str) -> None:
     """All that was said before it stays; what comes after it goes."""
-    expected = Example(
-        "Who?", "Me.", (("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "Who?"))
-    )
+    said = (("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "Who?"))
+    expected = Example("Who?", "Me.", said, conversation=Conversation.of(CHAT))  # which keeps the answer's spaces
     assert example_of({column: CHAT}) == expected
-    assert example_of({column: [*CHAT, {"role": "user", "content": "Bye."}]}) == expected
+    longer = example_of({column: [*CHAT, {"role": "user", "content": "Bye."}]})
+    assert longer == expected
+    assert longer.unread == ("turns after the last answer",)
+    stripped = [*CHAT[:-1], {"role": "assistant", "content": "Me."}]
+    assert example_of({column: stripped}) == Example("Who?", "Me.", said)
 
 
 def test_other_spellings_of_a_chat() -> None:
-    """from/value, human/gpt, content in parts, turns that say nothing."""
+    """from/value, human/gpt, content in parts; a turn that says nothing stays where it is."""
     turns = [
         {"from": "human", "value": "Hello."},
         {"role": "assistant", "content": None},
         {"role": "User", "content": [{"type": "text", "text": "Well?"}]},
         {"from": "gpt", "value": "Hi."},
     ]
-    assert example_of({"messages": turns}) == Example("Well?", "Hi.", (("user", "Hello."), ("user", "Well?")))
+    said = (("user", "Hello."), ("assistant", ""), ("user", "Well?"))
+    assert example_of({"messages": turns}) == Example("Well?", "Hi.", said)
 
 
 def test_a_chat_without_an_answer_is_left_out() -> None:
     """Nothing is expected of the model there."""
-    assert example_of({"messages": CHAT[:2]}) is None
-    assert example_of({"messages": []}) is None
+    for turns, why in (
+        (CHAT[:2], "no turn of the assistant"),
+        ([], "column 'messages' is empty"),
+        ([*CHAT[:2], {"role": "assistant", "content": " "}], "says nothing"),
+    ):
+        with pytest.raises(RowLeftOut, match=why):
+            example_of({"messages": turns})
 
 
 @pytest.mark.parametrize("turns", ["hello", ["hello"], [{"content": "hello"}], [{"role": 1, "content": "hello"}]])
 def test_a_column_that_is_no_chat_is_named(turns: Any) -> None:
-    """With the row."""
-    with pytest.raises(InputError, match="'messages' of row 1 is not a list of turns"):
+    """In the reason why the row is left out."""
+    with pytest.raises(RowLeftOut, match="'messages' is not a list of turns"):
         example_of({"messages": turns})
 
 
 @pytest.mark.parametrize("gold", [5, -1, "b", 1.5, "", None, "C"])
 def test_a_key_that_names_no_choice(gold: Any) -> None:
-    """An empty key is a row without an answer; any other is refused with its row."""
+    """An empty key is a row without an answer; any other says nothing of the choices."""
     row = {"query": "Which?", "choices": ["x", "y"], "gold": gold}
-    if gold in ("", None):
-        assert example_of(row) is None
-        return
-    with pytest.raises(InputError, match=f"gold={gold!r} of row 1"):
+    with pytest.raises(RowLeftOut, match="'gold' is " + ("empty" if gold in ("", None) else "not the place of one")):
         example_of(row)
 
 
 @pytest.mark.parametrize("choices", ["xyz", {"text": None}, 3])
 def test_choices_that_are_no_list(choices: Any) -> None:
     """The letters of a text are not taken for choices."""
-    with pytest.raises(InputError, match="'choices' of row 1 is not a list of choices"):
+    with pytest.raises(RowLeftOut, match="'choices' is not a list of choices"):
         example_of({"query": "Which?", "choices": choices, "gold": 1})
 
 
@@ -175,10 +183,11 @@ def test_braces_in_a_prompt() -> None:
 def test_rows_without_what_is_needed_are_left_out() -> None:
     """A role that is used must be there and not blank; another column of the prompt may be empty."""
     layout = fit_mapping(["instruction", "input", "output"], prompt="{instruction}\n{input}")
-    assert layout.example({"instruction": "a", "input": "", "output": "b"}, 1, "") == Example("a\n", "b")
-    assert layout.example({"instruction": "a", "output": "b"}, 1, "") == Example("a\n", "b")
+    assert read_row(layout, {"instruction": "a", "input": "", "output": "b"}) == Example("a\n", "b")
+    assert read_row(layout, {"instruction": "a", "output": "b"}) == Example("a\n", "b")
     for row in ({"instruction": "a"}, {"instruction": "a", "output": " \n"}, {"instruction": None, "output": "b"}):
-        assert layout.example(row, 1, "") is None
+        with pytest.raises(RowLeftOut, match=r"the column '(instruction|output)' is empty"):
+            read_row(layout, row)
 
 
 @pytest.mark.parametrize(
@@ -212,14 +221,16 @@ def test_columns_that_no_template_fits() -> None:
 
 
 def test_values_as_text() -> None:
-    """Of several the first, of a record its text."""
-    assert [as_text(value) for value in (None, 4, 1.5, [], ["a", "b"], {"text": ["c"]}, {"value": "d"})] == [
-        *("", "4", "1.5", "", "a", "c", "d")
-    ]
+    """All of a list, of a record its text, and JSON of what else there is; of accepted answers the first."""
+    values = (None, 4, 1.5, [], ["a", "b"], {"text": ["c"]}, {"value": "d"}, True, {"n": [None]}, date(2026, 1, 2))
+    texts = ["", "4", "1.5", "", "a\nb", "c", "d", "true", '{"n": [null]}', "2026-01-02"]
+    assert [as_text(value) for value in values] == texts
+    assert as_text(["a", "b"], first=True) == as_text({"text": ["a", "b"]}, first=True) == "a"
 
 
 def test_presets_are_told_apart() -> None:
     """Every preset is guessed from the first columns it names, or it could never be."""
     for template in TEMPLATES.values():
-        names = [options[0] for options in template.roles.values()]
-        assert fit_mapping(names).template is template
+        for roles in (template.roles.keys(), template.roles.keys() - template.optional):
+            names = [template.roles[role][0] for role in template.roles if role in roles]
+            assert fit_mapping(names).template is template

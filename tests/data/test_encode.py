@@ -37,7 +37,7 @@ def test_rows_are_cut_at_the_limit_and_counted(tokenizer: PreTrainedTokenizerFas
     assert encoded.tokens == 21
     assert encoded.starts == (1, 1, 1, 1)
     assert tokenizer.decode(encoded.rows[0]) == "abcdef"
-    with pytest.raises(InputError, match="shorter than two tokens"):
+    with pytest.raises(InputError, match="1 row was left out: it has no two tokens"):
         encode(examples[-1:], tokenizer, 6)
 
 
@@ -94,11 +94,11 @@ def test_a_chat_is_rendered_turn_by_turn(tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_a_chat_template_that_refuses_a_turn_is_quoted(tokenizer: PreTrainedTokenizerFast) -> None:
-    """In one sentence, with the speakers."""
+    """In one sentence."""
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHAT
     )
-    with pytest.raises(InputError, match=r"chat template does not take .*'system'.*no system here"):
+    with pytest.raises(InputError, match=r"chat template does not take .*no system here"):
         encode([TURNS], tokenizer, 99)
 
 
@@ -163,7 +163,7 @@ def test_rows_whose_answer_is_cut_away_are_left_out(tokenizer: PreTrainedTokeniz
     assert [len(row) for row in encoded.rows] == [5, 5]
     assert encoded.starts == (4, 3)
     assert (encoded.truncated_rows, encoded.lost_tokens, encoded.left_out) == (1, 4, 1)
-    with pytest.raises(InputError, match=r"positions='answer'.*larger max_length"):
+    with pytest.raises(InputError, match=r"nothing of the answer is within 4 tokens.*larger max_length"):
         encode(examples[:1], tokenizer, 4, "answer")
     assert encode(examples, tokenizer, 5).left_out == 0
 

@@ -82,12 +82,24 @@ def test_a_column_that_the_first_rows_lack_is_found(tmp_path: Path) -> None:
         ("a.csv", "question,answer\n", "a.csv' has no rows"),
         ("a.jsonl", "\n\n", "a.jsonl' has no rows"),
         ("a.jsonl", "{}\n", "a.jsonl' has no rows"),
-        ("a.jsonl", '{"messages": "hello"}\n', r"a\.jsonl': 'messages' of row 1 is not a list of turns"),
-        ("a.jsonl", '{"query": "a", "choices": ["b"], "gold": 7}\n', r"a\.jsonl': gold=7 of row 1 is not the place"),
-        ("a.txt", "\n\n  \n", "a.txt'.*empty in text"),
-        ("a.jsonl", '{"question": "x", "answer": ""}\n' * 3, "a.jsonl'.*empty in question . answer"),
-        ("a.jsonl", '{"question": "x", "answer": null}\n' * 3, "a.jsonl'.*empty in question . answer"),
-        ("a.csv", "question,answer\nx\ny\n", "a.csv'.*empty in question . answer"),
+        (
+            "a.jsonl",
+            '{"messages": "hello"}\n',
+            r"l'.*1 row was left out: 'messages' is not a list of .*\(row 1\)",
+        ),
+        ("a.jsonl", '{"query": "a", "choices": ["b"], "gold": 7}\n', r"a\.jsonl'.*'gold' is not the place .*\(row 1\)"),
+        ("a.txt", "\n\n  \n", r"a.txt'.*3 rows were left out: the column 'text' is empty \(the first is row 1\)"),
+        (
+            "a.jsonl",
+            '{"question": "x", "answer": ""}\n' * 3,
+            "a.jsonl'.*3 rows were left out: the column 'answer'",
+        ),
+        (
+            "a.jsonl",
+            '{"question": "x", "answer": null}\n' * 3,
+            "a.jsonl'.*3 rows were left out: the column 'answer'",
+        ),
+        ("a.csv", "question,answer\nx\ny\n", "a.csv'.*the column 'answer' is empty"),
     ],
 )
 def test_files_without_a_usable_row(tmp_path: Path, name: str, content: str, words: str) -> None:

@@ -50,6 +50,11 @@ def counts(app: AppTest) -> str:
     return next(caption.value for caption in app.caption if " rows · " in caption.value)
 
 
+def captions(app: AppTest) -> str:
+    """All small print."""
+    return "\n".join(caption.value for caption in app.caption)
+
+
 def preview(app: AppTest) -> str:
     """The first text of the preview, as HTML."""
     return app.get("html")[0].proto.body  # type: ignore[reportAttributeAccessIssue]
@@ -77,7 +82,10 @@ def test_the_guess_is_chosen_and_everything_is_counted(page: AppTest) -> None:
     assert pale == "&lt;|im_start|&gt;"  # nothing predicts the first token
     assert "\nSummarise this passage in one or two sentences.\n" in dark
     assert cut == "&lt;|im_end|&gt;"
-    assert "321 tokens, 1 of them cut" in [caption.value for caption in page.caption]
+    assert re.search(r"Row \d+, 321 tokens, 1 of them cut", captions(page))
+    assert "Rows read as summarisation: text = 'passage', summary = 'summary'; not read: 'id', 'subject'" in captions(
+        page
+    )
 
 
 def test_columns_and_wording_can_be_changed(page: AppTest) -> None:
@@ -97,7 +105,7 @@ def test_columns_and_wording_can_be_changed(page: AppTest) -> None:
 
 
 def test_only_the_answer_counts_where_that_is_chosen(page: AppTest) -> None:
-    """The question is pale in the preview, and rows whose answer is cut away are counted."""
+    """The answer is marked in the preview, and rows whose answer is cut away are counted."""
     app = select(page, "Task data", "bundled:triage")
     app = healthy(app.radio[0].set_value("answer").run())
     pale, dark, cut = re.findall(r"<span style='[^']*'>(.*?)</span>", preview(app), re.DOTALL)
@@ -113,7 +121,7 @@ def test_only_the_answer_counts_where_that_is_chosen(page: AppTest) -> None:
     assert cut == ""
     (length,) = [box for box in app.number_input if box.label == "Longest row, tokens"]
     app = healthy(length.set_value(100).run())
-    assert " have no tokens to predict and are left out" in counts(app)
+    assert re.search(r"rows were left out: nothing of the answer is within 100 tokens \(the first is", captions(app))
 
 
 def test_a_large_file_is_counted_by_its_first_rows(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +162,21 @@ def test_untouched_settings_are_those_of_the_command_line(page: AppTest, monkeyp
     assert request.part(CalibrationSettings) == CalibrationSettings()
     assert request.model == bundled.NAME
     assert load_task(request.data) == load_task("bundled:briefs")
+
+
+def test_any_row_is_shown_with_what_is_not_read_of_it(page: AppTest) -> None:
+    """By its number in the file, whether it is read or left out."""
+    rows = ROWS + "Was ist das?,,nothing\n"
+    app = upload(page, rows)
+    app = select(app, "Template", "questions")
+    app = select(select(app, "Column: question", "frage"), "Column: answer", "antwort")
+    assert "1 row was left out: the column 'antwort' is empty (row 22)" in captions(app)
+    (number,) = [box for box in app.number_input if box.label == "Row"]
+    app = healthy(number.set_value(9).run())
+    assert "Was ist 7 + 7?&lt;|im_end|&gt;" in preview(app)
+    assert len([part for part in app.get("html") if "white-space:pre-wrap" in part.proto.body]) == 1  # type: ignore[reportAttributeAccessIssue]
+    assert "Not read, column 'hint': add them" in captions(app)
+    app = healthy(number.set_value(22).run())
+    assert [box.value for box in app.warning] == ["Row 22 is left out: the column 'antwort' is empty."]
+    app = healthy(number.set_value(99).run())
+    assert "no such row; the nearest is row 22" in app.error[0].value
