@@ -113,7 +113,7 @@ def readable(
 ) -> tuple[list[Example], tuple[Omission, ...]]:
     """Return the examples that the tokenizer's chat template writes, and the others by reason.
 
-    Raises InputError where there are none.
+    Raises InputError where no example remains.
     """
     found, tally = [], Tally()
     for example in examples:

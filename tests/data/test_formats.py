@@ -52,7 +52,7 @@ def without(message: dict[str, Any], **other: Any) -> dict[str, Any]:
     return {name: value for name, value in (message | other).items() if value is not ...}
 
 
-def shared(turns: list[dict[str, Any]]) -> list[dict[str, str]]:
+def shared(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Turns as ShareGPT has them."""
     names = {"user": "human", "assistant": "gpt"}
     return [{"from": names.get(one["role"], one["role"]), "value": one["content"]} for one in turns]
