@@ -1,5 +1,6 @@
 """The frozen records of every stage. Each is checked when it is made and survives a trip through JSON unchanged."""
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -88,6 +89,9 @@ class ModelFacts(Record):
     head_dim: int = Field(ge=1, le=MOST)
     dtype: str = Field(description="number format of the stored weights")
     itemsize: int = Field(ge=1, le=16, description="bytes of one number")
+    formats: dict[str, Literal["float64", "float32", "float16", "bfloat16"]] = Field(
+        default={}, description="number formats of the tensors that are stored in another than `dtype`"
+    )
     shapes: dict[str, tuple[Annotated[int, Field(ge=0, le=2**40)], ...]] = Field(
         description="every stored tensor once, tied weights counted once"
     )
@@ -114,6 +118,16 @@ class ModelFacts(Record):
     @property
     def parameters(self) -> int:
         return sum(map(prod, self.shapes.values()))
+
+    @property
+    def numbers(self) -> str:
+        """The number formats of the stored weights in words: that of most, and those of the others."""
+        others = Counter(self.formats.values())
+        return ", ".join([self.dtype, *(f"{count} tensors in {name}" for name, count in sorted(others.items()))])
+
+    def format_of(self, name: str) -> str:
+        """Return the stored number format of a tensor."""
+        return self.formats.get(name, self.dtype)
 
 
 class Omission(Record):

@@ -4,33 +4,50 @@ Its config is read as data and the shapes of its weights from their headers alon
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from slim.core.errors import InputError
 from slim.core.paths import is_file
 from slim.core.records import why_invalid
-from slim.models.architectures import architecture_of, check_config
+from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.source import WEIGHTS
 
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Number formats of weights that can be cut, by safetensors' name."""
+WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What a compiler or a trainer puts between the parts of a weight's name."""
+COMPUTED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$")
+"""Names inside layers of what older versions stored beside the weights and newer ones compute."""
 LAYERS = ("num_hidden_layers", "n_layer")
 """Names that families give to their number of layers."""
 OF_A_LAYER = {"num_attention_heads", "num_key_value_heads", "skip"}
 """Settings that a layer may have of its own."""
-NOT_PLAIN = {
-    "quantization_config": "its weights are quantised",
-    "transformers_weights": "it names weights that are not its own",
-}
-"""Settings under which a folder holds something other than plain weights."""
+ROUNDS_AS_IT_RUNS = "bitnet"
+"""The method of a `quantization_config` under which a model rounds plain weights whenever it runs."""
+
+
+QUANTISED = (".weight", ".qweight", ".weight_packed")
+"""Endings of what holds a layer's matrix; whole numbers there are codes of it."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its name there, its shape, and its number format as safetensors calls it."""
+
+    place: str
+    shape: tuple[int, ...]
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -38,10 +55,42 @@ class Folder:
     """Facts of a model folder, checked as far as that can be without its weights."""
 
     config: PreTrainedConfig
-    shapes: dict[str, tuple[int, ...]]
-    """Of every stored tensor, from the headers."""
+    """As the weights have it: its head is tied to the embedding where the files hold no other."""
+    tensors: dict[str, StoredTensor]
+    """Every stored tensor, from the headers, by its name without what a wrapper added."""
+    files: list[Path]
     dtype: torch.dtype
     """The format of most of its numbers."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all stored tensors."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all stored tensors."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @property
+    def widest(self) -> torch.dtype:
+        """The number format that holds every stored weight exactly."""
+        kinds = {tensor.kind for tensor in self.tensors.values()}
+        return reduce(torch.promote_types, (NUMBERS[kind] for kind in kinds & NUMBERS.keys()))
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether a wrapper changed names, so that transformers would not find the weights."""
+        return any(name != tensor.place for name, tensor in self.tensors.items())
+
+    def formats(self, model: PreTrainedModel) -> dict[str, torch.dtype]:
+        """Return the stored number format of each parameter of `model` that holds numbers, tied ones once."""
+        found = {}
+        for names, places in places_of(model):
+            place = next((place for place in places if place in self.tensors), None)
+            if place is not None and model.get_parameter(names[0]).numel():
+                found[names[0]] = NUMBERS[self.tensors[place].kind]
+        return found
 
 
 def read_folder(source: str, folder: Path) -> Folder:
@@ -55,14 +104,12 @@ def read_folder(source: str, folder: Path) -> Folder:
     except InputError as error:
         raise InputError(f"{_named(source)}: {error}") from error
     _check_plain(source, folder, raw)
-    shapes, dtype = _headers(source, folder)
+    files = weight_files(source, folder)
+    tensors = _unwrapped(_headers(source, files), architecture)
+    dtype = _most(source, tensors)
     for name in LAYERS:
-        layers = raw.get(name, 1)
-        if not isinstance(layers, int) or not 1 <= layers <= len(shapes):
-            raise InputError(
-                f"{_named(source)}: config.json says {name}={layers} and its weights are {len(shapes):,} tensors: "
-                "the two do not belong together."
-            )
+        if name in raw:
+            _check_layers(source, name, raw[name], tensors, architecture)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         check_config(config)
@@ -71,40 +118,134 @@ def read_folder(source: str, folder: Path) -> Folder:
         raise InputError(f"{_named(source)}: {error}") from error
     except Exception as error:  # each family's class checks its numbers in its own way
         raise InputError(unreadable(source, error)) from error
+    _check_layers(source, "num_hidden_layers", config.num_hidden_layers, tensors, architecture)
     for layer, (queries, keys) in enumerate(own):
         if not (1 <= keys <= queries and queries % keys == 0):
             raise InputError(
                 f"{_named(source)}: per_layer_config[{layer}] has {queries} query heads and {keys} KV heads: "
                 "the first must be a multiple of the second."
             )
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # left over from how it was once loaded: the weights are plain
+    if getattr(config, "tie_word_embeddings", False) and _has_own_head(config, tensors, files):
+        config.tie_word_embeddings = False
     config._attn_implementation = architecture.implementation  # whatever the file says: a name can be a download
-    return Folder(config, shapes, dtype)
+    return Folder(config, tensors, files, dtype)
 
 
-def check_weights(source: str, model: PreTrainedModel, stored: dict[str, tuple[int, ...]]) -> None:
-    """Raises InputError where a parameter of `model`, without storage yet, is missing or has another shape on disk."""
+def check_weights(source: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
+    """Raises InputError where a parameter of `model`, without storage yet, is missing or has another shape on disk, and
+    where a tensor on disk belongs to a part of the model that would compute without it.
+    """
+    taken: set[str] = set()
     for tied, places in places_of(model):
         shape = tuple(model.get_parameter(tied[0]).shape)
         found = [place for place in places if place in stored]
         if not found:
-            raise InputError(f"{_named(source)}: tensor {tied[0]!r} is missing: copy or download it again.")
+            raise InputError(f"{_named(source)}: {_why_missing(model, tied[0], stored)}")
         for place in found:
-            if stored[place] != shape:
+            if stored[place].shape != shape:
                 raise InputError(
-                    f"{_named(source)}: tensor {place!r} is {list(stored[place])} and its config asks for "
+                    f"{_named(source)}: tensor {place!r} is {list(stored[place].shape)} and its config asks for "
                     f"{list(shape)}: the two do not belong together."
                 )
+        taken.update(found)
+    for name in sorted(stored.keys() - taken):
+        if "lora_" in name:
+            raise InputError(f"{_named(source)}: {_unmerged(name)}")
+        if _belongs(name, model):
+            raise InputError(
+                f"{_named(source)}: tensor {name!r} has no place in a model of its config: correct the setting in "
+                "config.json that leaves it out, or choose another model."
+            )
 
 
 def places_of(model: PreTrainedModel) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the names of each parameter of `model`, more than one where it is tied, and those it may have in files."""
-    also, prefix = architecture_of(model.config.model_type).stored_as, f"{model.base_model_prefix}."
+    family = architecture_of(model.config.model_type)
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     for tied in names.values():
-        places = {place for name in tied for place in (name, name.removeprefix(prefix), also.get(name, name))}
-        yield tied, sorted(places)
+        yield tied, sorted({place for name in tied for place in _places(name, family, type(model))})
+
+
+def _places(name: str, family: Architecture, model_class: Any) -> tuple[str, ...]:
+    """Return the names that a parameter may have in files: its own, that in the family's base model, and another."""
+    return name, name.removeprefix(f"{model_class.base_model_prefix}."), family.stored_as.get(name, name)
+
+
+def _why_missing(model: PreTrainedModel, name: str, stored: Mapping[str, StoredTensor]) -> str:
+    """Return why a parameter is not among the stored tensors, and what to do."""
+    module, _, kind = name.rpartition(".")
+    near = sorted(other for other in stored if other.startswith(f"{module}.") and other != f"{module}.bias")
+    if any("lora_" in other or ".base_layer." in other for other in near):
+        return _unmerged(near[0])
+    if near and kind == "weight":
+        return _quantised(near[0], stored[near[0]].kind)
+    if name in _tied(type(model)):
+        return (
+            f"tensor {name!r} is missing, and its config says tie_word_embeddings=false: where embedding and head are "
+            "the same, write true there; else save the model again with both."
+        )
+    return f"tensor {name!r} is missing: copy or download it again."
+
+
+def _unmerged(name: str) -> str:
+    return f"it holds an adapter beside its weights ({name!r}): merge it first, with peft's `merge_and_unload()`."
+
+
+def _quantised(name: str, kind: str) -> str:
+    return f"its weights are quantised ({name!r} is stored as {kind}): choose one with plain weights."
+
+
+def _belongs(name: str, model: PreTrainedModel) -> bool:
+    """Return whether a tensor that no parameter takes is part of what `model` computes: one in a layer, or in a module
+    that has weights.
+    """
+    layers = f"{architecture_of(model.config.model_type).layers}."
+    module, _, kind = name.rpartition(".")
+    for full in (module, f"{model.base_model_prefix}.{module}"):
+        try:
+            found = model.get_submodule(full) if module else None
+        except AttributeError:
+            continue
+        if found is not None and next(found.children(), None) is None and next(found.parameters(), None) is not None:
+            return True
+    inside = name.startswith(layers) or f"{model.base_model_prefix}.{name}".startswith(layers)
+    return inside and kind in ("weight", "bias") and not COMPUTED.search(name)
+
+
+def _tied(model_class: Any) -> dict[str, str]:
+    """Return the name of the embedding by that of the head, in families where the two can be one."""
+    return dict(model_class._tied_weights_keys or {})
+
+
+def _has_own_head(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor], files: list[Path]) -> bool:
+    """Return whether the files hold a head that is not the embedding."""
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    family = architecture_of(config.model_type)
+    for tied in _tied(stock).items():
+        one, other = (
+            next((tensors[place] for place in _places(name, family, stock) if place in tensors), None) for name in tied
+        )
+        if one is not None and other is not None and one.place != other.place and not _equal(one, other, files):
+            return True
+    return False
+
+
+def _equal(one: StoredTensor, other: StoredTensor, files: list[Path]) -> bool:
+    """Return whether two stored tensors hold the same numbers."""
+    if one.shape != other.shape:
+        return False
+    read: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for place in {one.place, other.place} & set(opened.keys()):
+                read[place] = opened.get_tensor(place)
+    first, second = read[one.place], read[other.place]
+    wide = torch.promote_types(first.dtype, second.dtype)
+    return torch.equal(first.to(wide), second.to(wide))
 
 
 def unreadable(source: str, error: Exception) -> str:
@@ -129,11 +270,22 @@ def _json(source: str, file: Path) -> dict[str, Any]:
 
 def _check_plain(source: str, folder: Path, raw: dict[str, Any]) -> None:
     """Refuses what is not a model's own plain weights, and layers with more of their own than heads."""
-    for name, reason in NOT_PLAIN.items():
-        if raw.get(name) is not None:
-            raise InputError(f"{_named(source)}: {reason} ({name} in config.json): choose one with plain weights.")
+    if raw.get("transformers_weights") is not None:
+        raise InputError(
+            f"{_named(source)}: it names weights that are not its own (transformers_weights in config.json): choose "
+            "one with plain weights."
+        )
+    how = raw.get("quantization_config")
+    if isinstance(how, dict) and how.get("quant_method") == ROUNDS_AS_IT_RUNS:
+        raise InputError(
+            f"{_named(source)}: its weights are quantised whenever it runs (quantization_config in config.json): "
+            "choose one with plain weights."
+        )
     if (folder / "adapter_config.json").exists():
-        raise InputError(f"{_named(source)} holds an adapter (adapter_config.json): merge it into its model first.")
+        raise InputError(
+            f"{_named(source)} holds an adapter (adapter_config.json): merge it into its model first, or where its "
+            "weights are merged already, take the adapter's files out of the folder."
+        )
     per_layer = raw.get("per_layer_config") or {}
     if not isinstance(per_layer, dict):
         raise InputError(f"{_named(source)}: per_layer_config in config.json is not an object.")
@@ -151,28 +303,73 @@ def _heads(layer: PreTrainedConfig) -> tuple[int, int]:
     return layer.num_attention_heads, getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
 
 
-def _headers(source: str, folder: Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
-    """Shapes of all tensors, and the format of most numbers."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    counted: dict[str, int] = {}
-    for file in weight_files(source, folder):
+def _headers(source: str, files: list[Path]) -> list[StoredTensor]:
+    """Return all tensors of the files, without their numbers."""
+    found = []
+    for file in files:
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  it is not a dict
                     part = opened.get_slice(name)
-                    shapes[name] = tuple(part.get_shape())
-                    size = torch.Size(shapes[name]).numel()
-                    counted[part.get_dtype()] = counted.get(part.get_dtype(), 0) + size
+                    found.append(StoredTensor(name, tuple(part.get_shape()), part.get_dtype()))
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"{_named(source)}: {file.name} is cut off or damaged ({error}): copy or download it again."
             ) from error
-    most = max(counted, key=lambda name: counted[name], default="nothing")
+    return found
+
+
+def _unwrapped(tensors: list[StoredTensor], architecture: Architecture) -> dict[str, StoredTensor]:
+    """Return tensors by the names that they had before a compiler, a trainer or an adapter wrapped the model.
+
+    What stands before the layers stands before every other name too. Names that two tensors would share stay as they
+    are.
+    """
+    names = {tensor.place: WRAPPER.sub("", tensor.place) for tensor in tensors}
+    short = architecture.layers.partition(".")[2]
+    for layers in (architecture.layers, short):
+        before = {name.partition(f"{layers}.0.")[0] for name in names.values() if f"{layers}.0." in name}
+        if before:
+            wrapper = min(before, key=len) if len(before) == 1 else ""
+            names = {place: name.removeprefix(wrapper) for place, name in names.items()}
+            break
+    if len(set(names.values())) < len(names):
+        names = {place: place for place in names}
+    return {names[tensor.place]: tensor for tensor in tensors}
+
+
+def _most(source: str, tensors: Mapping[str, StoredTensor]) -> torch.dtype:
+    """Return the format of most numbers. Raises InputError for weights that are not plain numbers."""
+    counted: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        counted[tensor.kind] += torch.Size(tensor.shape).numel()
+        if tensor.kind not in NUMBERS and name.endswith(QUANTISED):
+            raise InputError(f"{_named(source)}: {_quantised(tensor.place, tensor.kind)}")
+    most = max(counted, key=lambda kind: counted[kind], default="nothing")
     if most not in NUMBERS:
         raise InputError(
             f"{_named(source)}: its weights are stored as {most}: choose one that has {', '.join(NUMBERS)}."
         )
-    return shapes, NUMBERS[most]
+    return NUMBERS[most]
+
+
+def _check_layers(
+    source: str, name: str, layers: Any, tensors: Mapping[str, StoredTensor], architecture: Architecture
+) -> None:
+    """Raises InputError where a config counts other layers than the files hold."""
+    prefixes = {f"{architecture.layers}.", f"{architecture.layers.partition('.')[2]}."}
+    parts = {
+        stored.removeprefix(prefix).partition(".")[0]
+        for stored in tensors
+        for prefix in prefixes
+        if stored.startswith(prefix)
+    }
+    held = len({part for part in parts if part.isdecimal()})
+    if type(layers) is not int or layers < 1 or layers != held:
+        raise InputError(
+            f"{_named(source)}: config.json says {name}={layers} and its weights hold {held} layers: the two do not "
+            f"belong together; copy or download both again, or write {held} there where a tool wrote another number."
+        )
 
 
 def weight_files(source: str, folder: Path) -> list[Path]:

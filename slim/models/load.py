@@ -1,8 +1,10 @@
 """Loading a model: bundled, a folder, a GGUF file or a Hub id; always safetensors, never a folder's own code."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,11 +28,11 @@ from slim.core.reporter import SILENT, Reporter
 from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
-from slim.models.folder_check import check_weights, read_folder, unreadable, weight_files
+from slim.models.folder_check import Folder, check_weights, read_folder, unreadable
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import GENERATION_CONFIG, HUB_ID, digest, weights_of
 from slim.models.stops import stop_at, stop_tokens
-from slim.models.stored_layers import with_stored_layers
+from slim.models.stored_layers import unwrapped, with_stored_layers
 
 ROOM_FOR_WEIGHTS = 0.6
 """Share of a device's memory that weights may take; the rest is for what a forward keeps."""
@@ -102,13 +104,15 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     layers: Layers = "memory",
+    exact: bool = False,
     reporter: Reporter = SILENT,
 ) -> Loaded:
     """The model that `source` names on `device`, ready to measure, prune or generate.
 
-    `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32. On a CPU the
-    weights of the layers can stay in their `file` until a layer runs; `auto` leaves them there where they would take
-    most of the memory.
+    `source` is `bundled:smollm2-135m`, a model folder, a .gguf file or a Hub id. `dtype` auto is float32; where
+    the load is to be `exact`, a wider one takes its place that holds every stored weight as it is. On a CPU the weights
+    of the layers can stay in their `file` until a layer runs; `auto` leaves them there where they would take most of
+    the memory.
 
     Raises InputError for an unknown source, a folder that is not a model, a family that is not supported, a model whose
     weights are not safetensors or not those of its config, or a device that is not there.
@@ -119,22 +123,19 @@ def load_model(
     folder = snapshot(str(place)) if of_hub else place
     target, wanted = resolve_device(device), resolve_dtype(dtype)
     stored = read_folder(source, folder)
+    if exact:
+        wanted = torch.promote_types(wanted, stored.widest)
     placement = placement_of(stored.config, device, wanted)
     try:
-        model_class: Any = class_of(stored.config)
-        with torch.device("meta"):
-            empty = model_class(stored.config)
-        empty.tie_weights()
-        check_weights(source, empty, stored.shapes)
+        model_class, empty = checked_class(source, stored)
         model: Any
         if in_files(layers, empty.num_parameters(), target, wanted):
-            files, architecture = weight_files(source, folder), architecture_of(stored.config.model_type)
-            model = with_stored_layers(model_class, stored.config, files, architecture, wanted)
-            model.generation_config = generation_config(folder, stored.config)
+            model = with_stored_layers(model_class, stored, wanted)
         else:
             model, report = model_class.from_pretrained(
-                str(folder),
+                None if stored.wrapped else str(folder),
                 config=stored.config,
+                state_dict=dict(unwrapped(stored)) if stored.wrapped else None,
                 dtype=wanted,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -145,7 +146,9 @@ def load_model(
             )
             if report["missing_keys"]:
                 raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
+        model.generation_config = generation_config(folder, stored.config)
         tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        check_tokens(source, tokenizer, stored.config)
         stops = stop_at(model, tokenizer)
     except InputError:
         raise
@@ -158,8 +161,8 @@ def load_model(
     named = paths.local(source, "model")
     name = str(named.absolute()) if named.exists() else source
     fingerprint = folder.name if of_hub else digest(weights_of(folder))  # a commit, or the weights
-    facts = model_facts(model, name, fingerprint, stored.dtype).model_copy(update={"stops": stops})
-    return Loaded(model, tokenizer, facts)
+    facts = model_facts(model, name, fingerprint, stored.dtype, stored.formats(empty))
+    return Loaded(model, tokenizer, facts.model_copy(update={"stops": stops}))
 
 
 def generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
@@ -167,6 +170,25 @@ def generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfi
     if (folder / GENERATION_CONFIG).is_file():
         return GenerationConfig.from_pretrained(str(folder))
     return GenerationConfig.from_model_config(config)
+
+
+def model_in_files(source: str, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model in a `folder`, with its layers in their files. Raises InputError as `load_model` does."""
+    stored = read_folder(source, folder)
+    return with_stored_layers(checked_class(source, stored)[0], stored, dtype).requires_grad_(False).eval()
+
+
+def checked_class(source: str, stored: Folder) -> tuple[Any, PreTrainedModel]:
+    """Return the class of the model in a folder, and a model of it without storage.
+
+    Raises InputError where the weights in the folder are not those of its config.
+    """
+    model_class: Any = class_of(stored.config)
+    with torch.device("meta"):
+        empty = model_class(stored.config)
+    empty.tie_weights()
+    check_weights(source, empty, stored.tensors)
+    return model_class, empty
 
 
 def in_files(layers: Layers, parameters: int, device: torch.device, dtype: torch.dtype) -> bool:
@@ -182,8 +204,21 @@ def tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def facts_from_config(source: str, config: PreTrainedConfig) -> ModelFacts:
-    """Return the facts of a model from its config, without its weights. The fingerprint is empty.
+def check_tokens(source: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raise InputError for a tokenizer with tokens that the embedding has no rows for."""
+    rows = config.vocab_size
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        raise InputError(
+            f"model {source!r}: its tokenizer has {len(beyond)} tokens, {beyond[0][1]!r} the first, beyond the "
+            f"{rows:,} rows of its embedding: load the model with transformers, call "
+            f"`model.resize_token_embeddings({beyond[-1][0] + 1})` and save it, or take them out of the tokenizer."
+        )
+
+
+def facts_from_config(source: str, config: PreTrainedConfig, folder: Folder | None = None) -> ModelFacts:
+    """Return the facts of a model from its config, without its weights, and from the headers of these in its folder
+    where that is at hand. The fingerprint is empty.
 
     Raises InputError for one that no model can be built from.
     """
@@ -191,7 +226,9 @@ def facts_from_config(source: str, config: PreTrainedConfig) -> ModelFacts:
     try:
         with torch.device("meta"):
             model = class_of(config)(config)
-        return model_facts(model, source, "", config.dtype)
+        if folder is None:
+            return model_facts(model, source, "", config.dtype)
+        return model_facts(model, source, "", folder.dtype, folder.formats(model))
     except InputError:
         raise
     except Exception as error:  # as in `load`
@@ -221,12 +258,19 @@ def pruned_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def model_facts(
-    model: PreTrainedModel, source: str, fingerprint: str, stored: torch.dtype | str | None = None
+    model: PreTrainedModel,
+    source: str,
+    fingerprint: str,
+    stored: torch.dtype | str | None = None,
+    formats: Mapping[str, torch.dtype] = MappingProxyType({}),
 ) -> ModelFacts:
-    """Return the facts of `model` for later stages; `stored` is its number format on disk, whatever it runs in."""
+    """Return the facts of `model` for later stages; `stored` is the number format of most of it on disk, whatever it
+    runs in, and `formats` those of single tensors.
+    """
     dtype = stored if isinstance(stored, torch.dtype) else model.dtype
     config = model.config
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    others: dict[str, Any] = {name: str(own).removeprefix("torch.") for name, own in formats.items() if own != dtype}
     heads = config.num_attention_heads
     return ModelFacts(
         source=source,
@@ -238,6 +282,7 @@ def model_facts(
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=str(dtype).removeprefix("torch."),
         itemsize=dtype.itemsize,
+        formats=others,
         shapes=shapes,
     )
 

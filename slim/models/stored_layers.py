@@ -5,6 +5,7 @@ Where gradients flow, a layer keeps its input alone and is run once more on the 
 et al. 2016, arXiv:1604.06174), which reads it a second time.
 """
 
+import copy
 import ctypes
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from slim.models.architectures import Architecture, decoder_layers, residual_multiplier
-from slim.models.folder_check import places_of
+from slim.models.architectures import Architecture, architecture_of, decoder_layers, residual_multiplier
+from slim.models.folder_check import Folder, places_of
 
 _again: ContextVar[bool] = ContextVar("runs_again", default=False)
 MUCH = 2**27
@@ -51,7 +52,7 @@ class StoredLayer:
     A weight is read in the number format of the parameter that stands for it.
     """
 
-    def __init__(self, layer: nn.Module, places: Mapping[str, str], files: "Files") -> None:
+    def __init__(self, layer: nn.Module, places: Mapping[str, str], files: "Files | Tensors") -> None:
         self.layer, self.places, self.files = layer, places, files
         self.forward = layer.forward
 
@@ -83,6 +84,18 @@ class StoredLayer:
                 _give_back()
 
 
+class Tensors:
+    """Tensors in memory, by name, in place of files."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.state = state
+
+    def read(self, places: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors that `places` names, on the CPU."""
+        for name, place in places.items():
+            yield name, self.state[place].detach().cpu()
+
+
 class Files:
     """The tensors in a model's safetensors `files`."""
 
@@ -111,17 +124,31 @@ def write_weight(model: nn.Module, architecture: Architecture, layer: int) -> Te
     return weight if scale == 1 else scale * weight
 
 
-def with_stored_layers(
-    model_class: Any, config: PreTrainedConfig, paths: Sequence[Path], architecture: Architecture, dtype: torch.dtype
-) -> PreTrainedModel:
-    """Return the model in these weight files, of which all but the layers is in memory, on the CPU."""
-    model = _without_weights(model_class, config, dtype)
-    files = Files(paths)
+def with_stored_layers(model_class: Any, folder: Folder, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model in the files of a `folder`, of which all but the layers is in memory, on the CPU."""
+    model = without_weights(model_class, folder.config, dtype)
     place_of = {
-        tied: next(place for place in places if place in files.file_of)
+        tied: next(folder.tensors[place].place for place in places if place in folder.tensors)
         for names, places in places_of(model)
         for tied in names
     }
+    return with_weights_of(model, Files(folder.files), place_of, dtype)
+
+
+def widened(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model that computes the same on the CPU in a wider format, one layer converted at a time."""
+    made = without_weights(type(model), copy.deepcopy(model.config), dtype)
+    state = dict(model.named_parameters(remove_duplicate=False))
+    return with_weights_of(made, Tensors(state), {name: name for name in state}, dtype)
+
+
+def with_weights_of(
+    model: PreTrainedModel, files: "Files | Tensors", place_of: Mapping[str, str], dtype: torch.dtype
+) -> PreTrainedModel:
+    """Return a `model` without storage with the weights that `place_of` names: those of a layer while it runs, all
+    others for good.
+    """
+    architecture = architecture_of(model.config.model_type)
     layers: Any = decoder_layers(model, architecture)
     for number, layer in enumerate(layers):
         prefix = f"{architecture.layers}.{number}."
@@ -134,7 +161,12 @@ def with_stored_layers(
     return model
 
 
-def _without_weights(model_class: Any, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+def unwrapped(folder: Folder) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in the files of a `folder` by the names that they have without a wrapper."""
+    return Files(folder.files).read({name: tensor.place for name, tensor in folder.tensors.items()})
+
+
+def without_weights(model_class: Any, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     """Return a model without storage for its parameters; its buffers are made in `dtype`, as transformers does."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -32,7 +32,8 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 def _read(source: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    from slim.models.load import locate
+    from slim.models.folder_check import read_folder
+    from slim.models.load import check_tokens, locate
 
     gguf = _not_unpacked(source)
     if gguf is not None:
@@ -41,7 +42,9 @@ def _read(source: str) -> "PreTrainedTokenizerBase":
     place = locate(source)
     if not at_hand(source):
         return _of_hub(place)
-    return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    check_tokens(source, tokenizer, read_folder(source, Path(place)).config)
+    return tokenizer
 
 
 def facts_at_hand(source: str) -> ModelFacts | None:
@@ -54,7 +57,8 @@ def facts_at_hand(source: str) -> ModelFacts | None:
     from slim.models.folder_check import read_folder
     from slim.models.load import facts_from_config, locate
 
-    return facts_from_config(source, read_folder(source, Path(locate(source))).config)
+    folder = read_folder(source, Path(locate(source)))
+    return facts_from_config(source, folder.config, folder)
 
 
 def at_hand(source: str) -> bool:

@@ -7,6 +7,7 @@ numbers per layer give the size of any plan. The board in the browser computes w
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from slim.planning.quantities import QUANTITIES
 from slim.planning.record import Size
 from slim.planning.slicing import channels_of, check_tensor_shapes, slice_of, whole_blocks_only
 
+FORMAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 CONTEXT = 512
 """Tokens of the prompt that work and reading are counted for."""
 
@@ -108,13 +110,20 @@ def size_models(facts: ModelFacts) -> SizeModels:
     used = _weights(facts, matrices=True, fixed=head)
     cache = _per_head(facts, key=2 * facts.head_dim * facts.itemsize)
     attended = _per_head(facts, query=2 * 2 * facts.head_dim * (CONTEXT // 2))
+    stored, read = _scaled(weights, facts.itemsize), _scaled(used, facts.itemsize)
+    if facts.formats:
+        each = {name: FORMAT_BYTES[facts.format_of(name)] for name in facts.shapes}
+        outside_bytes = {name: prod(facts.shapes[name]) * each[name] for name in facts.shapes if name not in inside}
+        head_bytes = max((size for name, size in outside_bytes.items() if len(facts.shapes[name]) == 2), default=0)
+        stored = _weights(facts, matrices=False, fixed=sum(outside_bytes.values()), each=each)
+        read = _weights(facts, matrices=True, fixed=head_bytes, each=each)
     return {
         "heads": _per_head(facts, query=1),
         "parameters": weights,
-        "bytes": _scaled(weights, facts.itemsize),
+        "bytes": stored,
         "kv_bytes_per_token": cache,
         "flops_per_token": _plus(_scaled(used, 2), attended),
-        "bytes_read_per_token": _plus(_scaled(used, facts.itemsize), _scaled(cache, CONTEXT)),
+        "bytes_read_per_token": _plus(read, _scaled(cache, CONTEXT)),
     }
 
 
@@ -133,15 +142,21 @@ def _layer_names(facts: ModelFacts) -> list[list[str]]:
     return found
 
 
-def _weights(facts: ModelFacts, *, matrices: bool, fixed: int) -> SizeModel:
-    """The model of parameters, of matrices alone or of everything, read off the smallest shapes a layer can have."""
+def _weights(
+    facts: ModelFacts, *, matrices: bool, fixed: int, each: Mapping[str, int] = MappingProxyType({})
+) -> SizeModel:
+    """The model of parameters, of matrices alone or of everything, read off the smallest shapes a layer can have.
+
+    `each` says what a parameter of a tensor counts for, 1 where it does not.
+    """
     whole = bool(architecture_of(facts.model_type).whole_blocks)
     names = _layer_names(facts)
     rows = []
     for layer in range(facts.layers):
 
         def count(kept: LayerKeep, here: list[str] = names[layer]) -> int:
-            return sum(_left(facts, name, kept) for name in here if not matrices or len(facts.shapes[name]) == 2)
+            names = (name for name in here if not matrices or len(facts.shapes[name]) == 2)
+            return sum(_left(facts, name, kept) * each.get(name, 1) for name in names)
 
         def with_heads(*heads: int) -> int:
             return count(LayerKeep(heads=heads))

@@ -4,12 +4,12 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from slim.core import workspace
 from slim.core.errors import InputError
@@ -23,13 +23,15 @@ from slim.models.load import Loaded, load_model, locate, resolve_dtype
 from slim.models.source import CARRIED, GENERATION_CONFIG, WEIGHTS
 from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
+from slim.planning.sizes import original_size
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery
 from slim.pruning.model_card import model_card, with_recovery
 from slim.pruning.surgery import assembled, check_channels, cut
+from slim.pruning.written import check_written
 
-REWRITTEN = (f"{WEIGHTS}.index.json", GENERATION_CONFIG)
-"""Files of a checkpoint that its new weights, or the tokens that it stops at, are named in."""
+REWRITTEN = (f"{WEIGHTS}.index.json", GENERATION_CONFIG, "config.json")
+"""Files of a checkpoint that describe its new weights, or name the tokens that it stops at."""
 SHARD_BYTES = 5_000_000_000
 """Most bytes of weights in one file; more are split over several."""
 
@@ -43,11 +45,11 @@ def prune(plan: Plan, output: Path, reporter: Reporter = SILENT, *, shard_bytes:
     check_channels(plan.keep)
     workspace.check_output(output, plan.after.bytes)
     reporter.progress(0, 3, "Loading the original")
-    original = load_model(plan.model.source, device="cpu", dtype=plan.model.dtype, reporter=reporter)
+    original = load_model(plan.model.source, device="cpu", dtype=plan.model.dtype, exact=True, reporter=reporter)
     reporter.progress(1, 3, "Removing weights")
     pruned = cut(original, plan)
     reporter.progress(2, 3, "Saving the checkpoint")
-    write(output, pruned, plan, shard_bytes=shard_bytes)
+    write(output, pruned, plan, original=original, shard_bytes=shard_bytes)
     reporter.progress(3, 3, "Saved")
     return output
 
@@ -58,34 +60,38 @@ def write(
     plan: Plan,
     recovery: Recovery | None = None,
     *,
+    original: Loaded | None = None,
     index: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Save a pruned model as the new folder `output`, in its original's number format, with its plan and recovery.
+    """Save a pruned model as the new folder `output`, in its original's number formats, with its plan and recovery.
 
     Weights beyond `shard_bytes` are split over several files. The folder joins the workspace's index unless `index` is
-    false.
+    false. It appears only where it computes what the gated `original` does, or what `pruned` does where its weights
+    were changed since the cut, and SlimError is raised otherwise.
     """
     model = _stored(pruned)
     with workspace.new_folder(output, plan.after.bytes) as folder:
         model.save_pretrained(folder, max_shard_size=shard_bytes)
         pruned.tokenizer.save_pretrained(folder)
-        if model.config.is_heterogeneous:
-            _name_the_class(folder, _stock(model.config), pruned.architecture)
+        _finish_config(folder, model.config, pruned)
         (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
         if recovery is not None and recovery.steps:
             (folder / RECOVERY_FILE).write_text(recovery.model_dump_json(indent=1), encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, recovery), encoding="utf-8")
+        check_written(folder, pruned, plan.keep, original)
+        recipe(folder)
     if index:
         remember(output, "checkpoint")
 
 
 def _stored(pruned: Loaded) -> Any:
-    """Return the model in the number format of its original's files; itself where it runs in that format."""
-    model, dtype = pruned.model, resolve_dtype(pruned.facts.dtype)
-    if model.dtype == dtype:
+    """Return the model in the number formats of its original's files; itself where it runs in them."""
+    model, facts = pruned.model, pruned.facts
+    wanted = {name: resolve_dtype(facts.format_of(name)) for name, _ in model.named_parameters()}
+    if all(parameter.dtype == wanted[name] for name, parameter in model.named_parameters()):
         return model
-    state = {name: parameter.detach().to("cpu", dtype) for name, parameter in model.named_parameters()}
+    state = {name: parameter.detach().to("cpu", wanted[name]) for name, parameter in model.named_parameters()}
     stored = assembled(type(model), copy.deepcopy(model.config), state, dict(model.named_buffers()))
     stored.generation_config = model.generation_config
     return stored
@@ -102,29 +108,33 @@ def rewrite(
     output: Path,
     state: Mapping[str, Tensor],
     recovery: Recovery,
+    changed: PreTrainedModel | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Save the model `source` again as the new folder `output`, with other weights and the record of their recovery.
 
     `state` holds the weights that changed, by their names in the model, in any number format: they are stored in the
-    one they had. Raises InputError where `source` is not a model or `output` cannot be written.
+    one they had. Raises InputError where `source` is not a model or `output` cannot be written, and SlimError where
+    what was written computes other logits than `changed`, the model with these weights in memory.
     """
     place = Path(locate(str(source)))
     folder = place if place.is_dir() else snapshot(str(place))
     stored = read_folder(str(source), folder)
-    loaded = load_model(str(source), device="cpu", dtype=str(stored.dtype).removeprefix("torch."))
+    dtype = str(stored.dtype).removeprefix("torch.")
+    loaded = load_model(str(source), device="cpu", dtype=dtype, exact=True)
     found = loaded.model.load_state_dict(dict(state), strict=False)
     if found.unexpected_keys:
         raise RuntimeError(f"{source} has no weights named {found.unexpected_keys[0]}")
-    with workspace.new_folder(output, sum(map(prod, stored.shapes.values())) * loaded.facts.itemsize) as partial:
-        loaded.model.save_pretrained(partial, max_shard_size=shard_bytes)
+    model = _stored(loaded)
+    with workspace.new_folder(output, original_size(loaded.facts).bytes) as partial:
+        model.save_pretrained(partial, max_shard_size=shard_bytes)
         for file in folder.iterdir():
             if file.suffix in CARRIED and file.name not in REWRITTEN and file.is_file():
                 shutil.copyfile(file, partial / file.name)
-        if loaded.model.config.is_heterogeneous:
-            _name_the_class(partial, _stock(loaded.model.config), loaded.architecture)
+        _finish_config(partial, model.config, loaded)
         (partial / RECOVERY_FILE).write_text(recovery.model_dump_json(indent=1), encoding="utf-8")
         (partial / "README.md").write_text(_card_of(folder, recovery), encoding="utf-8")
+        check_written(partial, loaded if changed is None else replace(loaded, model=changed))
     remember(output, "checkpoint")
 
 
@@ -145,7 +155,7 @@ def recipe(folder: Path) -> Plan:
             f"checkpoint={str(folder)!r}: it has no {PLAN_FILE}, so it was not created by Slim; name one that was."
         )
     plan = load_plan(folder / PLAN_FILE)
-    if sum(map(prod, stored.shapes.values())) != plan.after.parameters:
+    if stored.parameters != plan.after.parameters:
         raise InputError(f"checkpoint={str(folder)!r}: its {PLAN_FILE} is that of another model; prune again.")
     return plan
 
@@ -167,11 +177,15 @@ def auto_map(stock: str) -> dict[str, str]:
     return {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.Slim{stock}"}
 
 
-def _name_the_class(folder: Path, stock: str, architecture: Architecture) -> None:
-    """Write the class that reads `per_layer_config`, and point `auto_map` at it."""
-    (folder / MODELING_FILE).write_text(modeling_text(stock, architecture), encoding="utf-8")
+def _finish_config(folder: Path, config: PreTrainedConfig, stored: Loaded) -> None:
+    """Let the config in a folder name the format of most weights; where layers differ, write the class that reads
+    `per_layer_config`, and name it.
+    """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["architectures"] = [stock]
-    config["auto_map"] = auto_map(stock)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw["dtype"] = stored.facts.dtype
+    if config.is_heterogeneous:
+        stock = _stock(config)
+        (folder / MODELING_FILE).write_text(modeling_text(stock, stored.architecture), encoding="utf-8")
+        raw |= {"architectures": [stock], "auto_map": auto_map(stock)}
+    path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")

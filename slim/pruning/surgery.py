@@ -38,7 +38,13 @@ def cut(original: Loaded, plan: Plan) -> Loaded:
     )
     pruned.generation_config = copy.deepcopy(model.generation_config)
     _spread_like(original, pruned, plan.keep)
-    return Loaded(pruned, original.tokenizer, model_facts(pruned, facts.source, "", resolve_dtype(facts.dtype)))
+    formats = {
+        renumbered(name, architecture, plan.keep): resolve_dtype(own)
+        for name, own in facts.formats.items()
+        if slice_of(name, architecture, facts, plan.keep) != "none"
+    }
+    stored = model_facts(pruned, facts.source, "", resolve_dtype(facts.dtype), formats)
+    return Loaded(pruned, original.tokenizer, stored)
 
 
 def assembled(
@@ -163,7 +169,6 @@ def pruned_state(
 
 def _keep_scores(state: dict[str, Tensor], architecture: Architecture, facts: ModelFacts, keep: Keep) -> None:
     """Scale queries by the new number of their layer, where a family divides attention scores by that number."""
-    stored = resolve_dtype(facts.dtype)
     stay = [(layer, kept.heads) for layer, kept in enumerate(keep) if kept.layer]
     for new, (layer, heads) in enumerate(stay):
         for module, parts in architecture.projections.items():
@@ -173,4 +178,5 @@ def _keep_scores(state: dict[str, Tensor], architecture: Architecture, facts: Mo
                     state[name] = state[name].clone()
                     queries = state[name].narrow(dim, 0, len(heads) * facts.head_dim)
                     scaled = queries * ((new + 1) / (layer + 1))
+                    stored = resolve_dtype(facts.format_of(f"{architecture.layers}.{layer}.{module}.{kind}"))
                     queries.copy_(scaled.to(stored))  # rounded as saved, so that figures are those of the checkpoint

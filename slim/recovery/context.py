@@ -242,11 +242,10 @@ def draw(
 
 
 @torch.no_grad()
-def round_to_stored(parameters: Iterable[Tensor], facts: ModelFacts) -> None:
-    """Round weights in place to the stored number format, so that figures are those of the checkpoint."""
-    dtype = resolve_dtype(facts.dtype)
-    for parameter in parameters:
-        parameter.copy_(parameter.to(dtype))
+def round_to_stored(parameters: Iterable[tuple[str, Tensor]], facts: ModelFacts) -> None:
+    """Round weights, by name, in place to their stored number formats, so that figures are those of the checkpoint."""
+    for name, parameter in parameters:
+        parameter.copy_(parameter.to(resolve_dtype(facts.format_of(name))))
 
 
 def quality(original: Loaded, other: Loaded, encoded: tasks.Encoded, passes: likelihood.Passes) -> Quality:

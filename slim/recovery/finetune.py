@@ -104,8 +104,8 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
         else:
             trained = _as_a_whole(at, method, settings, folder, cache, work)
         if settings.merge:
-            round_to_stored(trained.model.parameters(), at.student.facts)
-        bare = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
+            round_to_stored(trained.model.named_parameters(), at.student.facts)
+        bare: Any = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
         after = at.figures_after(bare, settings.micro_batch, work, asked)
         one, other = before[ACCEPTANCE], after[ACCEPTANCE]
         broken = stops_broken(one.answers, other.answers)
@@ -121,7 +121,8 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
         why = unchanged if broken else UNCHANGED
         steps = at.earlier.then(at.step(method, before, after, applied, chosen, notes, trained.curve, why))
         if settings.merge:
-            checkpoint.rewrite(source, output, _state(trained.model) if applied else {}, steps)
+            weights, changed = (_state(bare), bare) if applied else ({}, None)
+            checkpoint.rewrite(source, output, weights, steps, changed)
         else:
             _save_adapter(trained.model, source, output, applied, steps)
         shutil.rmtree(folder, ignore_errors=True)

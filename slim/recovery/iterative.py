@@ -30,7 +30,7 @@ from slim.core.reporter import Reporter, Work
 from slim.core.resources import memory_there
 from slim.data import tasks
 from slim.models.architectures import Architecture
-from slim.models.load import Loaded, load_model, resolve_dtype
+from slim.models.load import Loaded, load_model
 from slim.models.precision import precision_of
 from slim.models.units import UNITS, Keep, UnitName
 from slim.planning.after_repair import after_repair_sketch, measure_after_repair
@@ -113,9 +113,7 @@ def _residuals(drawn: DrawnRows, original: Loaded) -> int:
 def load_original(plan: Plan, settings: RepairSettings, reporter: Reporter) -> Loaded:
     """Return the plan's model to cut and repair in memory, in a number format that holds its weights exactly."""
     check_channels(plan.keep)
-    stored, wanted = resolve_dtype(plan.model.dtype), resolve_dtype(settings.dtype)
-    dtype = str(torch.promote_types(stored, wanted)).removeprefix("torch.")
-    return load_model(plan.model.source, device=settings.device, dtype=dtype, reporter=reporter)
+    return load_model(plan.model.source, device=settings.device, dtype=settings.dtype, exact=True, reporter=reporter)
 
 
 def expanded(original: Loaded, last: Round) -> Loaded:

@@ -50,7 +50,7 @@ def repair(request: RepairRequest, reporter: Reporter = SILENT) -> Path:
     original = None if request.original is None else os.fspath(request.original)
     at = recovery_context(source, task, settings, original, reporter)
     step, changed = repaired(at, settings, reporter)
-    checkpoint.rewrite(source, output, changed, at.earlier.then(step))
+    checkpoint.rewrite(source, output, changed, at.earlier.then(step), at.student.model)
     return output
 
 
@@ -73,7 +73,7 @@ def repaired(
     precision = precision_of(settings.precision, at.teacher.model)
     fitted = _fit(at, settings, precision, work)
     changed = {name: weight for name, weight in model.named_parameters() if weight is not unrepaired[name]}
-    round_to_stored(changed.values(), at.student.facts)
+    round_to_stored(changed.items(), at.student.facts)
     after = at.figures_after(model, settings.batch_size, work)
     applied = after[ACCEPTANCE].kl < before[ACCEPTANCE].kl
     if not applied:

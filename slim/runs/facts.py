@@ -212,7 +212,7 @@ def _known(model: ModelFacts) -> dict[str, dict[str, str]]:
     figures = {
         "parameters": f"{model.parameters / 1e6:,.1f} M",
         "layers × heads": f"{model.layers} × {model.heads}",
-        "numbers": model.dtype,
+        "numbers": model.numbers,
     }
     return {model.fingerprint: figures}
 

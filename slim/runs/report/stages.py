@@ -64,7 +64,7 @@ def _model_lines(facts: ModelFacts) -> list[tuple[str, str]]:
         ("name", named(facts.source)),
         ("family", facts.model_type),
         ("shape", f"{facts.layers} layers × {facts.heads} heads{keys}, {facts.head_dim} numbers a head"),
-        ("parameters", f"{facts.parameters:,}, stored as {facts.dtype}"),
+        ("parameters", f"{facts.parameters:,}, stored as {facts.numbers}"),
         ("fingerprint", facts.fingerprint),
         *([("answers end at", facts.ends)] if facts.stops else []),
     ]
