@@ -13,6 +13,9 @@ from slim.core.errors import InputError
 MOST = 2**16
 """Of layers, heads or entries of a head: a file that says more is not that of a model."""
 
+FORMAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of one number in the formats that weights may be stored in."""
+
 
 class Record(BaseModel):
     # the validators are built at the first use: a command that starts needs few of its records
@@ -90,7 +93,9 @@ class ModelFacts(Record):
     dtype: str = Field(description="number format of the stored weights")
     itemsize: int = Field(ge=1, le=16, description="bytes of one number")
     formats: dict[str, Literal["float64", "float32", "float16", "bfloat16"]] = Field(
-        default={}, description="number formats of the tensors that are stored in another than `dtype`"
+        default={},
+        description="number formats of the tensors that are stored in another than `dtype`",
+        exclude_if=lambda formats: not formats,
     )
     shapes: dict[str, tuple[Annotated[int, Field(ge=0, le=2**40)], ...]] = Field(
         description="every stored tensor once, tied weights counted once"
@@ -125,9 +130,18 @@ class ModelFacts(Record):
         others = Counter(self.formats.values())
         return ", ".join([self.dtype, *(f"{count} tensors in {name}" for name, count in sorted(others.items()))])
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stored weights."""
+        return sum(prod(shape) * self.itemsize_of(name) for name, shape in self.shapes.items())
+
     def format_of(self, name: str) -> str:
         """Return the stored number format of a tensor."""
         return self.formats.get(name, self.dtype)
+
+    def itemsize_of(self, name: str) -> int:
+        """Return the bytes of one number of a tensor."""
+        return FORMAT_BYTES[self.formats[name]] if name in self.formats else self.itemsize
 
 
 class Omission(Record):

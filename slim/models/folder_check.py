@@ -26,7 +26,7 @@ from slim.models.source import WEIGHTS
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Number formats of weights that can be cut, by safetensors' name."""
 WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What a compiler or a trainer puts between the parts of a weight's name."""
+"""Names that a compiler or a trainer puts between the parts of a weight's name."""
 COMPUTED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$")
 """Names inside layers of what older versions stored beside the weights and newer ones compute."""
 LAYERS = ("num_hidden_layers", "n_layer")
@@ -322,7 +322,7 @@ def _headers(source: str, files: list[Path]) -> list[StoredTensor]:
 def _unwrapped(tensors: list[StoredTensor], architecture: Architecture) -> dict[str, StoredTensor]:
     """Return tensors by the names that they had before a compiler, a trainer or an adapter wrapped the model.
 
-    What stands before the layers stands before every other name too. Names that two tensors would share stay as they
+    Every name loses the part that stands before the layers. Names that two tensors would share stay as they
     are.
     """
     names = {tensor.place: WRAPPER.sub("", tensor.place) for tensor in tensors}

@@ -21,7 +21,6 @@ from slim.planning.quantities import QUANTITIES
 from slim.planning.record import Size
 from slim.planning.slicing import channels_of, check_tensor_shapes, slice_of, whole_blocks_only
 
-FORMAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 CONTEXT = 512
 """Tokens of the prompt that work and reading are counted for."""
 
@@ -112,7 +111,7 @@ def size_models(facts: ModelFacts) -> SizeModels:
     attended = _per_head(facts, query=2 * 2 * facts.head_dim * (CONTEXT // 2))
     stored, read = _scaled(weights, facts.itemsize), _scaled(used, facts.itemsize)
     if facts.formats:
-        each = {name: FORMAT_BYTES[facts.format_of(name)] for name in facts.shapes}
+        each = {name: facts.itemsize_of(name) for name in facts.shapes}
         outside_bytes = {name: prod(facts.shapes[name]) * each[name] for name in facts.shapes if name not in inside}
         head_bytes = max((size for name, size in outside_bytes.items() if len(facts.shapes[name]) == 2), default=0)
         stored = _weights(facts, matrices=False, fixed=sum(outside_bytes.values()), each=each)

@@ -23,7 +23,6 @@ from slim.models.load import Loaded, load_model, locate, resolve_dtype
 from slim.models.source import CARRIED, GENERATION_CONFIG, WEIGHTS
 from slim.planning.files import PLAN_FILE, load_plan
 from slim.planning.record import Plan
-from slim.planning.sizes import original_size
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery
 from slim.pruning.model_card import model_card, with_recovery
@@ -126,7 +125,7 @@ def rewrite(
     if found.unexpected_keys:
         raise RuntimeError(f"{source} has no weights named {found.unexpected_keys[0]}")
     model = _stored(loaded)
-    with workspace.new_folder(output, original_size(loaded.facts).bytes) as partial:
+    with workspace.new_folder(output, loaded.facts.bytes) as partial:
         model.save_pretrained(partial, max_shard_size=shard_bytes)
         for file in folder.iterdir():
             if file.suffix in CARRIED and file.name not in REWRITTEN and file.is_file():
