@@ -129,7 +129,8 @@ def load_model(
     try:
         model_class, empty = checked_class(source, stored)
         model: Any
-        if in_files(layers, empty.num_parameters(), target, wanted):
+        in_file = in_files(layers, empty.num_parameters(), target, wanted)
+        if in_file:
             model = with_stored_layers(model_class, stored, wanted)
         else:
             model, report = model_class.from_pretrained(
@@ -146,7 +147,8 @@ def load_model(
             )
             if report["missing_keys"]:
                 raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
-        model.generation_config = generation_config(folder, stored.config)
+        if stored.wrapped or in_file:
+            model.generation_config = generation_config(folder, stored.config)
         tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
         check_tokens(source, tokenizer, stored.config)
         stops = stop_at(model, tokenizer)
