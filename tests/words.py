@@ -1,7 +1,7 @@
 """The words of the project, looked at by `python -m tests.words`: phrases to replace in everything that is read.
 
 They are looked for in docstrings, comments and messages of Python, in comments and texts of JavaScript, CSS and HTML,
-and in documents. Names and code are not prose, and neither is text in `backquotes`.
+in comments of shell scripts, and in documents. Names and code are not prose, and neither is text in `backquotes`.
 """
 
 import ast
@@ -16,7 +16,18 @@ from pathlib import Path
 
 from tests import ROOT
 
-PLACES = ("slim", "pages", "app.py", "tests", "benchmarks", "docs", "README.md", "CONTRIBUTING.md")
+PLACES = (
+    "slim",
+    "pages",
+    "app.py",
+    "tests",
+    "benchmarks",
+    "docs",
+    "findings",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
 LEFT_OUT = ("tests/files/", "tests/words.py", "tests/core/test_words.py")
 """Records of earlier versions, and the two files that name the phrases."""
 EXCEPTIONS = {("slim/judging/prompt.py", "is no merit")}
@@ -86,7 +97,7 @@ class Hit:
 
 def found_in(file: Path, text: str) -> list[Hit]:
     """The phrases in the text of a file, whose name says how it is read."""
-    readers = {".py": python, ".js": script, ".css": script, ".html": page, ".md": document}
+    readers = {".py": python, ".js": script, ".css": script, ".html": page, ".md": document, ".sh": shell}
     read = readers.get(file.suffix)
     if not read:
         return []
@@ -152,6 +163,12 @@ def script(text: str) -> Iterator[Passage]:
             yield Passage(line, match["text"].strip("\"'`"))
         else:
             yield Passage(line, re.sub(r"(?m)^[ \t]*(?://|/?\*+/?)[ \t]*(?:@\w+(?:[ \t]+\{.*\})?)?|\*/", "", match[0]))
+
+
+def shell(text: str) -> Iterator[Passage]:
+    """Comments that have their lines for themselves, a run of lines being one."""
+    for match in re.finditer(r"(?m)^#(?!!)[^\n]*(?:\n#[^\n]*)*", text):
+        yield Passage(text.count("\n", 0, match.start()) + 1, re.sub(r"(?m)^#+ ?", "", match[0]))
 
 
 def page(text: str) -> Iterator[Passage]:

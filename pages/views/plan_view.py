@@ -74,7 +74,8 @@ def show_words(made: Plan) -> None:
     if made.removed_blocks:
         words.append(f"{len(made.removed_blocks)} of {made.model.layers} attention blocks with all of theirs")
     if made.removed_layers:
-        words.append(f"{len(made.removed_layers)} of {made.model.layers} layers, MLP and all")
+        numbers = ", ".join(map(str, made.removed_layers))
+        words.append(f"{len(made.removed_layers)} of {made.model.layers} layers, MLP and all ({numbers})")
     if made.changes:
         kept = sum(change.change == "kept" for change in made.changes)
         more = len(made.changes) - kept

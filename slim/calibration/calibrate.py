@@ -21,8 +21,8 @@ from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.statistics import Estimate
 from slim.data import tasks
 from slim.data.tasks import dataset_facts
-from slim.models import bundled
 from slim.models.load import Loaded, device_name, load_model
+from slim.models.original import named_original
 from slim.models.stops import end_notes
 from slim.models.stored_layers import has_stored_layers
 
@@ -40,7 +40,9 @@ def calibrate(request: CalibrateRequest, reporter: Reporter = SILENT) -> Calibra
     workspace.check_output(output)
     loaded = load_model(model, device=settings.device, dtype=settings.dtype, layers=request.layers, reporter=reporter)
     if loaded.model.config.is_heterogeneous:
-        raise InputError(f"model {model!r} is pruned already: calibrate the original, {bundled.NAME!r} for instance.")
+        original = named_original(model)
+        named = f", {original!r}" if original else ""
+        raise InputError(f"model {model!r} is pruned already: calibrate the original{named}.")
     examples = tasks.choose(task, settings.samples, settings.seed, reporter)
     encoded = tasks.encode(examples, loaded.tokenizer, settings.max_length, settings.positions)
     reporter.rows(tasks.reading_of(task, encoded.omissions))

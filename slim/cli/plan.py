@@ -86,6 +86,9 @@ def diff(
     ):
         table.add_row(title, of(found.one), of(found.other))
     table.add_row("heads that only it removes", _places(found.only_one), _places(found.only_other))
+    if found.layers_only_one or found.layers_only_other:
+        layers = (", ".join(map(str, only)) or "none" for only in (found.layers_only_one, found.layers_only_other))
+        table.add_row("whole layers that only it removes", *layers)
     out.print(table)
     out.print(f"Both remove {found.shared} heads.")
 

@@ -41,7 +41,8 @@ def judge(request: JudgeRequest, reporter: Reporter = SILENT) -> Saved[Judgment]
 
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     settings = request.part(AnswerSettings)
-    original, pruned = os.fspath(request.original), os.fspath(request.pruned)
+    pruned = os.fspath(request.pruned)
+    original = os.fspath(request.original or held_out.original_of([pruned], "original"))
     rubric = RUBRIC if request.rubric is None else request.rubric.strip()
     if request.output is not None:
         _check_output(request.output)

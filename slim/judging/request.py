@@ -12,7 +12,7 @@ from slim.core.request import NameOrPath, Request, Saves, Text
 from slim.data.request import ReadsRows
 from slim.evaluation.settings import AnswerSettings
 from slim.judging.address import base_url
-from slim.models.bundled import MODEL, NAME
+from slim.models.bundled import MODEL
 
 Price = Annotated[float | None, Field(ge=0)]
 
@@ -29,7 +29,9 @@ class JudgeRequest(ReadsRows, AnswerSettings, Saves, Request):
 
     verb = "judge"
     pruned: NameOrPath = Field(title="Pruned model", description="checkpoint folder, or any other model")
-    original: NameOrPath = Field(default=NAME, title="Original", description=MODEL)
+    original: NameOrPath | None = Field(
+        default=None, title="Original", description=f"{MODEL} (default: the original of the pruned model)"
+    )
     samples: Samples = Field(default=50, description="rows to compare on")
     endpoint: Annotated[str, AfterValidator(base_url)] | None = Field(
         default=None,

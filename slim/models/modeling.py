@@ -14,10 +14,24 @@ from transformers.pytorch_utils import Conv1D
 
 
 class RemovedAttention(nn.Module):
-    """Stands where an attention block was: adds nothing to the residual stream and keeps no cache."""
+    """Stands where an attention block was: adds nothing to the residual stream and keeps no cache.
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        return torch.zeros_like(hidden_states), None
+    Its attention weights (B, 0, T, T) are those of no head, so that `output_attentions` has one entry per layer.
+    """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)  # not that of the family's attention, which `in_place_of` puts behind this class
+        self._is_hf_initialized = True  # it has nothing to initialize
+
+    @classmethod
+    def in_place_of(cls, attention: nn.Module) -> nn.Module:
+        """One that transformers takes for an attention of its family, whose weights it collects by their class."""
+        made: nn.Module = type(cls.__name__, (cls, type(attention)), {})()
+        return made
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, length = hidden_states.shape[:2]
+        return torch.zeros_like(hidden_states), hidden_states.new_zeros(batch, 0, length, length)
 
 
 class RemovedNorm(nn.Module):
@@ -70,7 +84,8 @@ class PerLayerAttentionMixin(PreTrainedModel):
         for index, layer in enumerate(getattr(self.get_submodule(owner), name)):
             layer_config = config.per_layer_config[index]
             if "attention" in getattr(layer_config, "skip", ()):
-                setattr(layer, family["attention"], RemovedAttention())
+                attention = layer.get_submodule(family["attention"])
+                setattr(layer, family["attention"], RemovedAttention.in_place_of(attention))
                 for norm in family["norms"]:
                     setattr(layer, norm, RemovedNorm())
                 removed.add(index)

@@ -9,6 +9,7 @@ from slim.calibration.record import Calibration
 from slim.core.errors import InputError
 from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
+from slim.models.columns import removed_heads
 from slim.models.units import UNITS, Keep, Shape, UnitName, whole_model
 from slim.planning.record import ByBudget, ByThreshold, Pins, Plan
 from slim.planning.shapes import changes
@@ -43,8 +44,21 @@ def build_plan(
         after=size_of(facts, keep),
         forecast=expected,
         repaired=repaired,
-        notes=_notes(expected, repaired) if keep != whole_model(facts) else (),
+        notes=(
+            *(_notes(expected, repaired) if keep != whole_model(facts) else ()),
+            *_not_followed(pins, unit, keep, facts),
+        ),
     )
+
+
+def _not_followed(pins: Pins, unit: UnitName, keep: Keep, facts: ModelFacts) -> tuple[str, ...]:
+    """Return a note that names the pins that a plan's shapes have no room for, if there are any."""
+    wanted = pinned(pins, unit, facts)
+    gone = removed_heads(keep, facts.heads).reshape(*wanted.shape, -1)  # (L, count, heads of a unit)
+    stay = [f"{layer}:{index}" for layer, index in np.argwhere((wanted == 1) & gone.any(2))]
+    go = [f"{layer}:{index}" for layer, index in np.argwhere((wanted == -1) & ~gone.all(2))]
+    said = [f"{word} {', '.join(places)}" for word, places in (("keep", stay), ("drop", go)) if places]
+    return (f"pins not followed, as the valid shapes have no room for them: {'; '.join(said)}",) if said else ()
 
 
 def _notes(expected: Forecast | None, repaired: Forecast | None) -> tuple[str, ...]:

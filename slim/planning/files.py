@@ -12,7 +12,6 @@ from slim.core.run_index import remember
 from slim.planning.record import Plan
 from slim.planning.sizes import original_size, size_of
 
-PLAN_FILE = "slim_plan.json"
 """The plan that a checkpoint was cut by, within its folder."""
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from slim.core.document import Block, Code, Heading, Paragraph, Section, Table
 from slim.core.naming import named, without_folders
+from slim.models.original import PLAN_FILE
 from slim.models.units import head_counts
-from slim.planning.files import PLAN_FILE
 from slim.planning.quantities import SIZES, SPEEDS, Quantity
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE, is_stock
@@ -21,11 +21,16 @@ LISTED = 24
 def removed_words(plan: Plan, done: bool = True) -> str:
     """Return in a sentence what a plan removes, or removed where that is `done`, and the reason of the plan."""
     total, layers = plan.model.layers * plan.model.heads, plan.model.layers
-    verb, blocks = "were removed" if done else "are to be removed", len(plan.removed_blocks)
+    verb = "were removed" if done else "are to be removed"
+    blocks, whole = plan.removed_blocks, plan.removed_layers
     return (
-        f"{plan.removed_heads} of {total} attention heads {verb}, {blocks} of {layers} attention blocks with all of "
-        f"theirs, and {len(plan.removed_layers)} whole layers. Selected per {plan.unit}: {plan.reason}."
+        f"{plan.removed_heads} of {total} attention heads {verb}, {len(blocks)} of {layers} attention blocks with all of "
+        f"theirs{_which(blocks)}, and {len(whole)} whole layers{_which(whole)}. Selected per {plan.unit}: {plan.reason}."
     )
+
+
+def _which(layers: Sequence[int]) -> str:
+    return f" ({', '.join(map(str, layers))})" if layers else ""
 
 
 def size_table(plan: Plan) -> Table:

@@ -20,8 +20,9 @@ from slim.models import modeling
 from slim.models.architectures import Architecture
 from slim.models.folder_check import read_folder
 from slim.models.load import Loaded, load_model, locate, resolve_dtype
+from slim.models.original import PLAN_FILE
 from slim.models.source import CARRIED, GENERATION_CONFIG, WEIGHTS
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery

@@ -14,7 +14,8 @@ from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.request import DataSource
 from slim.data.sources import is_hub_id
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.models.original import PLAN_FILE
+from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.pruning.history import TEST, load_recovery, role_of
 
@@ -28,14 +29,17 @@ def plan_of(source: str) -> Plan | None:
     return load_plan(file) if file.is_file() else None
 
 
-def original_of(sources: Sequence[str]) -> str:
-    """Return the model that all checkpoints were cut from. Raises InputError where they do not name the same one."""
+def original_of(sources: Sequence[str], option: str = "baseline") -> str:
+    """Return the model that all checkpoints were cut from.
+
+    Raises InputError, which names the `option` to give instead, where they do not name the same one.
+    """
     found = {plan.model.source for source in sources if (plan := plan_of(source)) is not None}
     if len(found) == 1:
         return found.pop()
     listed = ", ".join(repr(one) for one in sorted(found))
     why = f"the checkpoints were cut from {listed}" if found else f"{sources[0]!r} does not say what it was cut from"
-    raise InputError(f"baseline: {why}; name the model to compare with.")
+    raise InputError(f"{option}: {why}; name the model to compare with.")
 
 
 def open_task(data: DataSource) -> tasks.Task:

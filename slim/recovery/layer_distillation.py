@@ -31,9 +31,9 @@ from slim.data.tasks import Batch
 from slim.models.architectures import Architecture
 from slim.models.layerwise import Stream
 from slim.models.load import Loaded, resolve_dtype
+from slim.models.original import PLAN_FILE
 from slim.models.precision import precision_of, products
 from slim.models.units import Keep
-from slim.planning.files import PLAN_FILE
 from slim.pruning import held_out
 from slim.pruning.history import TRAIN, VALIDATION
 from slim.recovery.context import RecoveryContext

@@ -14,8 +14,8 @@ from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.resources import Workload
 from slim.data import tasks
 from slim.models.load import resolve_dtype
+from slim.models.original import PLAN_FILE
 from slim.models.precision import precision_of
-from slim.planning.files import PLAN_FILE
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import ACCEPTANCE, TRAIN, VALIDATION, RecoveryStep
 from slim.pruning.surgery import put

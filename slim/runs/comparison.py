@@ -9,7 +9,8 @@ from slim.calibration.record import load_calibration_facts
 from slim.core.errors import InputError
 from slim.evaluation.record import load_evaluation_facts
 from slim.judging import judge
-from slim.planning.files import PLAN_FILE, PlanDifference, load_plan, plan_difference
+from slim.models.original import PLAN_FILE
+from slim.planning.files import PlanDifference, load_plan, plan_difference
 from slim.planning.record import Plan
 from slim.pruning.history import load_recovery
 from slim.runs.lineage import Node

@@ -15,7 +15,8 @@ from slim.core.workspace import Kind
 from slim.evaluation.record import in_words, load_evaluation_facts
 from slim.judging import judge
 from slim.judging.record import Judgment
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.models.original import PLAN_FILE
+from slim.planning.files import load_plan
 from slim.planning.record import ByBudget, Plan
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
 

@@ -7,9 +7,9 @@ from slim.calibration.record import CHECK_FILE
 from slim.core.workspace import Kind
 from slim.evaluation.record import SCORES, TABLE
 from slim.judging.votes import file_of as votes_of
+from slim.models.original import PLAN_FILE
 from slim.models.source import CARRIED, WEIGHTS
 from slim.planning.after_repair_record import FILE as ABSORBED
-from slim.planning.files import PLAN_FILE
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.history import RECOVERY_FILE
 

@@ -19,7 +19,8 @@ from slim.judging import judge, votes
 from slim.judging.record import Judgment
 from slim.judging.votes import Votes
 from slim.models.architectures import architecture_of
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.models.original import PLAN_FILE
+from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery

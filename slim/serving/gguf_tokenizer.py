@@ -12,7 +12,8 @@ from slim.core import paths
 from slim.core.errors import InputError
 from slim.models import bundled
 from slim.models.gguf_header import check_gguf
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.models.original import PLAN_FILE
+from slim.planning.files import load_plan
 
 PROBE = "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx"
 """A text that every known pre-tokenizer splits differently."""

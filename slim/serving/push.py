@@ -6,7 +6,8 @@ from pathlib import Path
 from slim.core.errors import InputError, SlimError, without_secrets
 from slim.core.hub import first_line
 from slim.core.reporter import SILENT, Reporter
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.models.original import PLAN_FILE
+from slim.planning.files import load_plan
 from slim.serving.request import PushRequest
 
 

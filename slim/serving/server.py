@@ -17,7 +17,7 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
-from transformers.cli.serving.utils import GenerationState
+from transformers.cli.serving.utils import BaseGenerateManager, GenerateManager, GenerationState
 
 from slim.core import paths
 from slim.core.errors import InputError
@@ -60,6 +60,42 @@ class OneModel(ModelManager):
     def _check(self, name: str, gguf_file: str | None) -> None:
         if name != self.force_model or gguf_file:
             raise ValueError(f"model={name!r}: it is not served here; ask for {self.force_model!r}.")
+
+
+class TooLong(ValueError):
+    """A prompt that the model's context does not hold."""
+
+
+class WithinContext(GenerateManager):
+    """Generates answers to prompts that fit in the model's context, and refuses the others."""
+
+    def generate_streaming(self, model: PreTrainedModel, processor: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_length(model, inputs)
+        return super().generate_streaming(model, processor, inputs, *args, **kwargs)
+
+    async def generate_non_streaming(
+        self, model: PreTrainedModel, processor: Any, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        _check_length(model, inputs)
+        return await super().generate_non_streaming(model, processor, inputs, *args, **kwargs)
+
+
+class OneState(GenerationState):
+    """One thread of answers, whatever name a request gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._manager = WithinContext()
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> BaseGenerateManager:
+        return self._manager
+
+
+def _check_length(model: PreTrainedModel, inputs: Any) -> None:
+    """Raise TooLong for a prompt of more tokens than the model has positions for."""
+    length, limit = inputs["input_ids"].shape[-1], getattr(model.config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise TooLong(f"the prompt has {length:,} tokens and the model's context holds {limit:,}: shorten it.")
 
 
 def serve(loaded: Loaded, name: str, place: socket.socket, ready: Callable[[str], None]) -> None:
@@ -105,7 +141,7 @@ def name_of(source: str) -> str:
 
 def application(loaded: Loaded, name: str) -> FastAPI:
     """Return transformers' server around one model. A request that cannot be answered gets the reason as status 400."""
-    manager, state = OneModel(loaded, name), GenerationState()
+    manager, state = OneModel(loaded, name), OneState()
     app = build_server(
         manager,
         ChatCompletionHandler(manager, state),
@@ -119,7 +155,9 @@ def application(loaded: Loaded, name: str) -> FastAPI:
     @app.exception_handler(ValueError)
     @app.exception_handler(TemplateError)
     async def _refused(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
+        told = {"message": str(error), "type": "invalid_request_error", "param": None, "code": code}
+        return JSONResponse({"error": told}, status_code=400)
 
     return app
 

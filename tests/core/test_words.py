@@ -44,6 +44,7 @@ def test_everything_is_written_in_the_words_of_the_project() -> None:
             "It looks into a file that makes up for what is left over.\n",
             ["1: looks into", "1: makes up for", "1: what is left over"],
         ),
+        ("a.sh", "#!/bin/sh\n# Made for a\n# person.\necho 'a person'  # is told\n", ["2: a person"]),
         ("a.json", '"a person"', []),
     ],
 )

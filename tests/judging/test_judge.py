@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from slim.core.errors import InputError
+from slim.judging import judge as judging
 from slim.judging.judge import load_judgment
 from slim.judging.record import Judgment
+from slim.judging.request import JudgeRequest
+from slim.pruning.checkpoint import prune
 from tests.commands import Result, Run
 from tests.judge_server import Scripted, always, by_length, serving, shown, verdict
-from tests.pico import make_pico, save_pico
+from tests.pico import keeping, make_pico, plan_of, save_pico
 
 KEY = "sk-very-secret-0123456789"
 OLD_KEYS = ["original_model", "pruned_model", "dataset", "num_samples", "comparisons", "summary", "overall_winner"]
@@ -82,6 +85,16 @@ def old_command(place: Place, output: Path, url: str, **environment: str) -> sub
     command = [sys.executable, "-m", "slim.judge", *given]
     env = {**os.environ, "COLUMNS": "200", **environment}
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_original_is_what_the_pruned_model_was_cut_from(place: Place, tmp_path: Path) -> None:
+    """Where it is left out; a model that does not say what it was cut from needs it."""
+    original = save_pico(make_pico("llama"), tmp_path / "original")
+    pruned = prune(plan_of(original.facts, keeping(*[(0, 1, 2)] * 4)), tmp_path / "pruned")
+    asked = {"dataset": place.rows, "samples": 2, "max_new_tokens": 2, "device": "cpu", "output": tmp_path / "out.json"}
+    assert judging.judge(JudgeRequest.asked(pruned=pruned, **asked)).record.original_model == original.facts.source
+    with pytest.raises(InputError, match=r"original: .* does not say what it was cut from; name the model"):
+        judging.judge(JudgeRequest.asked(pruned=place.pruned, **asked | {"output": tmp_path / "other.json"}))
 
 
 def test_the_longer_answer_wins_in_both_orders(judge: Judge, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from slim.models.columns import head_columns, removed_columns, removed_heads
 from slim.models.load import Loaded
 from slim.models.units import UNITS, UnitName
 from slim.planning.files import load_plan, save_plan
-from slim.planning.record import ByThreshold, Plan
+from slim.planning.record import ByThreshold, Pins, Plan
 from slim.planning.shapes import in_parts, valid_heads
 from slim.planning.threshold import plan_by_threshold
 from tests.pico import keeping, random_rows, shorthand
@@ -48,6 +48,21 @@ def legal_sets(heads: int, kv_heads: int) -> list[tuple[int, ...]]:
     group = heads // kv_heads
     subsets = itertools.chain.from_iterable(itertools.combinations(range(heads), n) for n in range(heads + 1))
     return [s for s in subsets if len({sum(h // group == g for h in s) for g in {h // group for h in s}}) <= 1]
+
+
+def test_pins_without_room_are_named(calibration: Calibration) -> None:
+    """One shape in all layers holds few of them; without that, or without pins, nothing is said."""
+    drop = tuple((layer, head) for layer in (0, 1, 3) for head in range(5))
+    pins = Pins(drop=drop, protect=(2,))
+    made = plan_by_threshold(calibration, 0.4, pins=pins, uniform=True)
+    (note,) = (note for note in made.notes if note.startswith("pins not followed"))
+    kept = [set(layer.heads) for layer in made.keep]
+    assert len(kept[2]) < 6
+    lost = ", ".join(f"2:{head}" for head in range(6) if head not in kept[2])
+    stayed = ", ".join(f"{layer}:{head}" for layer, head in drop if head in kept[layer])
+    assert note.endswith(f": keep {lost}" + (f"; drop {stayed}" if stayed else ""))
+    for other in (plan_by_threshold(calibration, 0.4, pins=pins), plan_by_threshold(calibration, 0.4, uniform=True)):
+        assert not [note for note in other.notes if note.startswith("pins")]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 3), (8, 2), (4, 4), (6, 6), (4, 1), (9, 3)])

@@ -122,7 +122,16 @@ def test_the_card_names_a_model_that_others_have_too(case: Pruned) -> None:
     card = model_card(plan_of(bundled, keeping(None, *(WHOLE,) * 3), "layer"))
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "trust_remote_code" not in card
-    assert "1 whole layers" in card
+    assert "1 whole layers (0)" in card
+
+
+def test_attentions_have_one_entry_per_layer(case: Pruned) -> None:
+    """With their layer's heads, and with none where the attention is removed; by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(case.folder, trust_remote_code=True, attn_implementation="eager")
+    with torch.no_grad():
+        found = model(IDS, output_attentions=True).attentions
+    length = IDS.shape[1]
+    assert [tuple(one.shape[1:]) for one in found] == [(heads, length, length) for heads in (0, 4, 3, 6)]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers by an old name

@@ -100,7 +100,7 @@ def test_a_missing_original_is_refused(plan: Plan, tmp_path: Path) -> None:
 def test_a_pruned_model_is_not_calibrated(plan: Plan, tmp_path: Path) -> None:
     """Its layers differ: the original is what plans are made for."""
     pruned = prune(plan, tmp_path / "pruned")
-    with pytest.raises(InputError, match="pruned already"):
+    with pytest.raises(InputError, match=f"pruned already: calibrate the original, '{plan.model.source}'"):
         calibrate(CalibrateRequest.asked(model=pruned, samples=2, device="cpu", output=tmp_path / "calibration"))
     assert not (tmp_path / "calibration").exists()
 

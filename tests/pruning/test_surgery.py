@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from slim.core.errors import InputError
 from slim.models.load import Loaded
+from slim.models.original import PLAN_FILE
 from slim.models.probe import Probe
 from slim.models.units import Keep, whole_model
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.planning.slicing import MODELING_FILE
 from slim.pruning.checkpoint import prune

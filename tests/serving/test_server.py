@@ -154,6 +154,21 @@ def test_another_model_is_refused_and_never_loaded(server: Server, checkpoint: P
     assert not (checkpoint.parent / "trace").exists()
 
 
+def test_a_prompt_beyond_the_context_is_refused(server: Server) -> None:
+    """In OpenAI's form, of a chat, of a streamed one and of a plain prompt; the server goes on."""
+    long = "w3 " * 1025
+    asked = (
+        lambda: ask(server, 2, long),
+        lambda: ask(server, 2, long, stream=True),
+        lambda: server.client.completions.create(model=server.model, prompt=long, max_tokens=2),
+    )
+    for one in asked:
+        with pytest.raises(openai.BadRequestError, match="context holds 1,024: shorten it") as refused:
+            one()
+        assert refused.value.code == "context_length_exceeded"
+    assert ask(server, 2).choices[0].message.content
+
+
 def test_what_a_template_refuses_is_an_error_with_its_reason(server: Server) -> None:
     """And the server goes on."""
     turns: Any = [{"role": "system", "content": "w2"}, {"role": "user", "content": "w3"}]

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from slim.core.errors import InputError
 from slim.models.load import Loaded, load_model
+from slim.models.original import PLAN_FILE
 from slim.models.tokenizer import facts_at_hand
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.pruning.checkpoint import prune, recipe
 from tests.pico import keeping, plan_of, save_pico

@@ -20,8 +20,9 @@ from slim.evaluation.record import (
 )
 from slim.judging import judge
 from slim.judging.record import Judgment
+from slim.models.original import PLAN_FILE
 from slim.models.source import digest, weights_of
-from slim.planning.files import PLAN_FILE, load_plan
+from slim.planning.files import load_plan
 from slim.planning.record import Plan
 from slim.pruning.history import RECOVERY_FILE, Recovery, load_recovery
 
