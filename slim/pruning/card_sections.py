@@ -24,8 +24,9 @@ def removed_words(plan: Plan, done: bool = True) -> str:
     verb = "were removed" if done else "are to be removed"
     blocks, whole = plan.removed_blocks, plan.removed_layers
     return (
-        f"{plan.removed_heads} of {total} attention heads {verb}, {len(blocks)} of {layers} attention blocks with all of "
-        f"theirs{_which(blocks)}, and {len(whole)} whole layers{_which(whole)}. Selected per {plan.unit}: {plan.reason}."
+        f"{plan.removed_heads} of {total} attention heads {verb}, {len(blocks)} of {layers} attention blocks with all "
+        f"of theirs{_which(blocks)}, and {len(whole)} whole layers{_which(whole)}. "
+        f"Selected per {plan.unit}: {plan.reason}."
     )
 
 
