@@ -22,6 +22,7 @@ from slim.core.statistics import Estimate
 from slim.data import tasks
 from slim.data.tasks import dataset_facts
 from slim.models import bundled
+from slim.models.identity import tokenization
 from slim.models.load import Loaded, device_name, load_model
 from slim.models.stored_layers import has_stored_layers
 
@@ -88,6 +89,7 @@ def measure(
     order = [name for name in CRITERIA if name in estimates]
     facts = CalibrationFacts(
         model=loaded.facts,
+        tokenizer=tokenization(loaded.tokenizer),
         dataset=dataset_facts(task, encoded),
         settings=settings,
         metrics={

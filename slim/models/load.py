@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +25,7 @@ from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.folder_check import check_weights, read_folder, unreadable, weight_files
+from slim.models.folder_tokenizer import of_folder
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import HUB_ID, digest, weights_of
 from slim.models.stored_layers import with_stored_layers
@@ -136,7 +136,7 @@ def load_model(
             )
             if report["missing_keys"]:
                 raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
-        tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        tokenizer = tried(of_folder(str(folder)))
     except InputError:
         raise
     except Exception as error:  # numbers that no class expects fail anywhere in it
