@@ -21,6 +21,7 @@ from slim.core.reporter import SILENT, Reporter, Work
 from slim.core.statistics import Estimate
 from slim.data import tasks
 from slim.data.tasks import dataset_facts
+from slim.models.identity import tokenization
 from slim.models.load import Loaded, device_name, load_model
 from slim.models.original import named_original
 from slim.models.stops import end_notes
@@ -92,6 +93,7 @@ def measure(
     order = [name for name in CRITERIA if name in estimates]
     facts = CalibrationFacts(
         model=loaded.facts,
+        tokenizer=tokenization(loaded.tokenizer),
         dataset=dataset_facts(task, encoded),
         settings=settings,
         metrics={

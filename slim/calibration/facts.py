@@ -7,7 +7,13 @@ from pydantic import Field
 from slim.core.fields import BatchSize, Device, Dtype, MaxLength, Positions, Samples, Seed
 from slim.core.migrations import Outdated, Raw
 from slim.core.records import DatasetFacts, ModelFacts, Record
+from slim.models import bundled
 from slim.models.units import UnitName
+
+OTHER_CUT = (
+    "its text was cut into tokens before Slim followed tokenizer.ggml.pre of a GGUF file, so other tokens may be made "
+    "of it now; calibrate again"
+)
 
 
 class CalibrationSettings(Record):
@@ -44,9 +50,10 @@ class CriterionFacts(Record):
 class CalibrationFacts(Record):
     """`record.json` of a calibration; its arrays stand beside it in `tensors.safetensors`."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     kind: Literal["calibration"] = "calibration"
     model: ModelFacts
+    tokenizer: str = Field(default="", description="stands for how text becomes tokens; empty in earlier records")
     dataset: DatasetFacts
     settings: CalibrationSettings
     metrics: dict[str, CriterionFacts]
@@ -88,3 +95,11 @@ def _calibration_1(raw: Raw) -> Raw:
     raise Outdated(
         "0.1.0", "whose figures have no intervals and whose loss sketch knows no blocks", "run `slim calibrate` again"
     )
+
+
+def _calibration_2(raw: Raw) -> Raw:
+    """Version 3 has the tokenizer; before, the text of a GGUF model was not always cut as its file says."""
+    source = raw["model"]["source"]
+    if source != bundled.NAME and not source.endswith(".gguf"):
+        return raw
+    return raw | {"notes": [*raw.get("notes", []), OTHER_CUT]}

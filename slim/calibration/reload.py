@@ -8,6 +8,7 @@ from slim.core.records import DatasetFacts
 from slim.core.reporter import SILENT, Reporter
 from slim.data import tasks
 from slim.data.request import DataSource
+from slim.models.identity import tokenization
 
 if TYPE_CHECKING:
     from slim.models.load import Loaded
@@ -43,10 +44,16 @@ def ended(calibration: Calibration) -> bool:
 def calibrated_rows(calibration: Calibration, loaded: "Loaded", reporter: Reporter = SILENT) -> tasks.Encoded:
     """Return the rows of the calibration as tokens of its model. Raises InputError where there are others now."""
     facts, settings = calibration.facts.dataset, calibration.facts.settings
+    if calibration.facts.tokenizer and calibration.facts.tokenizer != tokenization(loaded.tokenizer):
+        source = calibration.facts.model.source
+        raise InputError(f"model={source!r}: its tokenizer makes other tokens now than when measured; calibrate again.")
     task = task_of(facts)
     rows = tasks.choose(task, settings.samples, settings.seed)
     encoded = tasks.encode(rows, loaded.tokenizer, settings.max_length, settings.positions, ended(calibration))
     if (len(encoded.rows), encoded.tokens) != (facts.rows, facts.tokens):
-        raise InputError(f"dataset={facts.source!r}: it has other rows now than when measured; calibrate again.")
+        raise InputError(
+            f"dataset={facts.source!r}: it has other rows now than when measured, or the model makes other tokens of "
+            "them; calibrate again."
+        )
     reporter.rows(tasks.reading_of(task, encoded.omissions))
     return encoded

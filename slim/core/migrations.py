@@ -139,6 +139,7 @@ def _check_numbers(raw: Raw) -> None:
 
 STEPS: Mapping[tuple[str, int], str] = {
     ("calibration", 1): "slim.calibration.facts:_calibration_1",
+    ("calibration", 2): "slim.calibration.facts:_calibration_2",
     ("plan", 1): "slim.planning.files:_plan_1",
     ("plan", 2): "slim.planning.files:_plan_2",
     ("recovery", 1): "slim.pruning.history:_recovery_1",

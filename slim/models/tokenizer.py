@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slim.core import paths, workspace
+from slim.core import paths
 from slim.core.errors import InputError
 from slim.core.hub import reach
 from slim.core.records import ModelFacts, why_invalid
 from slim.models import bundled
-from slim.models.gguf_header import check_gguf
+from slim.models.folder_tokenizer import of_folder
+from slim.models.gguf_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,19 +31,16 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
 
 def _read(source: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
     from slim.models.folder_check import read_folder
     from slim.models.load import check_tokens, locate
 
     gguf = _not_unpacked(source)
     if gguf is not None:
-        check_gguf(gguf)
-        return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        return read_tokenizer(gguf)
     place = locate(source)
     if not at_hand(source):
         return _of_hub(place)
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    tokenizer = of_folder(place)
     check_tokens(source, tokenizer, read_folder(source, Path(place)).config)
     return tokenizer
 
@@ -68,7 +66,7 @@ def at_hand(source: str) -> bool:
 
 def _not_unpacked(source: str) -> Path | None:
     """The GGUF file of a model that a calibration would unpack first, which takes longer than to read its tokenizer."""
-    if source == bundled.NAME and not (workspace.home() / "models" / bundled.FOLDER / "config.json").exists():
+    if source == bundled.NAME and not bundled.is_unpacked(bundled.FOLDER):
         return bundled.bundled_gguf()
     path = paths.local(source, "model")
     return path if path.suffix == ".gguf" and path.is_file() else None

@@ -1,7 +1,6 @@
 """The tokenizer of a GGUF file: copied from the original file where there is one, else derived from transformers'."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,9 @@ from slim.core.errors import InputError
 from slim.models import bundled
 from slim.models.gguf_header import check_gguf
 from slim.models.original import PLAN_FILE
+from slim.models.pre_tokenizers import CUTS, name_of
 from slim.planning.files import load_plan
 
-PROBE = "I'll say DON'T: 12345 a_b+=c!!\n\n  def\r\n\tx"
-"""A text that every known pre-tokenizer splits differently."""
-CUTS: dict[tuple[str, ...], str] = {
-    tuple(pieces.split("|")): name
-    for name, pieces in {
-        "gpt-2": "I|'ll|Ġsay|ĠDON|'|T|:|Ġ12345|Ġa|_|b|+=|c|!!|ĊĊĠ|Ġdef|čĊ|ĉ|x",
-        "smollm": "I|'ll|Ġsay|ĠDON|'|T|:|Ġ|1|2|3|4|5|Ġa|_|b|+=|c|!!|ĊĊĠ|Ġdef|čĊ|ĉ|x",
-        "llama-bpe": "I|'ll|Ġsay|ĠDON|'T|:|Ġ|123|45|Ġa|_b|+=|c|!!ĊĊ|Ġ|Ġdef|čĊ|ĉx",
-        "qwen2": "I|'ll|Ġsay|ĠDON|'T|:|Ġ|1|2|3|4|5|Ġa|_b|+=|c|!!ĊĊ|Ġ|Ġdef|čĊ|ĉx",
-    }.items()
-}
-"""llama.cpp's name of a pre-tokenizer by the pieces of PROBE."""
 UNREACHED = -1e6
 """Score of a piece that no merge produces."""
 
@@ -113,16 +101,14 @@ def _types(tokenizer: PreTrainedTokenizerBase, pieces: list[str]) -> list[TokenT
 
 
 def _cut(backend: Any) -> str:
-    """Return llama.cpp's name of a tokenizer's pre-tokenizer. Raises InputError where none is known."""
-    cut: Callable[[str], list[tuple[str, Any]]] | None = getattr(backend.pre_tokenizer, "pre_tokenize_str", None)
-    found = tuple(piece for piece, _ in cut(PROBE)) if cut else ()
-    unchanged = backend.normalizer is None or backend.normalizer.normalize_str(PROBE) == PROBE
-    if not unchanged or found not in CUTS:
+    """Return llama.cpp's name of how a tokenizer cuts text. Raises InputError where it has none that is known."""
+    name = name_of(backend)
+    if name is None:
         raise InputError(
-            f"tokenizer: its pre-tokenizer is not one of the known {', '.join(CUTS.values())}; "
+            f"tokenizer: its pre-tokenizer is not one of the known {', '.join(cut.names[0] for cut in CUTS)}; "
             "convert the model with llama.cpp's own tools."
         )
-    return CUTS[found]
+    return name
 
 
 def _add_sentencepiece(

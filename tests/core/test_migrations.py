@@ -113,6 +113,15 @@ def test_a_calibration_of_the_first_version_says_what_reads_it() -> None:
         assert words in said
 
 
+@pytest.mark.parametrize(("source", "notes"), [("/a/folder", 0), ("/a/model.gguf", 1), ("bundled:smollm2-135m", 1)])
+def test_a_calibration_of_the_second_version_says_what_its_tokens_are(source: str, notes: int) -> None:
+    """Of a GGUF file alone: its text was not cut as the file says."""
+    raw = json.loads((FILES / "before-0.2" / "calibration" / "record.json").read_text())
+    found = from_plain(CalibrationFacts, raw | {"model": raw["model"] | {"source": source}}, "calibration")
+    assert found.tokenizer == ""
+    assert sum("calibrate again" in note for note in found.notes) == notes
+
+
 @pytest.mark.parametrize("kind", WRITTEN, ids=lambda kind: kind.__name__)
 def test_a_file_from_the_future_names_the_slim_it_needs(kind: type[Record], tmp_path: Path) -> None:
     """Whatever else stands in it, of every kind of record and by its own loader."""
