@@ -1,6 +1,7 @@
 """Write a pruned model as a Hugging Face folder: stock where its layers are alike, else with one modeling file."""
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from slim.pruning.written import check_written
 
 REWRITTEN = (f"{WEIGHTS}.index.json", GENERATION_CONFIG, "config.json")
 """Files of a checkpoint that describe its new weights, or name the tokens that it stops at."""
+EARLIER_MODELING = ("892ec50d2e449574c80101348af9c18ea818c54d2cc74b4b94336d40e3692db9",)
+"""SHA-256 of what slim/models/modeling.py was in versions whose checkpoints are still read."""
 SHARD_BYTES = 5_000_000_000
 """Most bytes of weights in one file; more are split over several."""
 
@@ -162,9 +165,19 @@ def recipe(folder: Path) -> Plan:
 
 def modeling_text(stock: str, architecture: Architecture) -> str:
     """Return the modeling file of a checkpoint whose layers differ, on top of transformers' class `stock`."""
-    source = Path(modeling.__file__).read_text(encoding="utf-8")
+    return Path(modeling.__file__).read_text(encoding="utf-8") + _family_text(stock, architecture)
+
+
+def wrote_modeling(text: str, stock: str, architecture: Architecture) -> bool:
+    """Return whether `text` is such a file, from this version of Slim or an earlier one."""
+    source = text.removesuffix(_family_text(stock, architecture))
+    earlier = hashlib.sha256(source.encode()).hexdigest() in EARLIER_MODELING
+    return text == modeling_text(stock, architecture) or (earlier and source != text)
+
+
+def _family_text(stock: str, architecture: Architecture) -> str:
     family = json.dumps(architecture.for_modeling(), indent=4).replace("\n", "\n    ")
-    return source + (
+    return (
         f"\n\nfrom transformers import {stock}  # noqa: E402\n\n\n"
         f"class Slim{stock}(PerLayerAttentionMixin, {stock}):\n"
         f'    """{stock} with an attention of its own shape in each layer."""\n\n'

@@ -132,11 +132,10 @@ def _check_checkpoint(folder: Path) -> None:
             f"{MODELING_FILE}: checkpoints have this file where their layers differ, and only there; export it again."
         )
     if file.exists():
-        text = checkpoint.modeling_text(stock, architecture_of(config.model_type))
-        if file.read_bytes() != text.encode():
+        text = file.read_bytes().decode(errors="replace")
+        if not checkpoint.wrote_modeling(text, stock, architecture_of(config.model_type)):
             raise InputError(
-                f"{MODELING_FILE}: it is not the one that this Slim writes, and no other code is imported; export it "
-                "with this version."
+                f"{MODELING_FILE}: it is not the one that Slim writes, and no other code is imported; export it again."
             )
 
 

@@ -474,7 +474,7 @@ RECORDS: dict[str, tuple[Edit, str]] = {
     "its rows": (replaced("evaluation", "table.parquet", b"PAR1"), "cannot be read"),
     "a judgement": (replaced("judgement", "judgement.json", b"{}"), r"judgement=.* cannot be read"),
     "votes": (replaced("judgement", "judgement.votes.json", b"[]"), "cannot be read as votes"),
-    "changed code": (appended("checkpoint", "modeling_slim.py", b"\nimport os\n"), "not the one that this Slim writes"),
+    "changed code": (appended("checkpoint", "modeling_slim.py", b"\nimport os\n"), "not the one that Slim writes"),
     "no code": (without("checkpoint", "modeling_slim.py"), "only there"),
     "code elsewhere": (
         configured(auto_map={"AutoModelForCausalLM": "evil/repo--modeling.Evil"}),
