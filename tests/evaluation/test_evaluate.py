@@ -294,7 +294,7 @@ def test_the_command_prints_for_programs(folders: Folders, run: Run, maths: Path
         (("--speed", "--speed-rows", "1,x"), "speed_rows='x'"),
         (("--speed", "--speed-rows", "0"), "speed_rows.0=0"),
         (("--speed", "--speed-tokens", "2000"), "speed_tokens=2000, speed_steps=32: "),
-        (("--tasks", "no_such_task"), "tasks=no_such_task: "),
+        (("--tasks", "no_such_task.yaml"), "tasks=no_such_task.yaml: "),
         (("--positions", "some"), "positions"),
     ],
 )
