@@ -57,7 +57,8 @@ TURN_ENDS = {
 def tokenizer(template: str | None, eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
     """A byte a token, and the ends of turns of several families."""
     made = pico_tokenizer()
-    made.add_tokens([AddedToken(piece, special=True, normalized=False) for piece in SPECIAL], special_tokens=True)
+    for piece in SPECIAL:
+        made.add_tokens(AddedToken(piece, special=True, normalized=False), special_tokens=True)
     made.chat_template = template
     made.eos_token = eos
     return made
