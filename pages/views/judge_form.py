@@ -86,12 +86,13 @@ def _models() -> tuple[str | None, str | None]:
 
 def _answers() -> dict[str, Any]:
     """Ask for the rows and the settings of answers."""
-    columns = st.columns(5, vertical_alignment="bottom")
+    columns = st.columns(6, vertical_alignment="bottom")
     keys = {
         "samples": "judge-samples",
         "max_new_tokens": "judge-length",
         "batch_size": "judge-batch",
         "temperature": "judge-temperature",
+        "repetition_penalty": "judge-penalty",
         "seed": "judge-seed",
     }
     return {name: ask(JudgeRequest, name, key, place) for place, (name, key) in zip(columns, keys.items(), strict=True)}

@@ -40,12 +40,13 @@ def show_playground() -> None:
     )
 
     if asked:
+        from slim.evaluation.settings import PLAYGROUND_PENALTY
         from slim.evaluation.streaming import Answer, side_by_side
 
         with plain_errors(), ONE_AT_A_TIME:
             pair = [open_model(made.model.source), open_model(str(path))]
             last: dict[int, Answer] = {}
-            for index, answer in side_by_side(pair, prompt, limit):
+            for index, answer in side_by_side(pair, prompt, limit, PLAYGROUND_PENALTY):
                 last[index] = answer
                 show_answer(places[index], answer)
         st.session_state["compare-answers"] = (str(path), prompt, last)

@@ -73,11 +73,12 @@ def show_preview(source: str, keep: Keep, key: str, title: str) -> None:
         return
     places = answer_places(("**Original**", f"**{title}**"))
     if asked:
+        from slim.evaluation.settings import PLAYGROUND_PENALTY
         from slim.evaluation.streaming import side_by_side
 
         with plain_errors(), ONE_AT_A_TIME:
             loaded, last = open_model(source), {}
-            for index, answer in side_by_side([loaded, (loaded, keep)], prompt, 64):
+            for index, answer in side_by_side([loaded, (loaded, keep)], prompt, 64, PLAYGROUND_PENALTY):
                 last[index] = answer
                 show_answer(places[index], answer, with_pace=False)
         st.session_state[f"{key}-answers"] = (source, keep, prompt, last)

@@ -50,7 +50,8 @@ def _quality(facts: "EvaluationFacts") -> Table:
     table.title = "Quality, with 95% intervals over rows"
     for key, about in facts.measures.items():
         named = f"{about.task}: {about.title}" if about.task else about.title
-        lead = [named + (f", {about.unit}" if about.unit else ""), "more" if about.higher_is_better else "less"]
+        named += (f", {about.unit}" if about.unit else "") + about.beside_chance
+        lead = [named, "more" if about.higher_is_better else "less"]
         for one in facts.models:
             if (score := one.scores.get(key)) is None:
                 continue

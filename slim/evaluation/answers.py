@@ -7,7 +7,13 @@ import numpy as np
 import torch
 from diskcache import Cache
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from slim.core.cache import Arrays
 from slim.core.errors import SlimError
@@ -60,7 +66,7 @@ def answer(
         loaded,
         answers=VERSION,
         stops=sorted(stops),
-        settings=settings.model_dump(exclude={"batch_size"}),
+        settings=settings.model_dump(exclude={"batch_size"}, exclude_none=True),
     )
 
     def compute(batch: Batch) -> list[Arrays]:
@@ -97,6 +103,10 @@ def _generate(loaded: Loaded, batch: Batch, settings: AnswerSettings, stops: Col
         pad_token_id=loaded.tokenizer.pad_token_id or 0,
     )
     processors = LogitsProcessorList()
+    if (penalty := settings.repetition_penalty or 1) != 1:
+        # what the prompt says may be said again: a summary takes names and words from it
+        width = batch.ids.shape[1]
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width))
     if settings.temperature:
         prompts = [ids[valid] for ids, valid in zip(batch.ids, batch.valid, strict=True)]
         processors.append(_Draws(prompts, settings))

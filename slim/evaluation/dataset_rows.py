@@ -19,8 +19,10 @@ from slim.evaluation.settings import AnswerSettings, EvaluationSettings
 from slim.models.load import Loaded
 from slim.pruning import held_out
 
-CHOICES = "choices"
-"""Kind of task whose choices are ranked, without generation."""
+CHOICES, LABELS = "choices", "classification"
+"""Kinds of task whose choices or labels are ranked by likelihood; choices without generation."""
+MOST_RANKED = 12
+"""Labels beyond which they are not ranked, as every label takes a pass over the row."""
 ANSWERED_AT_ONCE = 4
 """Batches of `batch_size` rows to generate together: a decoding step holds the logits of one position per row."""
 
@@ -35,6 +37,13 @@ class Drawn:
     why: str
     scorer: Scorer | None
     max_new_tokens: int | None
+    ranked: tuple[tasks.Example, ...] = ()
+    """The examples with the choices or labels to rank, if any."""
+
+    @property
+    def ranked_tokens(self) -> int:
+        """Tokens to read in order to rank them."""
+        return self.encoded.tokens * max((len(example.choices) for example in self.ranked), default=0)
 
 
 def draw(
@@ -74,7 +83,17 @@ def draw(
             )
     scorer = scorer_of(task.kind, [example.answer for example in task.examples])
     most = (settings.max_new_tokens or scorer.max_new_tokens) if scorer else None
-    return Drawn(task, tuple(examples), encoded, why, scorer, most)
+    return Drawn(task, tuple(examples), encoded, why, scorer, most, _to_rank(task, examples))
+
+
+def _to_rank(task: tasks.Task, examples: Sequence[tasks.Example]) -> tuple[tasks.Example, ...]:
+    """Return the examples with what is to be ranked: their own choices, or the labels of the whole dataset."""
+    if task.kind == CHOICES:
+        return tuple(examples)
+    labels = tuple(sorted({example.answer for example in task.examples})) if task.kind == LABELS else ()
+    if not 2 <= len(labels) <= MOST_RANKED:
+        return ()
+    return tuple(replace(example, choices=labels) for example in examples)
 
 
 @dataclass
@@ -94,18 +113,29 @@ class Reader:
 
     def parts(self) -> list[ScoreColumns]:
         """Return the likelihoods, and the scores of the dataset's kind of task."""
-        drawn, found = self.drawn, [self.likelihood()]
-        if drawn.task.kind == CHOICES:
-            scored, why = self.ranking(), "their choices cannot be compared within max_length"
-        elif drawn.scorer is not None:
-            scored, why = self.answers(drawn.scorer), "the prompt leaves no room for an answer"
-        else:
+        return [self.likelihood(), *self.scores()]
+
+    def scores(self) -> list[ScoreColumns]:
+        """Return the scores of the dataset's kind of task: of written answers, and of ranked choices or labels."""
+        drawn = self.drawn
+        found: list[ScoreColumns] = []
+        if drawn.scorer is not None:
+            found += self._kept(self.answers(drawn.scorer), "scored: the prompt leaves no room for an answer")
+        if drawn.ranked:
+            room = "choices cannot be compared within max_length"
+            if drawn.task.kind == LABELS:
+                room = "labels do not fit into the context"
+            found += self._kept(self.ranking(), f"ranked: their {room}")
+        if drawn.scorer is None and not drawn.ranked:
             self.notes.append(f"rows of the kind {drawn.task.kind!r} have no score besides their likelihood")
-            return found
+        return found
+
+    def _kept(self, scored: ScoreColumns, why: str) -> list[ScoreColumns]:
+        """Return the rows that have a figure, and note how many have none."""
         kept = scored.scored()
         if left := len(scored.places) - (len(kept.places) if kept else 0):
-            self.notes.append(f"{left} of {len(scored.places)} rows were not scored: {why}")
-        return [*found, *([kept] if kept else [])]
+            self.notes.append(f"{left} of {len(scored.places)} rows were not {why}")
+        return [kept] if kept else []
 
     def likelihood(self) -> ScoreColumns:
         """Return the perplexity of every model, and the KL of each to the original."""
@@ -121,12 +151,13 @@ class Reader:
         return ScoreColumns("", (PERPLEXITY, KL), encoded.places, columns)
 
     def ranking(self) -> ScoreColumns:
-        """Return which choice is the likeliest to every model."""
-        examples, columns = self.drawn.examples, {}
-        total = self.drawn.encoded.tokens * max(len(example.choices) for example in examples)
+        """Return which choice or label is the likeliest to every model."""
+        examples, columns, of_choices = self.drawn.ranked, {}, self.drawn.task.kind == CHOICES
         for name, one in self.loaded.items():
-            longest = min(self.settings.max_length, context_of(one))
-            columns[name] = ranked(one, examples, longest, self._passes(total, f"Ranking choices as {name}"))
+            # like the answers that are written, labels follow the whole prompt
+            longest = min(self.settings.max_length, context_of(one)) if of_choices else context_of(one)
+            passes = self._passes(self.drawn.ranked_tokens, f"Ranking choices as {name}")
+            columns[name] = ranked(one, examples, longest, passes)
         return ScoreColumns("", (RANKED, RANKED_WHOLE), range(len(examples)), columns)
 
     def answers(self, scorer: Scorer) -> ScoreColumns:
@@ -138,7 +169,7 @@ class Reader:
             max_new_tokens=self.drawn.max_new_tokens or scorer.max_new_tokens,
             batch_size=ANSWERED_AT_ONCE * self.settings.batch_size,
             seed=self.settings.seed,
-        )
+        ).for_kind(self.drawn.task.kind)
         columns: dict[str, Columns] = {}
         texts = {}
         for name, one in self.loaded.items():

@@ -25,7 +25,7 @@ from slim.evaluation.record import (
 )
 from slim.evaluation.request import EvaluateRequest
 from slim.evaluation.row_table import ScoreColumns, facts_of, scores_of, table
-from slim.evaluation.settings import EvaluationSettings
+from slim.evaluation.settings import REPETITION_PENALTIES, EvaluationSettings
 from slim.evaluation.speed import check_speed_settings, footprints, measure_speed
 from slim.models.load import Loaded, device_name, load_model
 from slim.models.stops import end_notes
@@ -88,6 +88,7 @@ def evaluate(request: EvaluateRequest, reporter: Reporter = SILENT) -> Evaluatio
         held_out=drawn.why if drawn else "no rows of a dataset were used",
         settings=settings,
         max_new_tokens=drawn.max_new_tokens if drawn else None,
+        repetition_penalty=REPETITION_PENALTIES.get(drawn.task.kind) if drawn else None,
         measures=facts_of(parts),
         tasks=ran,
         models=tuple(
@@ -127,12 +128,12 @@ def standard_parts(
 
 def workload(loaded: Mapping[str, Loaded], drawn: Drawn | None, settings: EvaluationSettings) -> Workload:
     """Return the work of the models on the dataset rows, without standard tasks and timing."""
-    rows, count = (len(drawn.examples), drawn.encoded.tokens) if drawn else (0, 0)
+    rows, count, ranks = (len(drawn.examples), drawn.encoded.tokens, drawn.ranked_tokens) if drawn else (0, 0, 0)
     answered = rows * (drawn.max_new_tokens or 0) if drawn else 0
     longest = max(drawn.encoded.lengths) * settings.batch_size if drawn else 0
     seconds, memory = 0.0, 0
     for one in loaded.values():
-        seconds += seconds_of(one.facts, 2 * count + DECODED * answered, one.model.device, one.model.dtype)
+        seconds += seconds_of(one.facts, 2 * count + ranks + DECODED * answered, one.model.device, one.model.dtype)
         memory += one.facts.parameters * one.model.dtype.itemsize
     original = next(iter(loaded.values())).model
     memory += 4 * longest * original.config.vocab_size * 4

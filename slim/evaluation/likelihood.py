@@ -92,14 +92,15 @@ def _parts(loaded: Loaded, tokens: Tensor) -> Iterator[slice]:
 
 def ranked(loaded: Loaded, examples: Sequence[tasks.Example], max_length: int, passes: Passes) -> Columns:
     """Return whether the right choice of each example is the likeliest, per character (`ranked`) and as a whole
-    (`ranked_whole`), and the place of the likeliest one (`said`); the first of a tie counts.  # (R,) each
+    (`ranked_whole`), the place of the likeliest per character (`ranked_place`), and how often a guess is right
+    (`chance`, 0..1); the first of a tie counts.  # (R,) each
 
     NaN where a choice does not fit into `max_length` tokens.
     """
     sets = [_encoded(example, loaded, max_length) for example in examples]
     rows = [row for one in sets if one for row in one.rows]
     starts = [start for one in sets if one for start in one.starts]
-    result = {name: np.full(len(examples), np.nan) for name in ("ranked", "ranked_whole", "said")}
+    result = {name: np.full(len(examples), np.nan) for name in ("ranked", "ranked_whole", "ranked_place", "chance")}
     if not rows:
         return result
 
@@ -121,7 +122,8 @@ def ranked(loaded: Loaded, examples: Sequence[tasks.Example], max_length: int, p
         whole = -surprise[done : done + len(example.choices)]
         done += len(example.choices)
         said = int((whole / [len(choice) for choice in example.choices]).argmax())
-        result["said"][place] = said
+        result["ranked_place"][place] = said
+        result["chance"][place] = 1 / len(example.choices)
         result["ranked"][place] = example.choices[said] == example.answer
         result["ranked_whole"][place] = example.choices[int(whole.argmax())] == example.answer
     return result

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from slim.models.load import Loaded
 SHARES = ("acc", "acc_norm", "acc_mutual_info", "exact_match", "em", "f1", "brier_acc")
 """Metrics between 0 and 1, which are shown in points."""
 PLAIN_FILTER = "none"
+SUFFIXES = (".yaml", ".yml")
+"""Of a file with a task."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,7 @@ class LmEvalTasks:
                 f"tasks={','.join(names)}: lm-evaluation-harness is not installed; run pip install 'slim[lm-eval]'."
             ) from error
         self.rows, self.shots, self.seed = rows, shots, seed
-        with _quiet():
-            # to index its own tasks takes reading thousands of files
-            self.manager: Any = TaskManager(include_defaults=not all(map(_is_file, names)))
+        self.manager = _manager(TaskManager, not all(name.endswith(SUFFIXES) for name in names))
         self.specs = [self._spec(name) for name in names]
 
     def run(self, loaded: Loaded, batch_size: int = 4, reporter: Reporter = SILENT) -> list[TaskScores]:
@@ -124,7 +124,14 @@ def _wrapped(loaded: Loaded, batch_size: int) -> Any:
 
 def _is_file(name: str) -> bool:
     path = paths.local(name, "task")
-    return path.suffix in (".yaml", ".yml") and path.is_file()
+    return path.suffix in SUFFIXES and path.is_file()
+
+
+@cache
+def _manager(made_by: Any, own: bool) -> Any:
+    """Return the harness's list of tasks; for its own ones thousands of files are read."""
+    with _quiet():
+        return made_by(include_defaults=own)
 
 
 def version() -> str:

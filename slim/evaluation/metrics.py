@@ -42,13 +42,23 @@ class Metric:
     figure: Callable[[Columns, NDArray[np.int64]], NDArray[np.float64]]
     digits: int = 1
     """Digits after the decimal point, where it is shown."""
+    guessed: bool = False
+    """Whether the column `chance` holds what a guess contributes to it."""
 
 
-def mean(name: str, title: str, unit: str = POINTS, higher_is_better: bool = True, digits: int = 1) -> Metric:
+def mean(
+    name: str, title: str, unit: str = POINTS, higher_is_better: bool = True, digits: int = 1, guessed: bool = False
+) -> Metric:
     """Return the mean of the column `name` as a metric; in points it is multiplied by 100."""
     scale = 100.0 if unit == POINTS else 1.0
     return Metric(
-        name, title, unit, higher_is_better, lambda rows, counts: scale * (counts @ rows[name]) / counts.sum(1), digits
+        name,
+        title,
+        unit,
+        higher_is_better,
+        lambda rows, counts: scale * (counts @ rows[name]) / counts.sum(1),
+        digits,
+        guessed,
     )
 
 
@@ -101,6 +111,6 @@ MACRO_F1 = Metric("macro_f1", "macro-F1", POINTS, True, _macro_f1)
 ROUGE = tuple(mean(f"rouge{which}", f"ROUGE-{which}") for which in ("1", "2", "L"))
 EXACT = mean("exact_match", "exact match")
 TOKEN_F1 = mean("token_f1", "F1 of words")
-ACCURACY = mean("accuracy", "accuracy")
-RANKED = mean("ranked", "accuracy, likelihood per character")
-RANKED_WHOLE = mean("ranked_whole", "accuracy, likelihood")
+ACCURACY = mean("accuracy", "accuracy", guessed=True)
+RANKED = mean("ranked", "accuracy, likelihood per character", guessed=True)
+RANKED_WHOLE = mean("ranked_whole", "accuracy, likelihood", guessed=True)

@@ -27,6 +27,12 @@ class MetricFacts(Record):
     higher_is_better: bool
     digits: int = Field(ge=0, le=9, description="digits after the decimal point, where it is shown")
     rows: int = Field(ge=1)
+    chance: float | None = Field(default=None, description="figure of a guess among the choices or labels")
+
+    @property
+    def beside_chance(self) -> str:
+        """The figure of a guess in words, where there is one: " (chance: 25.0)"."""
+        return "" if self.chance is None else f" (chance: {self.chance:.{self.digits}f})"
 
 
 class Score(Record):
@@ -69,6 +75,7 @@ class EvaluationFacts(Record):
     held_out: str = Field(description="why these rows are held out from every model, as far as that is known")
     settings: EvaluationSettings
     max_new_tokens: int | None = Field(default=None, ge=1)
+    repetition_penalty: float | None = Field(default=None, description="of the answers; null without one")
     measures: dict[str, MetricFacts]
     tasks: dict[str, TaskFacts] = Field(default={})
     models: tuple[ModelScores, ...] = Field(min_length=1, description="the first is the original")

@@ -58,6 +58,7 @@ def facts_of(parts: Sequence[ScoreColumns]) -> dict[str, MetricFacts]:
             higher_is_better=measure.higher_is_better,
             digits=measure.digits,
             rows=len(part.places),
+            chance=100 * float(next(iter(part.columns.values()))["chance"].mean()) if measure.guessed else None,
         )
         for part in parts
         for measure in part.measures

@@ -118,7 +118,12 @@ def _questions(answer: str, reference: str) -> dict[str, float]:
 def _labelled(answer: str, label: str, labels: Sequence[str]) -> dict[str, float]:
     said = label_in(answer, labels)
     place = labels.index(said) if said is not None else -1
-    return {"accuracy": float(said == label), "gold": float(labels.index(label)), "said": float(place)}
+    return {
+        "accuracy": float(said == label),
+        "gold": float(labels.index(label)),
+        "said": float(place),
+        "chance": 1 / len(labels),
+    }
 
 
 @cache

@@ -1,6 +1,6 @@
 """Settings of an evaluation, of the answers that models generate, and of timing."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -8,6 +8,12 @@ from slim.core.codecs import whole_numbers
 from slim.core.fields import BatchSize, Device, Dtype, MaxLength, Positions, Samples, Seed
 from slim.core.records import Record
 from slim.core.request import Named
+
+REPETITION_PENALTIES = {"summarisation": 1.2}
+"""Penalty on tokens that an answer already holds, by kind of task: greedy summaries of small models repeat themselves
+without end, while results and labels rightly repeat what was said."""
+PLAYGROUND_PENALTY = 1.2
+"""The same for any prompt on a page."""
 
 
 class SpeedSettings(Record):
@@ -65,4 +71,16 @@ class AnswerSettings(Record):
     )
     batch_size: int = Field(default=16, ge=1, title="Rows answered at a time", description="rows answered at a time")
     temperature: float = Field(default=0.0, ge=0, title="Temperature", description="temperature; 0 is greedy")
+    repetition_penalty: float | None = Field(
+        default=None,
+        ge=1,
+        title="Repetition penalty",
+        description="penalty on tokens that the answer already holds, 1 for no penalty (default: 1.2 for summaries)",
+    )
     seed: Seed = Field(default=0, description="seed of the rows, the sampled tokens and the resamples")
+
+    def for_kind(self, kind: str) -> Self:
+        """Return the settings for answers to a kind of task: where no repetition penalty is named, the kind's own."""
+        if self.repetition_penalty is not None:
+            return self
+        return self.model_copy(update={"repetition_penalty": REPETITION_PENALTIES.get(kind)})

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
 from slim.models.load import Loaded
 from slim.models.units import Keep
@@ -44,8 +44,18 @@ def prompt_ids(loaded: Loaded, prompt: str) -> torch.Tensor:
     return encoded["input_ids"].to(loaded.model.device)  # type: ignore[union-attr, call-overload]
 
 
-def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | None = None) -> Iterator[Answer]:
-    """Yield the greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given."""
+def stream(
+    loaded: Loaded,
+    prompt: str,
+    max_new_tokens: int = 128,
+    keep: Keep | None = None,
+    repetition_penalty: float = 1.0,
+) -> Iterator[Answer]:
+    """Yield the greedy answer to `prompt` after each of its tokens, as if pruned to `keep` where that is given.
+
+    Tokens that the answer already holds are less likely by the penalty; those of the prompt are not.
+    """
+    penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty)
     model, tokenizer = loaded.model, loaded.tokenizer
     stops = set(loaded.stops)
     ids, tokens = prompt_ids(loaded, prompt), []
@@ -55,7 +65,8 @@ def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | 
         began = time.perf_counter()
         with torch.inference_mode(), masked(loaded, keep) if keep else nullcontext():
             logits = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
-            ids = logits[:, -1].argmax(-1, keepdim=True)  # (1, 1)
+            said = torch.tensor([tokens], dtype=torch.long, device=logits.device)  # (1, T)
+            ids = penalty(said, logits[:, -1]).argmax(-1, keepdim=True)  # (1, 1)
         token, spent = int(ids), time.perf_counter() - began
         first, seconds = (spent, 0.0) if step == 0 else (first, seconds + spent)
         if token in stops:
@@ -66,14 +77,20 @@ def stream(loaded: Loaded, prompt: str, max_new_tokens: int = 128, keep: Keep | 
 
 
 def side_by_side(
-    models: Sequence[Loaded | tuple[Loaded, Keep]], prompt: str, max_new_tokens: int = 128
+    models: Sequence[Loaded | tuple[Loaded, Keep]],
+    prompt: str,
+    max_new_tokens: int = 128,
+    repetition_penalty: float = 1.0,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield the models' answers in turns, a token each, so that all stream at once without slowing another's clock.
 
     A model with a `Keep` beside it answers as it would pruned to that.
     """
     pairs = [model if isinstance(model, tuple) else (model, None) for model in models]
-    streams = {index: stream(loaded, prompt, max_new_tokens, keep) for index, (loaded, keep) in enumerate(pairs)}
+    streams = {
+        index: stream(loaded, prompt, max_new_tokens, keep, repetition_penalty)
+        for index, (loaded, keep) in enumerate(pairs)
+    }
     while streams:
         for index in list(streams):
             answer = next(streams[index], None)

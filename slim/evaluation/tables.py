@@ -30,7 +30,7 @@ def quality_table(facts: EvaluationFacts, found: Sequence[ComparedMetric]) -> pd
     lines = []
     for key, about in facts.measures.items():
         quantity = named_metric(found, key)
-        lead = [quantity.label, "more" if about.higher_is_better else "less", f"{about.rows:,}"]
+        lead = [quantity.label + about.beside_chance, "more" if about.higher_is_better else "less", f"{about.rows:,}"]
         for model, one in enumerate(facts.models):
             if (score := one.scores.get(key)) is None:
                 continue

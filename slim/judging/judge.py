@@ -47,6 +47,7 @@ def judge(request: JudgeRequest, reporter: Reporter = SILENT) -> Saved[Judgment]
     if request.output is not None:
         _check_output(request.output)
     task = held_out.open_task(request.data)
+    settings = settings.for_kind(task.kind)
     examples, why = held_out.draw(task, request.samples, settings.seed, [pruned, original], reporter)
     if not any(example.prompt or example.turns for example in examples):
         raise InputError(f"dataset={task.source!r}: rows of plain text hold no question to answer; choose another.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Kinds of tokens that are found in a text as they are written, before it is cut."""
 SPACE = "▁"
-"""What stands for a space in the older kind of tokenizer."""
+"""Stands for a space in the older kind of tokenizer."""
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 """The file's word for a special token, by transformers' name."""
 OLDER_SPECIAL = {"bos": 1, "eos": 2, "unknown": 0}

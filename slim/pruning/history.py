@@ -43,7 +43,11 @@ class Quality(Record):
     original: float = Field(gt=0, description="the original's perplexity on the same rows")
     rows: int = Field(ge=1)
     predicted: int = Field(ge=1, description="tokens that the figures are means over")
-    answers: TriedAnswers | None = Field(default=None, description="where answers were tried: around a training")
+    answers: TriedAnswers | None = Field(
+        default=None,
+        description="where answers were tried: around a training",
+        exclude_if=lambda answers: answers is None,
+    )
 
     @property
     def ratio(self) -> float:

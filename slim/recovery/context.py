@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,8 +118,9 @@ class RecoveryContext:
         changed = self.student.facts.model_copy(update={"fingerprint": ""})  # cached figures are of the old weights
         return self.figures(replace(self.student, model=model, facts=changed), batch_size, None, work, asked)
 
-    def questions(self) -> Asked:
-        """Return what to ask of the rows that accept or test a training."""
+    @cached_property
+    def asked(self) -> Asked:
+        """Questions of the rows that accept or test a training."""
         rows = self.drawn.examples
         return {role: questions(rows[role], self.student, self.settings.max_length) for role in JUDGED}
 
@@ -136,9 +138,9 @@ class RecoveryContext:
             there=memory_there(device),
         )
 
-    def with_answers(self, planned: Workload, asked: Asked) -> Workload:
-        """Return the work with what is asked answered before and after the step."""
-        more = 2 * sum(one.cost for one in asked.values())
+    def with_answers(self, planned: Workload) -> Workload:
+        """Return the work of a training with the questions answered before and after it."""
+        more = 2 * sum(one.cost for one in self.asked.values())
         device, dtype = self.student.model.device, resolve_dtype(self.settings.dtype)
         seconds = planned.seconds + seconds_of(self.student.facts, more, device, dtype)
         return replace(planned, forwards=planned.forwards + more, seconds=seconds)

@@ -89,8 +89,6 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
     original = None if request.original is None else os.fspath(request.original)
     at = recovery_context(source, tasks.load_task(request.data), settings, original, reporter)
     planned = layer_distillation.workload(at, settings) if method == "local" else workload(at, settings)
-    asked = at.questions()
-    planned = at.with_answers(planned, asked)
     reporter.estimate(planned.sentence())
     work = Work(reporter, planned.forwards)
     same = at.student.facts.fingerprint == at.teacher.facts.fingerprint
@@ -98,7 +96,7 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
     with open_cache() as cache, _alone(folder):
         if not request.resume:
             shutil.rmtree(folder, ignore_errors=True)
-        before = at.figures(at.student, settings.micro_batch, cache, work, asked)
+        before = at.figures(at.student, settings.micro_batch, cache, work, at.asked)
         if method == "local":
             trained = _layer_by_layer(at, settings, folder, work)
         else:
@@ -106,7 +104,7 @@ def finetune(request: FinetuneRequest, reporter: Reporter = SILENT) -> Path:
         if settings.merge:
             round_to_stored(trained.model.named_parameters(), at.student.facts)
         bare: Any = trained.model.get_base_model() if isinstance(trained.model, PeftModel) else trained.model
-        after = at.figures_after(bare, settings.micro_batch, work, asked)
+        after = at.figures_after(bare, settings.micro_batch, work, at.asked)
         one, other = before[ACCEPTANCE], after[ACCEPTANCE]
         broken = stops_broken(one.answers, other.answers)
         applied = _better(one, other, "lora" if same else method) and not broken
@@ -146,7 +144,7 @@ def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
     soft_targets = (learn.tokens + choose.tokens) * (TOP + 1) * 8
     state = parameters * KEPT_NUMBERS[settings.weights] * 2 + (parameters if settings.weights == "full" else 0)
     memory = int(numbers * dtype.itemsize) + soft_targets
-    return at.workload(forwards, memory, int(parameters * facts.itemsize + state * dtype.itemsize))
+    return at.with_answers(at.workload(forwards, memory, int(parameters * facts.itemsize + state * dtype.itemsize)))
 
 
 def train(

@@ -236,7 +236,8 @@ def workload(at: RecoveryContext, settings: TrainSettings) -> Workload:
     width = at.student.model.config.hidden_size
     row = settings.micro_batch * min(settings.max_length, max(drawn[0].lengths))
     held = sum(sizes) + 4 * sizes[0] // facts.layers + (tokens * STREAMS + 40 * row) * width
-    return at.workload(trained * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
+    needed = at.workload(trained * layer_cost(at, settings), held * dtype.itemsize, 2 * sizes[0] * facts.itemsize)
+    return at.with_answers(needed)
 
 
 def layer_cost(at: RecoveryContext, settings: TrainSettings) -> float:

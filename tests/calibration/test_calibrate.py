@@ -279,7 +279,7 @@ def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path)
     assert estimate.startswith(f"2 rows, {found.facts.dataset.tokens} tokens: about ")
     assert found.facts.metrics["kl_output"].rows == 1
     assert found.sketch is not None
-    assert sorted(found.sketch.tokens.tolist()) == [len("She."), len("This and that.")]
+    assert sorted(found.sketch.tokens.tolist()) == [len("She.") + 1, len("This and that.") + 1]  # with the end token
     assert load_calibration(tmp_path / "out").facts == found.facts
 
 

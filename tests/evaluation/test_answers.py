@@ -90,6 +90,36 @@ def test_an_answer_ends_before_a_stop(pico: Callable[..., Loaded]) -> None:
     assert {one.finished for one in found} == {True, False}
 
 
+def penalized(loaded: Loaded, row: Tensor, count: int, penalty: float) -> list[int]:
+    """The likeliest tokens one by one, where those of the answer so far are less likely (Keskar 2019)."""
+    said: list[int] = []
+    for _ in range(count):
+        with torch.inference_mode():
+            ids = torch.cat((row, torch.tensor(said, dtype=torch.long)))
+            logits = loaded.model(input_ids=ids[None]).logits[0, -1]
+        logits = logits.clone()  # which may be written to
+        for token in set(said):
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        said.append(int(logits.argmax()))
+    return said
+
+
+def test_a_penalty_is_on_what_the_answer_holds(pico: Callable[..., Loaded]) -> None:
+    """Not on the prompt's tokens, whatever the padding; a penalty of 1 changes nothing."""
+    loaded = pico("llama")
+    found, _ = answer(loaded, ROWS, settings(repetition_penalty=1.5), stops=())
+    assert [one.text for one in found] == [text(loaded, penalized(loaded, row, 12, 1.5)) for row in ROWS]
+    plain, _ = answer(loaded, ROWS, settings(), stops=())
+    assert found != plain == answer(loaded, ROWS, settings(repetition_penalty=1), stops=())[0]
+
+
+def test_summaries_have_a_penalty_of_their_own() -> None:
+    """Where none is named; other answers have none."""
+    assert settings().for_kind("summarisation").repetition_penalty == 1.2
+    assert settings().for_kind("maths") == settings()
+    assert settings(repetition_penalty=1).for_kind("summarisation").repetition_penalty == 1
+
+
 def test_settings_of_the_model_change_nothing(pico: Callable[..., Loaded]) -> None:
     """A model that comes with sampling or a penalty is asked as its original is."""
     loaded = pico("llama")

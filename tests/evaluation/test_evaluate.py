@@ -67,8 +67,8 @@ def test_the_record_has_every_model_beside_the_original(triage: Evaluation) -> N
     """Every metric with its number of rows and the paired difference; the original has none to itself."""
     facts = triage.facts
     assert [one.name for one in facts.models] == ["original", "pruned", "whole"]
-    assert list(facts.measures) == ["perplexity", "kl", "accuracy", "macro_f1"]
-    assert [about.higher_is_better for about in facts.measures.values()] == [False, False, True, True]
+    assert list(facts.measures) == ["perplexity", "kl", "accuracy", "macro_f1", "ranked", "ranked_whole"]
+    assert [about.higher_is_better for about in facts.measures.values()] == [False, False, True, True, True, True]
     assert {about.rows for about in facts.measures.values()} == {6}
     original, pruned, whole = facts.models
     assert "kl" not in original.scores
@@ -84,6 +84,30 @@ def test_the_record_has_every_model_beside_the_original(triage: Evaluation) -> N
     assert facts.versions.keys() == {"slim", "torch", "transformers", "python"}
     assert facts.max_new_tokens == 4
     assert all(one.truncated_answers is not None and one.truncated_answers <= 6 for one in facts.models)
+
+
+def test_labels_are_ranked_beside_the_written_answers(triage: Evaluation) -> None:
+    """By the likelihood of each label as the answer to the same prompt, next to what a guess among six gives."""
+    labels = sorted({example.answer for example in tasks.load_task("bundled:triage", split="test").examples})
+    rows = triage.table[triage.table["model"] == "original"]
+    by_place = [labels[int(place)] for place in rows["ranked_place"]]
+    assert list(rows["ranked"]) == [
+        float(said == label) for said, label in zip(by_place, rows["reference"], strict=True)
+    ]
+    chances = {name: about.chance for name, about in triage.facts.measures.items()}
+    guessed = pytest.approx(100 / 6)
+    assert chances == {"accuracy": guessed, "ranked": guessed, "ranked_whole": guessed} | dict.fromkeys(
+        ("perplexity", "kl", "macro_f1")
+    )
+    assert triage.facts.measures["ranked"].beside_chance == " (chance: 16.7)"
+
+
+def test_many_labels_are_only_written(folders: Folders, tmp_path: Path) -> None:
+    """Where each would take a pass over every row."""
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps({"text": f"Row {n}", "label": f"name {n}"}) + "\n" for n in range(13)))
+    done = evaluated(folders.original, dataset=file, baseline=folders.original)
+    assert list(done.facts.measures) == ["perplexity", "kl", "accuracy", "macro_f1"]
 
 
 def test_the_rows_are_held_out_and_said_so(triage: Evaluation) -> None:
@@ -175,7 +199,7 @@ def test_choices_are_ranked_and_text_is_only_read(folders: Folders, tmp_path: Pa
     assert list(done.facts.measures) == ["perplexity", "kl", "ranked", "ranked_whole"]
     left = 6 - done.facts.measures["ranked"].rows
     assert 0 < left < 6
-    assert f"{left} of 6 rows were not scored: their choices cannot be compared within max_length" in done.facts.notes
+    assert f"{left} of 6 rows were not ranked: their choices cannot be compared within max_length" in done.facts.notes
     ranked = done.table["ranked"].dropna()
     assert set(ranked) <= {0.0, 1.0}
     text = tmp_path / "text.txt"
@@ -294,7 +318,7 @@ def test_the_command_prints_for_programs(folders: Folders, run: Run, maths: Path
         (("--speed", "--speed-rows", "1,x"), "speed_rows='x'"),
         (("--speed", "--speed-rows", "0"), "speed_rows.0=0"),
         (("--speed", "--speed-tokens", "2000"), "speed_tokens=2000, speed_steps=32: "),
-        (("--tasks", "no_such_task"), "tasks=no_such_task: "),
+        (("--tasks", "no_such_task.yaml"), "tasks=no_such_task.yaml: "),
         (("--positions", "some"), "positions"),
     ],
 )

@@ -105,8 +105,9 @@ def test_choices_are_ranked_by_explicit_sums(pair: tuple[Loaded, Loaded]) -> Non
                 whole.append(sum(p[place - 1][int(both[place])] for place in range(len(asked), len(both))))
             per_character = [one / len(choice) for one, choice in zip(whole, example.choices, strict=True)]
             said, said_whole = int(np.argmax(per_character)), int(np.argmax(whole))
-            assert found["said"][index] == said
+            assert found["ranked_place"][index] == said
             assert found["ranked"][index] == (example.choices[said] == example.answer)
+            assert found["chance"][index] == 1 / len(example.choices)
             assert found["ranked_whole"][index] == (example.choices[said_whole] == example.answer)
 
 
@@ -115,8 +116,8 @@ def test_choices_that_do_not_fit_are_not_ranked(pair: tuple[Loaded, Loaded]) -> 
     alone = replace(CHOICES[1], choices=("two",))
     found = ranked(pair[0], (CHOICES[0], alone, CHOICES[1]), 20, Passes())
     np.testing.assert_array_equal(np.isnan(found["ranked"]), [True, True, False])
-    assert np.isnan(ranked(pair[0], (alone,), 20, Passes())["said"]).all()
-    assert found["said"][2] == ranked(pair[0], (CHOICES[1],), 20, Passes())["said"][0]
+    assert np.isnan(ranked(pair[0], (alone,), 20, Passes())["ranked_place"]).all()
+    assert found["ranked_place"][2] == ranked(pair[0], (CHOICES[1],), 20, Passes())["ranked_place"][0]
 
 
 def test_a_model_without_numbers_is_named(pair: tuple[Loaded, Loaded]) -> None:

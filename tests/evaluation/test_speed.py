@@ -21,7 +21,6 @@ from slim.evaluation.speed import (
     check_speed_settings,
     file_bytes,
     first_token,
-    footprints,
     measure_speed,
     tokens,
 )
@@ -105,19 +104,6 @@ def test_tokens_are_of_all_rows_together(pair: dict[str, Loaded], monkeypatch: p
         assert (one.decode.times, one.decode.low, one.decode.high) == (1, 1, 1)
 
 
-def test_what_a_model_takes(pair: dict[str, Loaded]) -> None:
-    """The files as they lie on disk; memory in a process of its own, at least the weights."""
-    few = SpeedSettings(batch_sizes=(2,), tokens=8, steps=2, repeats=1)
-    found = footprints(pair, few, "cpu", "float64")
-    for name, one in pair.items():
-        folder = Path(one.facts.source)
-        assert found[name].file_bytes == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        weights = sum(parameter.nbytes for parameter in one.model.parameters())
-        assert found[name].peak_bytes >= weights
-    assert found["pruned"].file_bytes < found["original"].file_bytes == file_bytes(pair["original"].facts.source)
-    assert (found["original"].load.times, found["original"].load.low) == (1, 1)
-
-
 def test_prompts_a_model_cannot_read_are_refused(pair: dict[str, Loaded]) -> None:
     """And settings that time nothing."""
     with pytest.raises(InputError, match=r"speed_tokens=1020, speed_steps=5: .* reads at most 1,024 tokens"):
@@ -129,7 +115,10 @@ def test_prompts_a_model_cannot_read_are_refused(pair: dict[str, Loaded]) -> Non
 
 
 def test_speed_alone_is_an_evaluation(pair: dict[str, Loaded], tmp_path: Path) -> None:
-    """Without rows of a dataset; its figures are in the record and the CSV."""
+    """Without rows of a dataset; its figures are in the record and the CSV.
+
+    Also what a model takes: the files as they lie on disk; memory in a process of its own, at least the weights.
+    """
     few = {"speed": True, "speed_rows": [1, 2], "speed_tokens": 8, "speed_steps": 2, "repeats": 1}
     asked = {"checkpoints": [pair["pruned"].facts.source], "device": "cpu", "output": tmp_path / "out"}
     done = evaluate(EvaluateRequest.asked(**asked, **few))
@@ -137,7 +126,13 @@ def test_speed_alone_is_an_evaluation(pair: dict[str, Loaded], tmp_path: Path) -
     assert done.facts.measures == {}
     pruned = done.facts.models[1]
     assert [one.rows for one in pruned.pace] == [1, 2]
-    assert pruned.footprint is not None
+    taken = [one.footprint for one in done.facts.models if one.footprint is not None]
+    for one, found in zip(pair.values(), taken, strict=True):
+        folder = Path(one.facts.source)
+        assert found.file_bytes == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        assert found.peak_bytes >= sum(parameter.nbytes for parameter in one.model.parameters())
+    assert taken[1].file_bytes < taken[0].file_bytes == file_bytes(pair["original"].facts.source)
+    assert (taken[0].load.times, taken[0].load.low) == (1, 1)
     again = load_evaluation(tmp_path / "out")
     assert again.facts == done.facts
     assert again.table.empty

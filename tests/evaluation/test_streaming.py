@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from slim.evaluation import answers
+from slim.evaluation.settings import AnswerSettings
 from slim.evaluation.streaming import Answer, prompt_ids, side_by_side, stream
 from slim.models.load import Loaded, load_model
 from slim.pruning import checkpoint
@@ -59,6 +61,15 @@ def test_a_stream_is_generate(pair: tuple[Loaded, Loaded]) -> None:
         assert answers[-1].tokens_per_second == 19 / answers[-1].seconds
         assert all(answer.first == answers[0].first > 0 for answer in answers)
     assert greedy(pair[0], 20) != greedy(pair[1], 20)
+
+
+def test_a_penalty_is_that_of_answers(pair: tuple[Loaded, Loaded]) -> None:
+    """On the tokens that were streamed, for both models of a pair."""
+    asked = AnswerSettings(max_new_tokens=20, repetition_penalty=1.5)
+    for index, loaded in enumerate(pair):
+        (expected,), _ = answers.answer(loaded, [prompt_ids(loaded, PROMPT)[0]], asked, ())
+        found = [one for turn, one in side_by_side(pair, PROMPT, 20, 1.5) if turn == index]
+        assert found[-1].text.strip() == expected.text != text_of(loaded, greedy(loaded, 20)).strip()
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -8,7 +8,7 @@ from benchmarks.sessions import OWN, PATH, furnish, sessions
 from tests.browser_setup import served
 
 
-@pytest.mark.parametrize("people", [6, pytest.param(20, marks=pytest.mark.release)])
+@pytest.mark.parametrize("people", [3, pytest.param(20, marks=pytest.mark.release)])
 def test_many_people_at_once(people: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No page fails, each shows what its own session chose and keeps what it set, and the job runs on."""
     monkeypatch.setenv("SLIM_HOME", str(tmp_path))
