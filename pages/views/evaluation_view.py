@@ -10,6 +10,8 @@ from pages.views.evaluation_tables import show_summary, show_tables
 from pages.views.frame import choose_run, duration, sentence
 from pages.views.report_button import offer_report
 from slim.core.errors import InputError
+from slim.core.markdown import escaped
+from slim.data.omissions import reading
 from slim.evaluation.charts import change_bars, radar, trade_off
 from slim.evaluation.comparison import ComparedMetric, Group, compare_models, named_metric
 from slim.evaluation.record import Evaluation, EvaluationFacts, figures_table, load_evaluation
@@ -42,6 +44,8 @@ def show_evaluation(done: Evaluation, name: str) -> None:
     facts = done.facts
     found = compare_models(facts)
     st.caption(sentence(_about(facts)))
+    if facts.dataset:
+        st.caption(" ".join(f"{escaped(said)}." for said in reading(facts.dataset)))
     for note in facts.notes:
         st.warning(f"{sentence(note)}.", icon=":material/warning:")
     show_summary(facts, found)

@@ -21,6 +21,7 @@ from slim.core.errors import SlimError
 from slim.core.markdown import escaped
 from slim.core.run_index import runs
 from slim.core.workspace import Kind
+from slim.data.omissions import omitted
 from slim.jobs import Job
 from slim.jobs.kinds import kind_of
 from slim.models.units import UnitName
@@ -267,7 +268,7 @@ def facts_line(calibration: Calibration) -> str:
     """The model and the rows of a calibration, for Markdown."""
     facts = calibration.facts
     cached = f", {facts.reused:.0%} of it from the cache" if facts.reused else ""
-    notes = "".join(f"; {note}" for note in facts.notes)
+    notes = "".join(f"; {note}" for note in (*omitted(facts.dataset.omissions), *facts.notes))
     return escaped(
         f"{facts.model.source} on {facts.dataset.source}, {facts.dataset.rows} rows of {facts.dataset.split}, "
         f"{facts.dataset.tokens:,} tokens, {duration(facts.seconds)} on {facts.device}{cached}{notes}"

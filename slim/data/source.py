@@ -26,7 +26,11 @@ class Source:
 
 
 def arrow_rows(dataset: Any, count: int) -> Iterator[Row]:
-    """The rows of a `datasets` object in Arrow batches: pictures and sounds stay bytes; labels get their names."""
+    """The rows of a `datasets` object in Arrow batches: pictures and sounds stay bytes; labels get their names.
+
+    Arrow gives every record of a column the fields of all of them: those without a value are dropped, so that a call
+    of one tool does not have the arguments of another.
+    """
     from datasets import ClassLabel
 
     names = {key: kind.names for key, kind in (dataset.features or {}).items() if isinstance(kind, ClassLabel)}
@@ -37,4 +41,12 @@ def arrow_rows(dataset: Any, count: int) -> Iterator[Row]:
                 value = values[column]
                 values[column] = labels[value] if value is not None and 0 <= value < len(labels) else None
             number += 1
-            yield Row(values, number, number / max(count, number))
+            present = {column: _present(value) for column, value in values.items()}
+            yield Row(present, number, number / max(count, number))
+
+
+def _present(value: Any) -> Any:
+    """Return a nested value without the fields of its records that have no value."""
+    if isinstance(value, dict):
+        return {name: _present(part) for name, part in value.items() if part is not None}
+    return [_present(part) for part in value] if isinstance(value, list) else value

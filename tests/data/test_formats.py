@@ -1,15 +1,18 @@
 """Formats of task data: for each, the token ids of a file are those of the same conversation given by hand."""
 
+import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from slim.core.errors import InputError
 from slim.data.encode import encode, prompt_tokens
-from slim.data.tasks import load_task
+from slim.data.tasks import dataset_facts, load_task, reading_of
 from tests.pico import pico_tokenizer
 
 CHATML = (
@@ -298,3 +301,125 @@ def test_a_format_reaches_the_model_as_it_is_meant(
     )
     plain = load_task(written(tmp_path / "plain.jsonl", [{"messages": one.means, "tools": one.tools}]))
     assert encode(plain.examples, tokenizer, 999).rows[0].tolist() == encoded.rows[0].tolist()
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A row that cannot be read, the reason, and the template that it depends on."""
+
+    row: dict[str, Any]
+    why: str
+    template: str | None = CHATML
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
+STRICT = "{% if messages | length % 2 %}{{ raise_exception('turns must alternate') }}{% endif %}" + PLAIN
+ODD = {
+    "a picture": Odd(
+        {"messages": [{"role": "user", "content": [PICTURE, *("What?",)]}, ASKED[1]]}, "not text (image_url)"
+    ),
+    "a sound": Odd(
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, ASKED[1]]}, "not text (input_audio)"
+    ),
+    "a picture beside": Odd({"messages": ASKED, "images": ["a.png"]}, "a picture, sound or film (column 'images')"),
+    "a file beside": Odd({"messages": ASKED, "audio": {"path": "a.wav", "bytes": None}}, "(column 'audio')"),
+    "a call that is not written": Odd({"messages": CALLED[:2]}, "does not write a call of a tool", PLAIN),
+    "a result that is not written": Odd(
+        {"messages": [ASKED[0], {"role": "tool", "content": "4"}, ASKED[1]]},
+        "does not write the text of the role 'tool'",
+        PLAIN,
+    ),
+    "a call without a template": Odd({"messages": CALLED}, "no chat template that writes such calls", None),
+    "a call without a name": Odd(
+        {"messages": [ASKED[0], {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "has no name"
+    ),
+    "a template that refuses": Odd(
+        {"messages": ASKED[:1] + LONGER[1:]}, "turns must alternate", STRICT.replace("% 2", "== 4")
+    ),
+    "an empty answer": Odd(
+        {"messages": said(("user", "Hi."), ("assistant", ""))}, "the last turn of the assistant says nothing"
+    ),
+    "no answer": Odd({"messages": ASKED[:1]}, "no turn of the assistant"),
+    "tools that are not schemas": Odd({"messages": ASKED, "tools": "count"}, "tools are not a list of JSON schemas"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_row_is_left_out_and_counted(name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The others are read; the reason and the row's number are in the facts and in a sentence."""
+    odd = ODD[name]
+    tokenizer.chat_template = odd.template
+    good = {"messages": ASKED}
+    task = load_task(written(tmp_path / "rows.jsonl", [good, odd.row, good, odd.row]))
+    encoded = encode(task.examples, tokenizer, 999)
+    assert len(encoded.rows) == 2
+    (one,) = dataset_facts(task, encoded).omissions
+    assert odd.why in one.reason
+    assert (one.rows, one.first, one.whole) == (2, 2, True)
+    assert f"2 rows were left out: {one.reason} (the first is row 2)" in reading_of(task, encoded.omissions)
+    with pytest.raises(InputError, match=r"no row.* can be read. 1 row was left out: .* \(row 1\)"):
+        encode(load_task(written(tmp_path / "odd.jsonl", [odd.row])).examples, tokenizer, 999)
+
+
+def test_a_bad_answer_is_not_an_answer(tmp_path: Path) -> None:
+    """Of TRL's unpaired preferences, those that are labelled as good are read."""
+    rows = [{"prompt": "How many?", "completion": str(n), "label": n == 4} for n in range(6)]
+    task = load_task(written(tmp_path / "rows.jsonl", rows))
+    assert [example.answer for example in task.examples] == ["4"]
+    assert "5 rows were left out: its label says that the answer is not a good one" in reading_of(task)[1]
+
+
+def test_a_developer_is_a_system_to_a_template_that_knows_no_other(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """And arguments are JSON to a template that takes a text."""
+    tokenizer.chat_template = PLAIN.replace(
+        "{{ m.content | trim }}",
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}",
+    )
+    row = {"messages": [SYSTEM[0] | {"role": "developer"}, CALLED[0], CALLED[1] | {"content": ""}]}
+    task = load_task(written(tmp_path / "rows.jsonl", [row]))
+    by_hand = [
+        SYSTEM[0],
+        CALLED[0],
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "count", "arguments": '{"of": "boats", "most": 9}'}}],
+        },
+    ]
+    wanted = tokenizer.apply_chat_template(by_hand, return_dict=False)
+    assert [*encode(task.examples, tokenizer, 999).rows[0].tolist(), wanted[-1]] == wanted
+
+
+def test_tables_hold_conversations_too(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """As JSON in CSV; in parquet, whose records all have the fields of each, without those that have no value."""
+    frame = pd.DataFrame({"messages": [CALLED, LONGER], "tools": [[TOOL], []]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["messages", "tools"])
+        writer.writerows([[json.dumps(CALLED), json.dumps([TOOL])], [json.dumps(LONGER), ""]])
+    plain = load_task(written(tmp_path / "rows.jsonl", [{"messages": CALLED, "tools": [TOOL]}, {"messages": LONGER}]))
+    wanted = [row.tolist() for row in encode(plain.examples, tokenizer, 999).rows]
+    for name in ("rows.parquet", "rows.csv"):
+        found = encode(load_task(str(tmp_path / name)).examples, tokenizer, 999)
+        assert [tokenizer.decode(row) for row in found.rows] == [tokenizer.decode(row) for row in wanted]
+
+
+def test_rows_that_are_cut_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """With what was lost, the first of them, and apart from those with nothing of their answer left."""
+    rows = [
+        {"question": "boats " * (30 if n % 4 == 3 else 1), "answer": "four" * (20 if n % 4 == 1 else 1)}
+        for n in range(8)
+    ]
+    tokenizer.chat_template = None
+    task = load_task(written(tmp_path / "rows.jsonl", rows))
+    encoded = encode(task.examples, tokenizer, 48, "answer")
+    told = reading_of(task, encoded.omissions)[1:]
+    lost = 2 * (len("boats \n") + 80 + 1 - 48)  # the end token, too
+    assert told == [
+        "2 rows were left out: nothing of the answer is within 48 tokens (the first is row 4)",
+        f"2 rows were read in part: cut at 48 tokens, {lost} tokens lost (the first is row 2)",
+    ]
+    assert (encoded.left_out, encoded.truncated_rows, encoded.lost_tokens) == (2, 2, lost)
