@@ -85,16 +85,17 @@ def render(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Rendering:
         unread = (*example.unread, *(mark.what for mark in _marked(talk)[0] if not mark.needed))
         asked = "".join(f"{one['content']}\n" for one in talk.messages[:-1] if one.get("content"))
         return Rendering(asked + answer, asked, False, answer, tuple(dict.fromkeys(unread)))
-    first: RowLeftOut | None = None
+    why: RowLeftOut | None = None
     for form in _forms(talk):
         try:
             text, asked = form.written(tokenizer), form.written(tokenizer, ask=True)
             unread = _unwritten(form, text, tokenizer)
         except RowLeftOut as error:
-            first = first or error
+            if why is None or (why.__cause__ and not error.__cause__):  # an error of the template's says less
+                why = error
             continue
         return Rendering(_ended(text, answer), asked, True, answer, tuple(dict.fromkeys((*example.unread, *unread))))
-    raise first or RuntimeError("a conversation has at least one form")
+    raise why or RuntimeError("a conversation has at least one form")
 
 
 def _ended(text: str, answer: str) -> str:
