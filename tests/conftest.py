@@ -20,6 +20,7 @@ from tests.commands import Run, in_process
 from tests.pico import make_pico
 from tests.pipeline import Pipeline, make_pipeline
 from tests.visitor import PATIENCE, Visitor
+from tests.warm import Forker
 
 REAL = ("integration", "browser")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -58,6 +59,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     Pico models are too small for two threads to help, and on busy cores two threads wait for each other.
     """
     torch.set_num_threads(THREADS if _is_real(item) else 1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """Forget the name of the test, which would make the environment of each test's workers another one."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Forker]:
+    """The process that forks workers in the workspace of a module, for a fixture that calls `ready`."""
+    made = Forker()
+    yield made
+    made.end()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,10 @@ class Repositories(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Hub)
+        self.forget()
+
+    def forget(self) -> None:
+        """Hold what it held at first."""
         self.files: dict[str, dict[str, bytes]] = {"me/open": {}}
         self.private = {"me/open": False}
         self.blobs: dict[str, bytes] = {}

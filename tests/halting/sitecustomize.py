@@ -1,4 +1,4 @@
-"""Python runs this before a worker whose path names this folder: it halts its work at the moment that a test chose.
+"""Python runs this before a worker, or what forks it, whose path names this folder: it halts work when a test chose to.
 
 SLIM_HALT is a folder. Its file `moment` holds a share of the work and a pattern. The first progress that has reached
 the share, and whose message has the pattern, makes a file JOB.here and goes on once there is a file `go`; if there is a
@@ -13,29 +13,38 @@ import os
 import re
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 FOLDER = os.environ.get("SLIM_HALT")
 
-if FOLDER and "slim.jobs.worker" in sys.orig_argv:
+if FOLDER and {"slim.jobs.worker", "slim.jobs.warm"} & set(sys.orig_argv):
     from slim.core.reporter import Work
     from slim.jobs.reporter import JobReporter
 
-    _place, _job = Path(FOLDER), sys.orig_argv[-1]
-    _share, _, _pattern = (_place / "moment").read_text().partition(" ")
-    _progress, _advance = JobReporter.progress, Work.advance
+    _place, _jobs = Path(FOLDER), list[str]()
+    _init, _progress, _advance = JobReporter.__init__, JobReporter.progress, Work.advance
+
+    def _begun(self: JobReporter, store: Any, job: str, *given: Any) -> None:
+        _init(self, store, job, *given)
+        _jobs.append(job)
+
+    @cache
+    def _moment() -> tuple[float, str]:
+        share, _, pattern = (_place / "moment").read_text().partition(" ")
+        return float(share), pattern
 
     def _tell(line: str) -> None:
-        with (_place / f"{_job}.told").open("a") as told:
+        with (_place / f"{_jobs[-1]}.told").open("a") as told:
             told.write(f"{line}\n")
 
     def _halting(self: JobReporter, done: float, total: float, message: str) -> None:
         _progress(self, done, total, message)
         _tell(message)
-        go = _place / "go"
-        if not go.exists() and done >= float(_share) * total and re.search(_pattern, message):
-            (_place / f"{_job}.here").touch()
+        go, (share, pattern) = _place / "go", _moment()
+        if not go.exists() and done >= share * total and re.search(pattern, message):
+            (_place / f"{_jobs[-1]}.here").touch()
             while not go.exists():
                 time.sleep(0.02)
             if (_place / "full").exists():
@@ -58,4 +67,4 @@ if FOLDER and "slim.jobs.worker" in sys.orig_argv:
             _tell("cached")
         _advance(self, amount, message, cached)
 
-    JobReporter.progress, Work.advance = _halting, _telling
+    JobReporter.__init__, JobReporter.progress, Work.advance = _begun, _halting, _telling

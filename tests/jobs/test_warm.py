@@ -30,6 +30,7 @@ from slim.jobs.store import JobStore
 from slim.jobs.worker import NICE
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, gone, wait_for, wait_until
+from tests.warm import listens, warm_process
 
 SMALL = {"samples": 4, "max_length": 48, "device": "cpu"}
 ENDLESS = {"samples": 234, "draws": 2000, "batch_size": 1, "max_length": 320, "device": "cpu"}
@@ -45,15 +46,12 @@ class Home:
 
     def new(self, **settings: str) -> subprocess.Popen[bytes]:
         """Start such a process, as the server does."""
-        environment = launch.environment(**{"SLIM_HOME": str(self.place)} | settings)
-        command = launch.module_command("slim.jobs.warm")
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+        process = warm_process(**{"SLIM_HOME": str(self.place)} | settings)
         self.processes.append(process)
         return process
 
     def warm(self) -> subprocess.Popen[bytes]:
-        """Return one that listens; what pytest tells of itself would make each test's environment another one."""
-        os.environ.pop("PYTEST_CURRENT_TEST", None)
+        """Return one that listens."""
         running = [process for process in self.processes if process.poll() is None]
         process = running[0] if running else self.new()
         wait_until(lambda: listens() or process.poll() is not None)
@@ -68,12 +66,6 @@ class Home:
         for process in self.processes:
             process.kill()
             process.communicate()
-
-
-def listens() -> bool:
-    """Return whether somebody answers at the workspace's address."""
-    with new_socket() as line, address() as path:
-        return line.connect_ex(path) == 0
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from slim.pruning import checkpoint
 from tests.judgements import compared, judgement
 from tests.pages.test_prune_page import opened, press
 from tests.pico import keeping, make_pico, plan_of, save_pico
+from tests.warm import Forker
 
 KEY = "sk-very-secret-0123456789"
 WHOLE = (tuple(range(6)),) * 4
@@ -44,11 +45,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The workspace as that of this process, without judgements, jobs and keys."""
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, forker: Forker) -> Iterator[Path]:
+    """The workspace as that of this process, without judgements, jobs and keys; workers are forked."""
     monkeypatch.setenv("SLIM_HOME", str(home))
     for name in ("SLIM_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    forker.ready()
     yield home
     for path in runs("judgement"):
         path.unlink()

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from slim import jobs
 from slim.core.run_index import remember, runs
+from slim.evaluation import speed
 from slim.evaluation.evaluate import evaluate
 from slim.evaluation.request import EvaluateRequest
 from slim.evaluation.settings import SpeedSettings
@@ -19,6 +20,7 @@ from slim.jobs import Job
 from slim.pruning import checkpoint
 from tests.pages.test_prune_page import APP, opened, press
 from tests.pico import keeping, make_pico, plan_of, save_pico
+from tests.warm import Forker
 
 PATIENCE = 120.0
 """Seconds after which a test gives up; nothing is asserted about time."""
@@ -33,6 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("evaluate-page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(folder / "workspace"))
+        patch.setattr(speed, "_peak_apart", lambda source, *asked: 2**28 + len(source))
         one = save_pico(make_pico("llama"), folder / "model").facts
         other = save_pico(make_pico("llama", seed=1), folder / "other").facts
         made = folder / "workspace" / "checkpoints"
@@ -50,9 +53,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The workspace as that of this process, without jobs."""
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, forker: Forker) -> Iterator[Path]:
+    """The workspace as that of this process, without jobs; workers are forked, as the dashboard's are."""
     monkeypatch.setenv("SLIM_HOME", str(home))
+    forker.ready()
     yield home
     for job in jobs.jobs():
         jobs.cancel(job.id)
