@@ -35,12 +35,15 @@ R = TypeVar("R", bound=Record)
 
 
 def why_invalid(error: Exception) -> str:
-    """Return why a file is not a record: the first field that cannot be, or the first line of a library's message."""
+    """Return why a file is not a record: the first field that cannot be, or the first sentence of a library's
+    message, which may start under a heading.
+    """
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg'].removeprefix('Value error, ')}"
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    end = next((place for place, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:end]).rstrip(".") or type(error).__name__
 
 
 class _HasPath(Protocol):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -98,10 +99,11 @@ def new_folder(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """A temporary sibling to fill, renamed to `output` when the block ends well and removed when it does not."""
     check_output(output, needed_bytes)
     output = output.absolute()
-    partial = _partial(output)
+    partial, missing = _partial(output), _missing(output.parent)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
+        _remove_empty(missing)
         raise _as_slim_error(error, output) from error
     try:
         yield partial
@@ -116,6 +118,7 @@ def new_folder(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _remove_empty(missing)
 
 
 @contextmanager
@@ -129,7 +132,7 @@ def new_file(output: Path, needed_bytes: int = 0) -> Iterator[Path]:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     path = path.absolute()
-    partial = _partial(path)
+    partial, missing = _partial(path), _missing(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -138,6 +141,19 @@ def _whole(path: Path) -> Iterator[Path]:
         raise _as_slim_error(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
+        _remove_empty(missing)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that are made where `folder` is, the innermost first."""
+    return list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders that were made for something that did not come to be."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager

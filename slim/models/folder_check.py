@@ -29,6 +29,8 @@ WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoin
 """Names that a compiler or a trainer puts between the parts of a weight's name."""
 COMPUTED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$")
 """Names inside layers of what older versions stored beside the weights and newer ones compute."""
+ADAPTER = "adapter_config.json"
+"""The file that makes a folder that of an adapter."""
 LAYERS = ("num_hidden_layers", "n_layer")
 """Names that families give to their number of layers."""
 OF_A_LAYER = {"num_attention_heads", "num_key_value_heads", "skip"}
@@ -281,9 +283,9 @@ def _check_plain(source: str, folder: Path, raw: dict[str, Any]) -> None:
             f"{_named(source)}: its weights are quantised whenever it runs (quantization_config in config.json): "
             "choose one with plain weights."
         )
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER).exists():
         raise InputError(
-            f"{_named(source)} holds an adapter (adapter_config.json): merge it into its model first, or where its "
+            f"{_named(source)} holds an adapter ({ADAPTER}): merge it into its model first, or where its "
             "weights are merged already, take the adapter's files out of the folder."
         )
     per_layer = raw.get("per_layer_config") or {}

@@ -27,7 +27,7 @@ from slim.core.reporter import SILENT, Reporter
 from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
-from slim.models.folder_check import Folder, check_weights, read_folder, unreadable
+from slim.models.folder_check import ADAPTER, Folder, check_weights, read_folder, unreadable
 from slim.models.folder_tokenizer import of_folder
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import GENERATION_CONFIG, HUB_ID, digest, weights_of
@@ -87,6 +87,11 @@ def locate(source: str, reporter: Reporter = SILENT) -> str:
     if path.suffix == ".gguf" and path.is_file():
         return str(bundled.unpack(path, f"{path.stem}-{digest([path])[:12]}", reporter))
     if path.is_dir():
+        if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
+            raise InputError(
+                f"model {source!r} is an adapter ({ADAPTER}) and holds no model: load it on its model with peft, save "
+                "what `merge_and_unload()` gives together with the tokenizer, and name that folder."
+            )
         if not (path / "config.json").is_file():
             raise InputError(f"model {source!r} is a folder without a config.json: name a Hugging Face model folder.")
         return str(path)

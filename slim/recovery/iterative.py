@@ -81,7 +81,7 @@ def prune_in_rounds(plan: Plan, request: PruneRequest, reporter: Reporter) -> Pa
     states: dict[bytes, Tensor] = {}
     room = min(ROOM, memory_there(original.model.device) // 8)
     residuals: Residuals | None = {} if _residuals(drawn, original) <= room else None
-    folder = workspace.subfolder("rounds", _key(plan, request, precision))
+    folder = workspace.subfolder("rounds") / _key(plan, request, precision)
     last: Round | None = None
     for number in range(1, rounds + 1):
         file = folder / f"{number}.safetensors"

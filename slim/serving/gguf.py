@@ -1,6 +1,6 @@
 """A checkpoint as one GGUF file for llama.cpp: in its family's architecture where all layers are alike, else `deci`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Exported(StandsForPath):
 def export_gguf(
     source: str, output: Path, number_format: NumberFormat = "auto", reporter: Reporter = SILENT
 ) -> Exported:
-    """Write the model that `source` names to the new file `output`; `auto` keeps the stored number format.
+    """Write the model that `source` names to the new file `output`; `auto` keeps the stored number formats.
 
     Vectors are written as float32, as llama.cpp needs, and matrices whose rows do not fit blocks of q8_0 as float16.
 
@@ -79,7 +79,7 @@ def export_gguf(
         _check_family(facts.model_type)
     workspace.check_file(output)
     reporter.progress(0, 2, "Loading the model")
-    loaded = load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", reporter=reporter)
+    loaded = load_model(source, device="cpu", dtype=facts.dtype if facts else "auto", exact=True, reporter=reporter)
     _check_family(loaded.facts.model_type)
     if loaded.model.config.hidden_act != "silu":
         raise InputError(
@@ -99,7 +99,8 @@ def export_gguf(
     context = _context(loaded)
     if context < loaded.model.config.max_position_embeddings:
         notes.append(f"the context ends at {context} tokens, as llama.cpp does not apply the model's sliding window")
-    tensors = dict(_tensors(state, heads, arch, FORMATS[chosen][0]))
+    kinds = {name: STORED[loaded.facts.format_of(name)] if number_format == "auto" else chosen for name in state}
+    tensors = dict(_tensors(state, heads, arch, {name: FORMATS[kind][0] for name, kind in kinds.items()}))
     if factors is not None:
         tensors["rope_freqs.weight"] = factors, GGMLQuantizationType.F32
     reporter.progress(1, 2, "Writing the file")
@@ -185,7 +186,10 @@ def _rope_factors(loaded: Loaded, arch: MODEL_ARCH) -> Tensor | None:
 
 
 def _tensors(
-    state: dict[str, Tensor], heads: list[tuple[int, int]], arch: MODEL_ARCH, kind: GGMLQuantizationType
+    state: dict[str, Tensor],
+    heads: list[tuple[int, int]],
+    arch: MODEL_ARCH,
+    kinds: Mapping[str, GGMLQuantizationType],
 ) -> Iterator[tuple[str, tuple[Tensor, GGMLQuantizationType]]]:
     """Yield for every weight llama.cpp's name, the tensor in its layout, and the number format."""
     names = get_tensor_name_map(arch, len(heads))
@@ -200,7 +204,7 @@ def _tensors(
         if arch in PAIRED and projection in ("q_proj", "k_proj"):
             queries, keys = heads[int(name.split(".")[2])]
             tensor = _paired(tensor, queries if projection == "q_proj" else keys)  # noqa: PLW2901
-        yield place, (tensor, _fitting(tensor, kind))
+        yield place, (tensor, _fitting(tensor, kinds[name]))
 
 
 def _paired(weight: Tensor, heads: int) -> Tensor:

@@ -33,14 +33,20 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size:
     if kind != "BPE":
         raise InputError(f"tokenizer={kind}: only byte-pair encoding (BPE) can be exported; choose another model.")
     types = _types(tokenizer, pieces)
+    special = _special(tokenizer, merges=not backend.model.byte_fallback)
     if backend.model.byte_fallback:
         _add_sentencepiece(writer, tokenizer, pieces, types)
     else:
+        if not special.merges:
+            raise InputError(
+                "tokenizer: it has no merges, and llama.cpp reads no byte-pair encoding without them; use "
+                "`slim serve`, which serves every checkpoint."
+            )
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_cut(backend))
     writer.add_token_list(pieces)
     writer.add_token_types(types)
-    _special(tokenizer, merges=not backend.model.byte_fallback).add_to_gguf(writer, quiet=True)
+    special.add_to_gguf(writer, quiet=True)
 
 
 def original_gguf(source: str) -> Path | None:
