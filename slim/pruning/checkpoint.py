@@ -137,7 +137,7 @@ def rewrite(
         _finish_config(partial, model.config, loaded)
         (partial / RECOVERY_FILE).write_text(recovery.model_dump_json(indent=1), encoding="utf-8")
         (partial / "README.md").write_text(_card_of(folder, recovery), encoding="utf-8")
-        check_written(partial, loaded if changed is None else replace(loaded, model=changed))
+        check_written(partial, replace(loaded, model=model if changed is None else changed))
     remember(output, "checkpoint")
 
 

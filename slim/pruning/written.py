@@ -1,6 +1,7 @@
 """A checkpoint that was just written, loaded from its files and compared with the model that it stands for."""
 
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,11 @@ def check_written(folder: Path, pruned: Loaded, keep: Keep | None = None, origin
 def _wide(loaded: Loaded) -> Loaded:
     """Return a model that computes on the CPU in one of the formats of TOLERANCE; itself where it does."""
     model = loaded.model
-    if model.device.type == "cpu" and model.dtype in TOLERANCE:
+    formats = {parameter.dtype for parameter in model.parameters()}
+    wide = reduce(torch.promote_types, formats, torch.float32)
+    if model.device.type == "cpu" and formats == {wide}:
         return loaded
-    return replace(loaded, model=widened(model, torch.promote_types(model.dtype, torch.float32)))
+    return replace(loaded, model=widened(model, wide))
 
 
 def _logits(model: Any) -> Tensor:
