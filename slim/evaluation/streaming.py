@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
@@ -65,7 +66,7 @@ def stream(
         began = time.perf_counter()
         with torch.inference_mode(), masked(loaded, keep) if keep else nullcontext():
             logits = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1).logits
-            said = torch.tensor([tokens], dtype=torch.long, device=logits.device)  # (1, T)
+            said: Any = torch.tensor([tokens], dtype=torch.long, device=logits.device)  # (1, T)
             ids = penalty(said, logits[:, -1]).argmax(-1, keepdim=True)  # (1, 1)
         token, spent = int(ids), time.perf_counter() - began
         first, seconds = (spent, 0.0) if step == 0 else (first, seconds + spent)

@@ -74,7 +74,7 @@ def length_controlled(points: NDArray[np.float64], longer_by: NDArray[np.float64
     scale = longer_by.std() or 1.0
     term = np.tanh(longer_by / scale)
     counts = resample_counts(len(points), np.random.default_rng(seed))
-    value, *drawn = _at_equal_length(points, term, np.vstack((np.ones(len(points)), counts)))
+    value, *drawn = _at_equal_length(points, term, np.vstack((np.ones(len(points)), counts.astype(float))))
     low, high = interval(np.array(drawn))
     return Figure(value=float(value), low=float(low), high=float(high))
 

@@ -128,7 +128,7 @@ def read_folder(source: str, folder: Path) -> Folder:
                 "the first must be a multiple of the second."
             )
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # left over from how it was once loaded: the weights are plain
+        delattr(config, "quantization_config")  # left over from how it was once loaded: the weights are plain
     if getattr(config, "tie_word_embeddings", False) and _has_own_head(config, tensors, files):
         config.tie_word_embeddings = False
     config._attn_implementation = architecture.implementation  # whatever the file says: a name can be a download

@@ -67,4 +67,5 @@ if FOLDER and {"slim.jobs.worker", "slim.jobs.warm"} & set(sys.orig_argv):
             _tell("cached")
         _advance(self, amount, message, cached)
 
-    JobReporter.__init__, JobReporter.progress, Work.advance = _begun, _halting, _telling
+    reporter: Any = JobReporter
+    reporter.__init__, reporter.progress, Work.advance = _begun, _halting, _telling

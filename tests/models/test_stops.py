@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from slim.data.encode import encode
 from slim.data.templates import Example
@@ -58,7 +57,7 @@ def tokenizer(template: str | None, eos: str | None = "<eos>") -> PreTrainedToke
     """A byte a token, and the ends of turns of several families."""
     made = pico_tokenizer()
     for piece in SPECIAL:
-        made.add_tokens(AddedToken(piece, special=True, normalized=False), special_tokens=True)
+        made.add_tokens([AddedToken(piece, special=True, normalized=False)], special_tokens=True)
     made.chat_template = template
     made.eos_token = eos
     return made
