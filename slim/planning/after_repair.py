@@ -38,7 +38,7 @@ from slim.planning.layer_options import all_candidates
 from slim.planning.request import AfterRepairRequest
 
 RIDGE = 0.1
-"""λ of the regressions, in mean squares of what they read."""
+"""λ of the regressions, in mean squares of what all heads of a layer put out."""
 
 
 def after_repair_sketch(calibration: Calibration, reporter: Reporter = SILENT) -> AfterRepairSketch:
@@ -202,7 +202,8 @@ class _Outputs:
         """
         size, heads = self.loaded.facts.head_dim, self.loaded.facts.heads
         x, u = (self._by_segment(torch.cat(part[layer])) for part in (self.x, self.u))  # (R, S, H, D) twice
-        fitted = [_regression(option.heads, moments, size) for option in options]
+        regressions = _Regressions(moments, size)
+        fitted = [regressions.of(option.heads) for option in options]
         gone = [sorted(set(range(heads)) - set(option.heads)) for option in options]
         removed = torch.zeros(len(options), heads, device=x.device)
         for place, here in enumerate(gone):
@@ -234,15 +235,33 @@ def _after_norm(loaded: Loaded) -> bool:
     return loaded.architecture.attention_adds != loaded.architecture.attention
 
 
-def _regression(kept: Sequence[int], moments: Tensor, size: int) -> Tensor:
-    """Return the matrix that predicts the outputs of removed heads from those of kept ones.  # (kept, removed)"""
-    stays = torch.zeros(len(moments), dtype=torch.bool, device=moments.device)
-    for head in kept:
-        stays[head * size : (head + 1) * size] = True
-    here, gone = stays.nonzero()[:, 0], (~stays).nonzero()[:, 0]
-    if not len(here) or not len(gone):
-        return torch.zeros(len(here), len(gone), device=moments.device)
-    return _predicting(moments[here][:, gone], moments[here][:, here])
+class _Regressions:
+    """Regressions of what some heads of a layer put out on what the others do, from second moments (F_x, F_x).
+
+    With Λ the inverse of the regularized moments, (M_kk + λ)⁻¹ M_kg is −Λ_kg Λ_gg⁻¹ too: of heads that stay and heads
+    that go, the fewer are solved for.
+    """
+
+    def __init__(self, moments: Tensor, size: int) -> None:
+        self.size = size
+        regularized = moments.clone()
+        regularized.diagonal().add_(RIDGE * moments.diagonal().mean().clamp_min(1e-12))
+        self.direct, self.inverse = regularized, torch.linalg.inv(regularized)
+
+    def of(self, kept: Sequence[int]) -> Tensor:
+        """Return the matrix that predicts what other heads put out from what the kept ones do.  # (kept, gone)"""
+        heads = torch.arange(len(self.direct), device=self.direct.device).view(-1, self.size)
+        stays = torch.zeros(len(heads), dtype=torch.bool, device=heads.device)
+        stays[list(kept)] = True
+        here, gone = heads[stays].flatten(), heads[~stays].flatten()
+        if len(here) <= len(gone):
+            return _solved(self.direct, here, gone)
+        return -_solved(self.inverse, gone, here).T
+
+
+def _solved(matrix: Tensor, these: Tensor, others: Tensor) -> Tensor:
+    """Return matrix[these, these]⁻¹ · matrix[these, others]."""
+    return ridge(matrix[these[:, None], these], matrix[these[:, None], others], 0.0, torch.float32)
 
 
 def _predicting(xy: Tensor, xx: Tensor) -> Tensor:

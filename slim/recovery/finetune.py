@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -48,11 +48,12 @@ from slim.pruning.history import (
 from slim.pruning.model_card import adapter_card
 from slim.recovery import layer_distillation
 from slim.recovery.context import RecoveryContext, recovery_context, round_to_stored
-from slim.recovery.lora import adapted, without_dropout
+from slim.recovery.lora import adapted, inputs_rounded_once, without_dropout
+from slim.recovery.loss import Loss
 from slim.recovery.request import FinetuneRequest, Training
 from slim.recovery.settings import TrainSettings
 from slim.recovery.teacher import TOP, targets_of_rows
-from slim.recovery.trainer import BACKWARD, Loss, RecoveryTrainer, Rows, arguments, last_state
+from slim.recovery.trainer import BACKWARD, RecoveryTrainer, Rows, arguments, last_state
 from slim.recovery.tried import LONGEST, TRIED, stops_broken
 
 KEPT_NUMBERS = {"adapter": 0.2, "full": 3.0}
@@ -196,7 +197,11 @@ def train(
         work.note,
         work.reporter.curve,
     )
-    with rounded(precision, decoder_layers(student.model, student.architecture)):
+    once = precision == "bfloat16" and settings.weights == "adapter"
+    with (
+        rounded(precision, decoder_layers(student.model, student.architecture)),
+        inputs_rounded_once(model) if once else nullcontext(),
+    ):
         curve = trainer.resumed(state)
     model.eval().requires_grad_(False)
     return model, curve

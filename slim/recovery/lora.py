@@ -1,11 +1,15 @@
 """LoRA on every matrix of a model's layers, and training without dropout."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import peft
+import torch
 from peft import LoraConfig, PeftModel
-from torch import nn
+from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from slim.models.architectures import Architecture, decoder_layers
@@ -35,6 +39,34 @@ def matrices(layers: Iterable[nn.Module]) -> list[str]:
     return sorted(
         {name for layer in layers for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     )
+
+
+@contextmanager
+def inputs_rounded_once(model: nn.Module) -> Iterator[None]:
+    """Inside, what several adapted matrices read is rounded to bfloat16 once, and its gradients add up in bfloat16.
+
+    Otherwise each matrix and each of its adapters would round it anew, and round its gradient back.
+    """
+    read = _ReadLast()
+    hooks = [part.register_forward_pre_hook(read) for part in model.modules() if isinstance(part, LoraLayer)]
+    try:
+        with disable_input_dtype_casting(model):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _ReadLast:
+    """Rounds the input of a module, unless the module before it had the same."""
+
+    def __init__(self) -> None:
+        self.given = self.rounded = torch.empty(0)
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if args[0] is not self.given:
+            self.given, self.rounded = args[0], args[0].to(torch.bfloat16)
+        return (self.rounded, *args[1:])
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diskcache import Cache
@@ -32,58 +31,47 @@ class SoftTargets:
     logs: Tensor  # (n, k), ln p of these
     rest: Tensor  # (n,), ln p of all others together
 
-    def divergence(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    def __getitem__(self, part: slice) -> "SoftTargets":
+        return SoftTargets(self.ids[part], self.logs[part], self.rest[part])
+
+    def divergence(
+        self, logits: Tensor, temperature: float = 1.0, slope: Tensor | None = None, weight: float = 1.0
+    ) -> Tensor:
         """KL(original ‖ model) in nats at each position, from the model's logits (n, V) there.  # (n,)
 
         Tokens beyond the k likeliest count as one, so this is at most the KL over the whole vocabulary. `temperature`
-        must be that of the soft targets.
+        must be that of the soft targets. The slope by the logits, times `weight`, is added to `slope` (n, V).
         """
-        return _Divergence.apply(logits, self.ids, self.logs, self.rest, temperature)
-
-
-class _Divergence(torch.autograd.Function):
-    """KL with its slope, both made while a few positions' logits are in a core's cache.
-
-    With m the model's probabilities of the likeliest tokens and of the rest, and t the soft targets, the slope by the
-    logit of one of these tokens is Σt · m − t, and that of the rest is shared out among all others as the model does.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor, temperature: float) -> Tensor:
-        slope = torch.empty_like(exact(logits)) if ctx.needs_input_grad[0] else None
-        nats = torch.empty_like(rest)
+        nats = torch.empty_like(self.rest)
         for part in parts_in_cache(logits):
-            mine = None if slope is None else slope[part]
-            nats[part] = _divergence(logits[part], ids[part], logs[part], rest[part], temperature, mine)
-        ctx.save_for_backward(slope)
+            nats[part] = self[part]._divergence(
+                logits[part], temperature, None if slope is None else slope[part], weight
+            )
         return nats
 
-    @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return slope * above[0][:, None], None, None, None, None
+    def _divergence(self, logits: Tensor, temperature: float, slope: Tensor | None, weight: float) -> Tensor:
+        """The same of so few positions that their logits stay in a core's cache.
 
-
-def _divergence(
-    logits: Tensor, ids: Tensor, logs: Tensor, rest: Tensor, temperature: float, slope: Tensor | None
-) -> Tensor:
-    """Return KL at n positions, and fill its `slope` by the logits (n, V).  # (n,)"""
-    scaled = exact(logits) / temperature
-    mine = scaled.gather(1, ids)  # (n, k)
-    others = scaled.scatter_(1, ids, -torch.inf)
-    most = others.amax(-1, keepdim=True)
-    others = others.sub_(most).exp_()  # (n, V), 0 where the likeliest tokens are
-    total = others.sum(-1)
-    beyond = most[:, 0] + total.log()
-    normalizer = torch.cat([mine, beyond[:, None]], 1).logsumexp(-1)
-    mine, beyond = mine - normalizer[:, None], beyond - normalizer
-    wanted, wanted_rest = logs.exp(), rest.exp()
-    if slope is not None:
-        whole = wanted.sum(-1) + wanted_rest
-        share = (whole * beyond.exp() - wanted_rest) / (total * temperature)
-        torch.mul(others, share[:, None], out=slope)
-        slope.scatter_(1, ids, (whole[:, None] * mine.exp() - wanted) / temperature)
-    return (wanted * (logs - mine)).sum(-1) + wanted_rest * (rest - beyond)
+        With m the model's probabilities of the likeliest tokens and of the rest, and t the soft targets, the slope by
+        the logit of one of these tokens is Σt · m − t, and that of the rest is shared out among all others as the model
+        does.
+        """
+        scaled = exact(logits) / temperature
+        mine = scaled.gather(1, self.ids)  # (n, k)
+        others = scaled.scatter_(1, self.ids, -torch.inf)
+        most = others.amax(-1, keepdim=True)
+        others = others.sub_(most).exp_()  # (n, V), 0 where the likeliest tokens are
+        total = others.sum(-1)
+        beyond = most[:, 0] + total.log()
+        normalizer = torch.cat([mine, beyond[:, None]], 1).logsumexp(-1)
+        mine, beyond = mine - normalizer[:, None], beyond - normalizer
+        wanted, wanted_rest = self.logs.exp(), self.rest.exp()
+        if slope is not None:
+            whole = wanted.sum(-1) + wanted_rest
+            share = (whole * beyond.exp() - wanted_rest) / total
+            others.mul_(share[:, None]).scatter_(1, self.ids, whole[:, None] * mine.exp() - wanted)
+            slope.add_(others, alpha=weight / temperature)
+        return (wanted * (self.logs - mine)).sum(-1) + wanted_rest * (self.rest - beyond)
 
 
 def stacked_targets(arrays: Sequence[Arrays], device: torch.device) -> SoftTargets:

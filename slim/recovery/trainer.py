@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
-from slim.calibration.criteria.base import exact
 from slim.core.cache import Arrays
 from slim.core.errors import SlimError
 from slim.data import tasks
 from slim.data.batch_runner import out_of_memory, subset
 from slim.models.predictions import counted_logits
 from slim.pruning.history import CurvePoint
+from slim.recovery.loss import Loss
 from slim.recovery.teacher import stacked_targets
 
 COMPLETE = "slim.json"
@@ -38,32 +38,6 @@ class Rows:
     encoded: tasks.Encoded
     soft: Sequence[Arrays] | None = None
     plain: Sequence[Arrays] | None = None
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Training loss: negative log-likelihood of the rows' own tokens and KL to the original at `temperature`.
-
-    Their weights are `task_weight` and 1 − `task_weight`. KL is multiplied by the squared temperature, so that the
-    scale of its gradient does not depend on it (Hinton et al. 2015).
-    """
-
-    task_weight: float = 1.0
-    temperature: float = 1.0
-
-    def __call__(self, logits: Tensor, tokens: Tensor, soft: Sequence[Arrays] | None) -> Tensor:
-        """Return the loss summed over the positions of logits (n, V), whose next tokens are `tokens` (n,)."""
-        logits = exact(logits)
-        total = logits.new_zeros(())
-        if self.task_weight > 0:
-            nll = torch.nn.functional.cross_entropy(logits, tokens, reduction="sum")
-            total = total + self.task_weight * nll
-        if self.task_weight < 1:
-            if soft is None:
-                raise ValueError(f"task_weight={self.task_weight}: below 1 the loss needs soft targets")
-            nats = stacked_targets(soft, logits.device).divergence(logits, self.temperature)
-            total = total + (1 - self.task_weight) * self.temperature**2 * nats.sum()
-        return total
 
 
 class RecoveryTrainer(Trainer):

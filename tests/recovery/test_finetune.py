@@ -27,8 +27,9 @@ from slim.recovery import context
 from slim.recovery import finetune as stage
 from slim.recovery.finetune import finetune
 from slim.recovery.lora import adapted, matrices, without_dropout
+from slim.recovery.loss import Loss
 from slim.recovery.request import FinetuneRequest
-from slim.recovery.trainer import Loss, RecoveryTrainer, Rows, arguments
+from slim.recovery.trainer import RecoveryTrainer, Rows, arguments
 from tests.pico import FAMILIES, keeping, plan_of, save_pico
 from tests.surgery import IDS, WHOLE, logits
 

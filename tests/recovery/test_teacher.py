@@ -14,8 +14,8 @@ from slim.core.reporter import SILENT, Work
 from slim.data.tasks import Encoded, batches
 from slim.models.load import Loaded
 from slim.recovery import teacher
+from slim.recovery.loss import Loss
 from slim.recovery.teacher import check_vocabulary, counted_logits, soft_targets, stacked_targets, targets_of_rows
-from slim.recovery.trainer import Loss
 from tests.pico import FAMILIES, random_rows
 
 ROWS = Encoded(random_rows((9, 12, 6)), 0, (3, 1, 4))
@@ -41,11 +41,12 @@ def test_divergence_is_that_of_two_softmaxes(top: int, temperature: float) -> No
     full, other = 3 * torch.randn(2, 7, 40, generator=generator, dtype=torch.float64)
     other.requires_grad_(True)
     taken = soft_targets(full, temperature, top)
-    mine, wanted = taken.divergence(other, temperature), explicit(full, other, top, temperature)
+    mine, wanted = taken.divergence(other.detach(), temperature), explicit(full, other, top, temperature)
     torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
-    (slope,) = torch.autograd.grad(mine.sum(), other, retain_graph=True)
     (steep,) = torch.autograd.grad(wanted.sum(), other)
-    torch.testing.assert_close(slope, steep, rtol=1e-9, atol=1e-12)
+    slope = torch.ones_like(steep)
+    taken.divergence(other.detach(), temperature, slope, 0.5)
+    torch.testing.assert_close(slope, 1 + 0.5 * steep, rtol=1e-9, atol=1e-12)
 
 
 def test_all_but_one_token_is_the_whole_divergence_and_fewer_are_at_most_that() -> None:
@@ -60,15 +61,25 @@ def test_all_but_one_token_is_the_whole_divergence_and_fewer_are_at_most_that() 
 
 
 def test_the_loss_mixes_the_rows_own_tokens_and_the_original() -> None:
-    """By hand, in float64: the weight, and the square of the temperature."""
+    """By hand, in float64, with its gradient: the weight, and the square of the temperature."""
     full, other = 2 * torch.randn(2, 5, 30, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    other.requires_grad_(True)
     tokens = torch.tensor([3, 0, 29, 7, 7])
     taken = soft_targets(full, 2.0, 6)
     soft = [{"ids": taken.ids.int().numpy(), "logs": taken.logs.numpy(), "rest": taken.rest.numpy()}]
     surprise = -sum(other[place].log_softmax(0)[token] for place, token in enumerate(tokens.tolist()))
     wanted = 0.3 * surprise + 0.7 * 4.0 * explicit(full, other, 6, 2.0).sum()
-    assert float(Loss(0.3, 2.0)(other, tokens, soft)) == pytest.approx(float(wanted), rel=1e-10)
-    assert float(Loss()(other, tokens, None)) == pytest.approx(float(surprise), rel=1e-10)
+    for loss, by_hand in (
+        (Loss(0.3, 2.0), wanted),
+        (Loss(), surprise),
+        (Loss(0.0, 2.0), (wanted - 0.3 * surprise) / 0.7),
+    ):
+        found = loss(other, tokens, soft)
+        torch.testing.assert_close(found, by_hand, rtol=1e-10, atol=0.0)
+        slopes = [torch.autograd.grad(3 * value, other, retain_graph=True)[0] for value in (found, by_hand)]
+        torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=r"task_weight=0\.3"):
+        Loss(0.3)(other, tokens, None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
