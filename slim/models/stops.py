@@ -60,7 +60,7 @@ def stop_at(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> t
     ids = [one.id for one in stops]
     settings: Any = model.generation_config
     settings.eos_token_id = ids[0] if len(ids) == 1 else ids or None
-    settings._from_model_config = False  # else transformers would say that the config names them
+    settings._from_model_config = None  # else transformers would say that the config names them
     if stops and tokenizer.eos_token_id is None:
         tokenizer.eos_token = stops[0].text
     return stops

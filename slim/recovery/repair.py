@@ -50,7 +50,7 @@ def repair(request: RepairRequest, reporter: Reporter = SILENT) -> Path:
     original = None if request.original is None else os.fspath(request.original)
     at = recovery_context(source, task, settings, original, reporter)
     step, changed = repaired(at, settings, reporter)
-    checkpoint.rewrite(source, output, changed, at.earlier.then(step), at.student.model)
+    checkpoint.rewrite(source, output, changed, at.earlier.then(step), at.student.model if step.applied else None)
     return output
 
 

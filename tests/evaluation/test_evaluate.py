@@ -157,7 +157,7 @@ def test_it_is_known_to_the_workspace(folders: Folders, own_workspace: Path) -> 
     assert done[0].facts.models == done[1].facts.models
     answers = done[0].table.groupby("row")["predicted"].first()
     labels = done[0].table.groupby("row")["reference"].first()
-    assert list(answers) == [len(label) for label in labels]
+    assert list(answers) == [len(label) + 1 for label in labels]  # and the token that ends it
 
 
 @pytest.fixture

@@ -241,6 +241,8 @@ def test_everything_measured_is_shown(here: Path) -> None:
         "KL to the original, nats/token",
         "accuracy, points",
         "macro-F1, points",
+        "accuracy, likelihood per character, points",
+        "accuracy, likelihood, points",
     ]
     page.selectbox(key="size").set_value("decode-3").run()
     page.selectbox(key="quality").set_value("kl").run()

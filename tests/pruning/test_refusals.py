@@ -268,8 +268,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, error: BaseExcepti
         (partial / "half").write_text("half")
         assert not output.exists()
         raise error
-    assert not output.exists()
-    assert list((tmp_path / "deep").iterdir()) == []
+    assert not output.parent.exists()
 
 
 def test_a_calibration_that_cannot_be_written_leaves_nothing(

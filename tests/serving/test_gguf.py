@@ -393,13 +393,10 @@ def test_the_chat_template_goes_along(tmp_path: Path) -> None:
 
 
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
-    """Words without pairs, and one with more tokens than the model has embeddings."""
+    """Words without pairs."""
     save_pico(make_pico("llama", vocab_size=64), tmp_path / "words")
-    loaded = make_pico("llama", vocab_size=300)
-    save_pico(replace(loaded, tokenizer=trained(GPT2)), tmp_path / "more")
-    for name, sentence in (("words", "tokenizer=WordLevel"), ("more", "320 tokens and the model 300 embeddings")):
-        with pytest.raises(InputError, match=sentence):
-            export_gguf(str(tmp_path / name), tmp_path / "model.gguf")
+    with pytest.raises(InputError, match="tokenizer=WordLevel"):
+        export_gguf(str(tmp_path / "words"), tmp_path / "model.gguf")
 
 
 def test_layers_that_differ_are_not_read_back(tmp_path: Path) -> None:
