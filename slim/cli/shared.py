@@ -39,16 +39,13 @@ class _Terminal(Reporter):
 
     def __init__(self, bar: Bar) -> None:
         self.bar, self.task = bar, bar.add_task("Starting", total=None)
-        self.said: set[str] = set()
 
     def estimate(self, sentence: str) -> None:
         err.print(sentence, markup=False)
 
     def rows(self, sentences: Sequence[str]) -> None:
         for sentence in sentences:
-            if sentence not in self.said:  # a calibration and its check read the same rows
-                err.print(f"{sentence}.", markup=False, highlight=False, soft_wrap=True)
-            self.said.add(sentence)
+            err.print(f"{sentence}.", markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, done: float, total: float, message: str) -> None:
         self.bar.update(self.task, completed=done, total=total, description=message)

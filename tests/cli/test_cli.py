@@ -141,7 +141,9 @@ def test_every_option_of_calibrate_reaches_the_record(model: Path, run: Run, ask
     how = ("--positions", "answer", "--kl", "exact", "--draws", "2", "--seed", "3", "--check")
     done = run(*command, *data, *how, "--output", tmp_path / "out", "--json")
     assert done.code == 0, done.err
-    assert ESTIMATE.fullmatch(done.err)
+    estimate = ESTIMATE.match(done.err)
+    assert estimate
+    assert re.fullmatch(r"Rows read as [^\n]+\.\n", done.err[estimate.end() :])  # those of the check
     told = json.loads(done.out)
     expected = {"positions": "answer", "kl": "exact", "draws": 2, "seed": 3, "batch_size": 3, "dtype": "float64"}
     assert expected.items() <= told["settings"].items()
