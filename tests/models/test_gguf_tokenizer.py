@@ -10,6 +10,7 @@ import pytest
 from slim.core import workspace
 from slim.core.errors import InputError
 from slim.models import bundled
+from slim.models.folder_tokenizer import of_folder
 from slim.models.gguf_tokenizer import read_tokenizer
 from slim.models.load import load_model
 from slim.models.pre_tokenizers import CUTS, name_of
@@ -95,7 +96,7 @@ def test_a_name_is_found_again(tmp_path: Path) -> None:
     }
     tokenizers["smollm"].save_pretrained(tmp_path / "folder")
     (tmp_path / "folder" / "config.json").write_text('{"model_type": "qwen2"}')
-    reread: Any = load_tokenizer(str(tmp_path / "folder"))
+    reread: Any = of_folder(str(tmp_path / "folder"))
     assert name_of(reread.backend_tokenizer) == "smollm"
 
 
