@@ -31,7 +31,8 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
 
 def _read(source: str) -> "PreTrainedTokenizerBase":
-    from slim.models.folder_check import read_folder
+    from transformers import AutoConfig
+
     from slim.models.load import check_tokens, locate
 
     gguf = _not_unpacked(source)
@@ -41,7 +42,7 @@ def _read(source: str) -> "PreTrainedTokenizerBase":
     if not at_hand(source):
         return _of_hub(place)
     tokenizer = of_folder(place)
-    check_tokens(source, tokenizer, read_folder(source, Path(place)).config)
+    check_tokens(source, tokenizer, AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False))
     return tokenizer
 
 

@@ -208,7 +208,7 @@ def test_the_judgement_opens(old: Old, tmp_path: Path) -> None:
     file = tmp_path / "judgements" / "verdict.json"
     found = judge.load_judgment(file)
     record = json.loads(file.read_text())
-    assert found.model_dump(mode="json", include=set(record)) == record
+    assert named(found, record) == record
     assert votes.file_of(file).is_file()
     assert votes.load_votes(file) == votes.Votes()
     one = found.comparisons[0]
