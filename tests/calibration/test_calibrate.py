@@ -286,7 +286,7 @@ def test_a_tokenizer_without_padding_or_chat_will_do(model: str, tmp_path: Path)
 def test_rows_that_predict_nothing_are_refused(model: str, tmp_path: Path) -> None:
     """A file of single letters."""
     (tmp_path / "rows.txt").write_text("a\n")
-    with pytest.raises(InputError, match="shorter than two tokens"):
+    with pytest.raises(InputError, match="it has no two tokens"):
         calibrate.calibrate(CalibrateRequest.asked(model=model, dataset=tmp_path / "rows.txt", device="cpu"))
 
 
