@@ -5,11 +5,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, TokenType
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 WIDTH = 32
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im start|>", "<｜end｜>")
@@ -120,3 +122,25 @@ def sentencepiece(file: Path, texts: Sequence[str], size: int, **settings: objec
     kinds = [TokenType.UNKNOWN, *[TokenType.CONTROL] * 2, *[TokenType.BYTE] * 256]
     kinds += [TokenType.NORMAL] * (len(tokens) - len(first))
     return write_gguf(file, tokens, model="llama", settings={"scores": scores, **settings}, kinds=kinds)
+
+
+TEXT = (
+    "The old ship's captain said: \"We're off at 12:30, aren't we?\"\n\n  Nobody knew; it'd been 1984 since.\tDÉJÀ vu! "
+)
+
+
+def trained(cut: Any, **extra: Any) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with merges of its own, that cuts text with `cut` first."""
+    tokenizer = Tokenizer(BPE(**extra))
+    tokenizer.pre_tokenizer = cut
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<bos>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -43,6 +43,7 @@ from slim.pruning import checkpoint
 from slim.recovery.request import FinetuneRequest, PruneRequest, RepairRequest
 from slim.serving.request import ExportRequest, PushRequest
 from tests import ROOT
+from tests.gguf_files import GPT2, trained
 from tests.hub_server import Repositories, environment
 from tests.pico import make_pico, save_pico
 from tests.waiting import ended, gone, wait_for, wait_until
@@ -145,7 +146,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(tmp_path_factory.mktemp("faults") / "workspace"))
         folder = workspace.home().parent / "inputs"
-        save_pico(make_pico("llama"), folder / "model")
+        loaded = replace(make_pico("llama", vocab_size=324), tokenizer=trained(GPT2))  # an export needs merges
+        save_pico(loaded, folder / "model")
         asked = DATA | SMALL | {"samples": 12, "output": folder / "calibration"}
         measured = calibrate(CalibrateRequest.asked(model=folder / "model", **asked))
         save_plan(budget.plan_by_budget(measured, {"heads": 0.7}), folder / "budget.json")

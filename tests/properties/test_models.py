@@ -2,6 +2,7 @@
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from slim.data.encode import encode, text_of
+from slim.data.omissions import RowLeftOut
 from slim.data.templates import Example
 from slim.models.folder_check import read_folder
 from slim.models.gguf_header import check_gguf
@@ -209,7 +211,8 @@ def test_tokenizers(original: Folder) -> None:
         original.put(*file)
         found = clean(lambda: load_tokenizer(original.name), original.name)
         if found is not None:
-            clean(lambda: text_of(ASKED, found))
+            with suppress(RowLeftOut):
+                clean(lambda: text_of(ASKED, found))
             clean(lambda: encode([ASKED], found, 16, "answer"))
 
     every()

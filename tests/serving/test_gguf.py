@@ -22,6 +22,7 @@ from slim.models.units import NO_ATTENTION, Keep
 from slim.pruning.checkpoint import prune
 from slim.serving.gguf import export_gguf
 from tests.commands import Run
+from tests.gguf_files import GPT2, TEXT, trained
 from tests.pico import keeping, make_pico, plan_of, save_pico, shorthand
 from tests.pruning.test_refusals import little_room
 
@@ -58,26 +59,6 @@ PLACES = {
     "mlp.down_proj": "ffn_down",
 }
 """The names of a layer's parts in llama.cpp."""
-TEXT = (
-    "The old ship's captain said: \"We're off at 12:30, aren't we?\"\n\n  Nobody knew; it'd been 1984 since.\tDÉJÀ vu! "
-)
-
-
-def trained(cut: Any, **extra: Any) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with merges of its own, that cuts text with `cut` first."""
-    tokenizer = Tokenizer(BPE(**extra))
-    tokenizer.pre_tokenizer = cut
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<bos>", "<eos>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([TEXT] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
-GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
