@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # llama.cpp (xllamacpp 2026.10.11549): a GGUF file that names no end token stops at token 11, an ordinary word.
 #
-# Guess: without `tokenizer.ggml.eos_token_id` there is no token that ends an answer, so it runs to its limit.
+# Guess: without `tokenizer.ggml.eos_token_id` no token ends an answer, so it runs to its limit.
 # Seen:  for a byte-pair tokenizer (`tokenizer.ggml.model` is "gpt2") llama.cpp assumes the end of another family, 11.
 #        Whenever the model says that token, the answer is over, and the server reports `stop_type` "eos". An id beyond
 #        the vocabulary does not help: it is replaced by 11 as well. Naming a token that no text has does.

@@ -15,7 +15,8 @@ from pages.views.frame import (
     show_maps,
 )
 from pages.views.libraries import can_compute
-from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_counts, show_text
+from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_rows import show_counts, show_text
 from slim import jobs
 from slim.calibration.request import CalibrateRequest
 from slim.models import bundled

@@ -10,7 +10,8 @@ from pages.views import login
 from pages.views.checkpoints import checkpoint_names, cut_from
 from pages.views.fields import KEEP, POSITIONS, ask
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_reading
+from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_rows import show_reading
 from slim.core import paths
 from slim.core.codecs import names, whole_numbers
 from slim.core.errors import InputError

@@ -8,7 +8,8 @@ import streamlit as st
 from pages.views.checkpoints import checkpoint_names, cut_from
 from pages.views.fields import KEEP, ask
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_reading
+from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_rows import show_reading
 from slim.core import paths
 from slim.data.tasks import Example, Task
 from slim.evaluation.settings import AnswerSettings

@@ -9,7 +9,8 @@ import streamlit as st
 
 from pages.views.fields import KEEP, POSITIONS, ask
 from pages.views.frame import plain_errors, sentence
-from pages.views.task_data import choose_data, choose_source, open_task, options_of, show_reading
+from pages.views.task_data import choose_data, choose_source, open_task, options_of
+from pages.views.task_rows import show_reading
 from slim import jobs
 from slim.core.errors import InputError, SlimError
 from slim.core.resources import Workload

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slim.core.errors import InputError
 from slim.core.fields import Positions
@@ -204,7 +204,8 @@ def batches(encoded: Encoded, size: int, padding_side: str = "right") -> Iterato
 
 def _ids(text: str, found: Rendering, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """A chat template writes its special tokens itself."""
-    return tokenizer(text, add_special_tokens=not found.templated)["input_ids"]  # type: ignore[return-value]
+    ids: Any = tokenizer(text, add_special_tokens=not found.templated)["input_ids"]  # a list, for one text
+    return ids
 
 
 def _answer_start(found: Rendering, ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -20,13 +20,14 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     if not text:
         return None
     added = tokenizer.added_tokens_decoder
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
     return next((token for token in ids if token in added and str(added[token]).strip()), None)
 
 
 def end_to_add(tokenizer: "PreTrainedTokenizerBase", templated: bool) -> int | None:
     """Return the token that is added to a row after its answer; None where the row's text ends with one already."""
-    return None if templated and turn_end(tokenizer) is not None else tokenizer.eos_token_id  # type: ignore[return-value]
+    end: Any = tokenizer.eos_token_id  # one, whatever its type says
+    return None if templated and turn_end(tokenizer) is not None else end
 
 
 def _after_answer(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -26,6 +26,8 @@ from slim.evaluation.settings import AnswerSettings
 from slim.models.identity import row_cache
 from slim.models.load import Loaded
 
+DECODED = 4.0
+"""Cost of a generated token, in tokens of a prompt: decoding reads all weights for a few tokens at a time."""
 VERSION = 1
 """Version of the cached answers: raise it when the same settings give other answers."""
 ANY_LENGTH = 2**30

@@ -13,6 +13,7 @@ from slim.core.reporter import SILENT, Reporter
 from slim.core.resources import Workload, memory_there, seconds_of
 from slim.data.request import DataSource
 from slim.data.tasks import dataset_facts
+from slim.evaluation.answers import DECODED
 from slim.evaluation.dataset_rows import Drawn, Reader, draw
 from slim.evaluation.lm_eval_tasks import LmEvalTasks
 from slim.evaluation.lm_eval_tasks import version as harness_version
@@ -33,8 +34,6 @@ from slim.pruning import held_out
 
 DATASET = "bundled:briefs"
 """Dataset where neither one nor anything else to measure is named."""
-DECODED = 4.0
-"""Cost of a generated token, in tokens of a prompt: decoding reads all weights for a few tokens at a time."""
 ROW_BYTES = 4096
 """Approximate bytes on disk of a row and its answer."""
 

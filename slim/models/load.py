@@ -27,12 +27,13 @@ from slim.core.reporter import SILENT, Reporter
 from slim.core.resources import memory_there
 from slim.models import bundled
 from slim.models.architectures import Architecture, architecture_of, check_config
-from slim.models.folder_check import ADAPTER, Folder, check_weights, read_folder, unreadable
+from slim.models.folder_check import ADAPTER, Folder, read_folder, unreadable
 from slim.models.folder_tokenizer import of_folder
 from slim.models.modeling import PerLayerAttentionMixin
 from slim.models.source import GENERATION_CONFIG, HUB_ID, digest, weights_of
 from slim.models.stops import stop_at, stop_tokens
 from slim.models.stored_layers import unwrapped, with_stored_layers
+from slim.models.stored_tensors import check_weights
 
 ROOM_FOR_WEIGHTS = 0.6
 """Share of a device's memory that weights may take; the rest is for what a forward keeps."""

@@ -23,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from slim.models.architectures import Architecture, architecture_of, decoder_layers, residual_multiplier
-from slim.models.folder_check import Folder, places_of
+from slim.models.folder_check import Folder
+from slim.models.stored_tensors import places_of
 
 _again: ContextVar[bool] = ContextVar("runs_again", default=False)
 MUCH = 2**27

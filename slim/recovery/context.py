@@ -24,7 +24,7 @@ from slim.data.batch_runner import subset
 from slim.data.omissions import merged, omitted
 from slim.data.tasks import dataset_facts
 from slim.evaluation import likelihood
-from slim.evaluation.answers import context_of
+from slim.evaluation.answers import DECODED, context_of
 from slim.evaluation.likelihood import Passes
 from slim.models.load import Loaded, device_name, load_model, locate, resolve_dtype
 from slim.planning.record import Plan
@@ -45,7 +45,7 @@ from slim.pruning.history import (
 )
 from slim.recovery.least_squares import Residuals
 from slim.recovery.teacher import check_vocabulary
-from slim.recovery.tried import DECODED, Questions, questions, tried
+from slim.recovery.tried import Questions, questions, tried
 
 JUDGED = (ACCEPTANCE, TEST)
 """Splits whose figures are measured before and after a step."""

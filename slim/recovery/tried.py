@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slim.core.reporter import Step
 from slim.data import tasks
-from slim.evaluation.answers import answer, context_of, prompts
+from slim.evaluation.answers import DECODED, answer, context_of, prompts
 from slim.evaluation.settings import AnswerSettings
 from slim.models.load import Loaded
 from slim.pruning.history import TriedAnswers
@@ -19,8 +19,6 @@ LONGEST = 64
 """Most tokens of a row's own answer; rows with longer ones are not tried."""
 TIMES = 2
 """An answer may be so many times as long as the longest own answer of the tried rows."""
-DECODED = 4.0
-"""Cost of a generated token in tokens of a forward: decoding reads all weights for a few tokens at a time."""
 LOST = 0.25
 """Share of the tried answers, and at least two of them, that a training must not keep from ending."""
 

@@ -81,19 +81,10 @@ def _copied(writer: GGUFWriter, file: Path, pieces: list[str]) -> bool:
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """Return the text of each token with an embedding, and a placeholder for ids without a text.
-
-    Tokens that transformers adds beyond the embedding are left out.
-    """
-    if tokenizer.vocab_size > size:
-        raise InputError(
-            f"tokenizer: it has {tokenizer.vocab_size} tokens and the model {size} embeddings; "
-            "give the model the tokenizer that it was trained with."
-        )
+    """Return the text of each token, all of which have an embedding, and a placeholder for ids without a text."""
     pieces = [f"[PAD{index}]" for index in range(size)]
     for piece, index in tokenizer.get_vocab().items():
-        if index < size:
-            pieces[index] = piece
+        pieces[index] = piece
     return pieces
 
 

@@ -374,10 +374,14 @@ def test_the_chat_template_goes_along(tmp_path: Path) -> None:
 
 
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
-    """Words without pairs."""
+    """Words without pairs, and one with more tokens than the model has embeddings."""
     save_pico(make_pico("llama", vocab_size=64), tmp_path / "words")
-    with pytest.raises(InputError, match="tokenizer=WordLevel"):
-        export_gguf(str(tmp_path / "words"), tmp_path / "model.gguf")
+    loaded = make_pico("llama", vocab_size=300)
+    loaded.model.save_pretrained(tmp_path / "more")
+    trained(GPT2).save_pretrained(tmp_path / "more")
+    for name, sentence in (("words", "tokenizer=WordLevel"), ("more", "20 tokens, .* beyond the 300 rows")):
+        with pytest.raises(InputError, match=sentence):
+            export_gguf(str(tmp_path / name), tmp_path / "model.gguf")
 
 
 def test_layers_that_differ_are_not_read_back(tmp_path: Path) -> None:
