@@ -14,7 +14,7 @@ Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 WIDTHS = (1440, 900)
 PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
-PATIENCE = 60_000
+PATIENCE = 180_000
 """Milliseconds that a browser waits for anything, on cores that other tests keep busy: nothing is said about time."""
 PAGES = {
     "": "Make a language model smaller, knowing the cost first",

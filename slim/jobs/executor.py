@@ -138,7 +138,9 @@ class _ForkedWorker:
     def wait(self) -> Ended:
         told = b""
         with self.line, suppress(OSError):
-            told = self.line.recv(256)
+            with suppress(ConnectionResetError):  # what is first read of a worker that ended before it read all
+                told = self.line.recv(256)
+            told = told or self.line.recv(256)
         while not told and _runs(self.pid, self.identity["pid_started"]):
             time.sleep(POLL)
         _kill_group(self.pid)

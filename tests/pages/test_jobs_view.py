@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from slim.jobs.job import SILENT
 from slim.jobs.store import JobStore
 from tests import APP
 from tests.commands import Run
+from tests.gguf_files import GPT2, trained
 from tests.pico import make_pico, save_pico
 
 
@@ -232,7 +234,8 @@ def test_a_verb_leaves_a_record_that_can_be_done_again(
 ) -> None:
     """From another folder too; a failed one with its reason; and no key is kept, wherever it stood."""
     monkeypatch.setenv("SLIM_JUDGE_KEY", "sk-secret")
-    save_pico(make_pico("llama"), tmp_path / "model")
+    loaded = replace(make_pico("llama", vocab_size=324), tokenizer=trained(GPT2))  # an export needs merges
+    save_pico(loaded, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     assert run("export", "model", "--output", "model.gguf").code == 0
     assert run("export", "nowhere", "--output", "other.gguf").code == 2

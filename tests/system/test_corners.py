@@ -125,10 +125,10 @@ def test_a_legal_threshold_is_followed_exactly() -> None:
 
 @pytest.mark.parametrize("gold", [5, -4, "b", 1.5])
 def test_a_key_that_names_no_choice_is_refused(tmp_path: Path, gold: Any) -> None:
-    """The message names the file and the value."""
+    """The message names the file, the column and the row."""
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"query": "Which?", "choices": ["x", "y"], "gold": gold}) + "\n")
-    with pytest.raises(InputError, match=str(gold)):
+    with pytest.raises(InputError, match=rf"{file.name}.*'gold' is not the place of one of the choices \(row 1\)"):
         tasks.load_task(str(file))
 
 
