@@ -25,9 +25,10 @@ check: $(READY)  ## lint, format, types and words of the Python and the JavaScri
 audit: $(READY)  ## what is installed, against today's known vulnerabilities (needs pip-audit and a network)
 	@$(BIN)/python -m tests.audit --online
 
-release: $(READY)  ## what every run leaves out: the rest of the fault matrix, many people at once, and thousands of files
+release: $(READY)  ## what every run leaves out: the rest of the fault matrix, many people at once, dark pages, thousands of files
 	@$(BIN)/python tests/browser_setup.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m release
+	@SLIM_ARTIFACTS=artifacts OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "browser and not release"
 	@$(MAKE) fuzz
 
 fuzz: $(READY)  ## files that anybody could have made, CASES of each property; a case that fails is printed

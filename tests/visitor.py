@@ -8,12 +8,11 @@ from urllib.parse import urlparse
 
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
-from tests import ROOT
-
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 WIDTHS = (1440, 900)
-PICTURES = Path(os.environ.get("SLIM_ARTIFACTS", ROOT / "artifacts")) / "screenshots"
+ARTIFACTS = os.environ.get("SLIM_ARTIFACTS")
+"""The folder for pictures to look at; without one none is taken, and pages are laid out in light alone."""
 PATIENCE = 180_000
 """Milliseconds that a browser waits for anything, on cores that other tests keep busy: nothing is said about time."""
 PAGES = {
@@ -54,7 +53,7 @@ class Visitor:
 
     def looks(self, *schemes: Scheme) -> Iterator[str]:
         """The page in light and dark, wide and narrow, by the names of its looks; never wider than the window."""
-        for scheme in schemes or SCHEMES:
+        for scheme in schemes or (SCHEMES if ARTIFACTS else SCHEMES[:1]):
             self.page.emulate_media(color_scheme=scheme)
             for width in WIDTHS:
                 self.page.set_viewport_size({"width": width, "height": 1000})
@@ -65,13 +64,21 @@ class Visitor:
                 yield f"{scheme}-{width}"
 
     def picture(self, name: str) -> None:
-        PICTURES.mkdir(parents=True, exist_ok=True)
+        """Takes one of the whole page, where pictures are asked for."""
+        if not ARTIFACTS:
+            return
         size: ViewportSize = self.page.viewport_size or {"width": 1440, "height": 1000}
         height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
         self.page.set_viewport_size({"width": size["width"], "height": min(max(size["height"], height), 4000)})
         self.page.wait_for_timeout(500)
-        self.page.screenshot(path=PICTURES / f"{name}.png")
+        take_picture(self.page, name)
         self.page.set_viewport_size(size)
+
+
+def take_picture(page: Page, name: str, whole: bool = False) -> None:
+    """Takes one of what is seen, or of the whole page, where pictures are asked for."""
+    if ARTIFACTS:
+        page.screenshot(path=Path(ARTIFACTS) / "screenshots" / f"{name}.png", full_page=whole)
 
 
 def chart(page: Page, title: str) -> Locator:

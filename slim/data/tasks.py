@@ -11,6 +11,7 @@ from slim.core.errors import InputError
 from slim.core.fields import Positions
 from slim.core.records import DatasetFacts, Omission
 from slim.core.reporter import SILENT, Reporter
+from slim.data.bundled_scores import beside_chance
 from slim.data.columns import ColumnMapping, fit_mapping
 from slim.data.encode import Batch, Encoded, batches, encode, messages_of, readable, text_of
 from slim.data.omissions import RowLeftOut, Tally, columns_read, left_out, merged, omitted
@@ -242,7 +243,12 @@ def reading_of(task: Task, omissions: Iterable[Omission] = ()) -> list[str]:
     layout, told = task.layout, omitted(merged(task.tally.omissions, omissions))
     if layout is None:
         return told
-    return [columns_read(task.kind, layout.columns, layout.guessed, task.unread_columns), *told]
+    score = beside_chance(task.source)
+    return [
+        columns_read(task.kind, layout.columns, layout.guessed, task.unread_columns),
+        *told,
+        *([score] if score is not None else []),
+    ]
 
 
 def dataset_facts(task: Task, encoded: Encoded) -> DatasetFacts:

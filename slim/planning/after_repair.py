@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slim.calibration.passes import rounding
 from slim.calibration.record import Calibration, load_calibration
 from slim.calibration.reload import calibrated_rows, same_model
 from slim.calibration.sketch import SEGMENT, Directions, HeadInput
@@ -32,6 +33,7 @@ from slim.data import tasks
 from slim.data.batch_runner import subset
 from slim.models.architectures import decoder_layers
 from slim.models.load import Loaded
+from slim.models.precision import products, rounded
 from slim.models.units import LayerKeep
 from slim.planning.after_repair_record import FILE, AfterRepairSketch, load_after_repair, save_after_repair
 from slim.planning.layer_options import all_candidates
@@ -83,11 +85,13 @@ def measure_after_repair(
     )
     kept = all_candidates(facts, calibration.sketch.fold(0))
     total = len(fit) + 3 * len(rest) + facts.layers
-    moments = _Moments(loaded)
-    for done, batch in enumerate(fit):
-        reporter.progress(done, total, "Reading what heads and MLPs put out")
-        moments.add(batch)
-    found = _Outputs(loaded, moments, settings.seed)
+    precision = rounding(loaded, settings)
+    moments = _Moments(loaded, precision)
+    with rounded(precision, decoder_layers(loaded.model, loaded.architecture)):
+        for done, batch in enumerate(fit):
+            reporter.progress(done, total, "Reading what heads and MLPs put out")
+            moments.add(batch)
+    found = _Outputs(loaded, moments, settings.seed, precision)
     for done, batch in enumerate(rest):
         reporter.progress(len(fit) + 3 * done, total, "Sketching what remains")
         found.add(batch)
@@ -130,16 +134,16 @@ class _Watched:
 
 
 class _Moments:
-    """Second moments of x and z of every layer; what regressions need."""
+    """Second moments of x and z of every layer, from forwards in `precision`; what regressions need."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: Loaded, precision: str) -> None:
+        self.loaded, self.precision = loaded, precision
         self.joint: list[Tensor] = []  # of [x, z], the upper triangle, per layer (F_x + F_z, F_x + F_z)
 
     @torch.no_grad()
     def add(self, batch: tasks.Batch) -> None:
         watched = _Watched(self.loaded)
-        with watched.watching():
+        with watched.watching(), products(self.precision, self.loaded.model):
             self.loaded.model(**batch.inputs(self.loaded.model.device), use_cache=False, logits_to_keep=1)
         valid = batch.valid.to(self.loaded.model.device)
         for layer, (x, z) in enumerate(zip(watched.x, watched.z, strict=True)):
@@ -166,10 +170,11 @@ class _Moments:
 
 
 class _Outputs:
-    """Of rows that no regression saw: what z leaves of x, and the sketch's direction there."""
+    """Of rows that no regression saw: what z leaves of x, and the sketch's direction there, which goes back in
+    `precision`."""
 
-    def __init__(self, loaded: Loaded, moments: _Moments, seed: int) -> None:
-        self.loaded, self.seed = loaded, seed
+    def __init__(self, loaded: Loaded, moments: _Moments, seed: int, precision: str) -> None:
+        self.loaded, self.seed, self.precision = loaded, seed, precision
         self.x: list[list[Tensor]] = [[] for _ in range(loaded.facts.layers)]
         self.u: list[list[Tensor]] = [[] for _ in range(loaded.facts.layers)]
         self.segment: list[Tensor] = []
@@ -182,7 +187,8 @@ class _Outputs:
         with torch.enable_grad(), watched.watching(), HeadInput(model) as head:
             logits = model(**batch.inputs(model.device), use_cache=False).logits
         directions = Directions(head, logits, batch, 1, self.seed)
-        pulled = torch.autograd.grad(head.hidden, watched.x, directions.of(0))
+        with products(self.precision, model):
+            pulled = torch.autograd.grad(head.hidden, watched.x, directions.of(0))
         valid = batch.valid.to(model.device)
         places = (batch.valid.cumsum(1) - 1).clamp_min(0) // SEGMENT  # (B, T)
         for row, here in enumerate(batch.valid):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from slim.data.tasks import BUNDLED, DATA, SPLITS, load_task
+from slim.data.bundled_scores import beside_chance, bundled_scores
+from slim.data.tasks import BUNDLED, DATA, SPLITS, load_task, reading_of
 
 Row = dict[str, Any]
 LABELS = ("access", "billing", "cancellation", "delivery", "fault", "question")
@@ -118,3 +119,20 @@ def test_no_row_resembles_another(name: str, column: str, record_property: Calla
     worst = max((len(a & b) / min(len(a), len(b)), x, y) for (x, a), (y, b) in combinations(grams, 2))
     record_property("largest shared part", worst)
     assert worst[0] < 0.2, worst
+
+
+def test_each_task_says_what_the_bundled_model_gets_beside_chance() -> None:
+    """Wherever rows are read; one task at least is far above chance; other sources say nothing."""
+    scores = bundled_scores()
+    assert scores.keys() == set(BUNDLED)
+    for name, found in scores.items():
+        assert {one.rows for one in found} == {len(rows_of(name, "test"))}
+        said = reading_of(load_task(f"bundled:{name}"))[-1]
+        assert all(one.sentence in said for one in found)
+        assert f"{found[0].value:.1f}" in said
+    best = max(scores["everyday"], key=lambda one: one.value - one.chance)
+    error = (best.high - best.low) / (2 * 1.96)
+    assert best.value - best.chance > 3 * error
+    labels = {one.title for one in scores["triage"]}
+    assert labels == {"accuracy", "accuracy, likelihood", "accuracy, likelihood per character"}
+    assert beside_chance("rows.jsonl") is beside_chance("bundled:general") is beside_chance("briefs") is None

@@ -23,15 +23,16 @@ def both(model_type: str, folder: Path) -> tuple[Loaded, Loaded]:
 
 @pytest.mark.parametrize("kl", ["fisher", "exact"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_figures_are_the_same_bit_by_bit(model_type: str, kl: str, tmp_path: Path) -> None:
+def test_figures_are_the_same_to_rounding(model_type: str, kl: str, tmp_path: Path) -> None:
+    """Some processors' products depend on where in memory a matrix lies."""
     rows = random_rows((9, 12, 20, 7))
     held, stored = (measured(model, rows, kl=kl, batch_size=2) for model in both(model_type, tmp_path / "model"))
     for name, levels in held.estimates.items():
         for level, estimate in levels.items():
-            np.testing.assert_array_equal(stored.estimates[name][level].value, estimate.value)
+            np.testing.assert_allclose(stored.estimates[name][level].value, estimate.value, rtol=1e-12, atol=1e-15)
     assert held.sketch is not None
     assert stored.sketch is not None
-    np.testing.assert_array_equal(stored.sketch.scores, held.sketch.scores)
+    np.testing.assert_allclose(stored.sketch.scores, held.sketch.scores, rtol=1e-5, atol=1e-7)
 
 
 def test_one_layer_is_in_memory_while_it_runs_and_none_else(tmp_path: Path) -> None:

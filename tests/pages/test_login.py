@@ -17,7 +17,7 @@ from slim.core.errors import InputError
 from tests import APP
 from tests.browser_setup import served
 from tests.oidc_server import Provider, provider
-from tests.visitor import PAGES, PICTURES
+from tests.visitor import PAGES, take_picture
 
 ANN = {"sub": "1", "name": "Ann *Lee*", "email": "ann@example.com", "email_verified": True}
 BEN = {"sub": "2", "name": "Ben", "email": "Ben@Example.org", "email_verified": True}
@@ -103,10 +103,9 @@ def test_nobody_sees_a_page_before_they_are_let_in(
         page.goto(f"{app}/{name}")
         gate(page)
     assert at_provider.logins == 0
-    PICTURES.mkdir(parents=True, exist_ok=True)
     page.goto(app)
     gate(page)
-    page.screenshot(path=PICTURES / "login-gate.png")
+    take_picture(page, "login-gate")
 
     log_in(page, at_provider, EVE)
     expect(page.get_by_text("have no access")).to_be_visible()
@@ -114,21 +113,21 @@ def test_nobody_sees_a_page_before_they_are_let_in(
     page.goto(f"{app}/calibrate")
     expect(page.get_by_text("have no access")).to_be_visible()
     assert "Task data" not in page.locator("body").inner_text()
-    page.screenshot(path=PICTURES / "login-refused.png")
+    take_picture(page, "login-refused")
     page.get_by_role("button", name="Log out").click()
     gate(page)
 
     log_in(page, at_provider, ANN)
     expect(page.get_by_role("heading", level=1, name=PAGES[""])).to_be_visible()
     expect(page.get_by_text("The workspace is shared")).to_be_visible()
-    page.screenshot(path=PICTURES / "login-home.png")
+    take_picture(page, "login-home")
     for name, title in PAGES.items():
         page.goto(f"{app}/{name}")
         expect(page.get_by_role("heading", level=1, name=title)).to_be_visible()
     page.get_by_role("button", name="Ann Lee").click()
     expect(page.get_by_text("ann@example.com")).to_be_visible()
     page.wait_for_timeout(400)
-    page.screenshot(path=PICTURES / "login-person.png")
+    take_picture(page, "login-person")
     page.get_by_role("button", name="Log out").click()
     gate(page)
     page.goto(f"{app}/calibrate")

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from slim.runs.report.write import text, write
 from tests.hostile import EVIL, ODD, Made, pipeline
-from tests.visitor import PICTURES, Scheme, Visitor
+from tests.visitor import Scheme, Visitor, take_picture
 
 pytestmark = pytest.mark.browser
 CHARTS = 17
@@ -76,8 +76,7 @@ def test_it_opens_without_a_network(browser: Browser, file: Path, width: int, sc
     expect(page.get_by_text(EVIL).first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     assert reader.ink() == ("rgb(226, 232, 240)" if scheme == "dark" else "rgb(30, 41, 59)")
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"report-{scheme}-{width}.png", full_page=True)
+    take_picture(page, f"report-{scheme}-{width}", whole=True)
     reader.context.close()
 
 
