@@ -12,7 +12,7 @@ app: $(READY)  ## open the dashboard on http://localhost:8501
 
 test: $(READY)  ## run every test: unit, integration, browser
 	@$(BIN)/python tests/browser_setup.py
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, format, types and words of the Python and the JavaScript, and what is installed
 	@$(BIN)/ruff check .

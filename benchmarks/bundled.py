@@ -1,4 +1,4 @@
-"""What the bundled model gets on all test rows of each bundled task, beside chance.
+"""The bundled model's figures on all test rows of each bundled task, beside chance.
 
 `python -m benchmarks.bundled` prints the table of docs/evaluation.md. `--write` keeps the figures for the pages and the
 terminal, in slim/data/bundled/scores.json.

@@ -41,7 +41,7 @@ SLIDER = "Write variance"
 PAUSE = 2.0
 """Seconds in the mean between a page and the next request."""
 MOST = 2**26
-ENDLESS = {"samples": 234, "draws": 20_000, "batch_size": 1, "max_length": 320, "device": "cpu"}
+ENDLESS = {"samples": 234, "draws": 500, "batch_size": 1, "max_length": 320, "device": "cpu"}
 
 
 @dataclass

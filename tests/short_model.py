@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
+from slim.models import bundled
 from slim.models.load import load_model
 
 LAYERS = 6
+SHORT_OR_WHOLE = ["short", pytest.param("whole", marks=pytest.mark.release)]
+"""Of flows that a person goes through: every run goes through them with the first layers, a release with all."""
 
 
 def short_model(folder: Path) -> Path:
@@ -19,3 +23,15 @@ def short_model(folder: Path) -> Path:
     model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     return folder
+
+
+def furnish(home: Path, shared: Path, which: str) -> Path:
+    """Give a new workspace the bundled model of a `shared` one, or its first layers under its name."""
+    home.mkdir()
+    if which == "short":
+        folder = short_model(home / "models" / bundled.FOLDER)
+        (folder / bundled.MARK).write_text(bundled.UNPACKED)
+    else:
+        (shared / "models").mkdir(parents=True, exist_ok=True)
+        (home / "models").symlink_to(shared / "models")
+    return home

@@ -47,9 +47,10 @@ class Visitor:
 
     def settle(self) -> None:
         """Waits until no script runs and no chart is missing."""
-        expect(self.page.get_by_test_id("stStatusWidget")).to_have_count(0)
+        self.page.wait_for_timeout(200)  # until a script has begun that answers what was done
+        expect(self.page.locator("[data-test-script-state=notRunning]")).to_have_count(1)
         expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0)
-        self.page.wait_for_timeout(600)
+        self.page.wait_for_timeout(200)
 
     def looks(self, *schemes: Scheme) -> Iterator[str]:
         """The page in light and dark, wide and narrow, by the names of its looks; never wider than the window."""

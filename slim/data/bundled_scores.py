@@ -1,4 +1,4 @@
-"""How the bundled model does on the test rows of each bundled task, beside chance, as `benchmarks.bundled` measured it."""
+"""The bundled model's figures on the test rows of each bundled task, beside chance: measured by `benchmarks.bundled`."""
 
 from functools import cache
 from pathlib import Path

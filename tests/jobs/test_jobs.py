@@ -32,7 +32,7 @@ from tests.waiting import ended, gone, wait_for
 SMALL = {"samples": 4, "max_length": 48, "device": "cpu"}
 STAND_INS = ("other", "lost", "fresh", "alive")
 """Records without a worker of their own: one carries this process's number."""
-ENDLESS = {"samples": 234, "draws": 2000, "batch_size": 1, "max_length": 320, "device": "cpu"}
+ENDLESS = {"samples": 234, "draws": 200, "batch_size": 1, "max_length": 320, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

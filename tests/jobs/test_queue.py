@@ -37,7 +37,7 @@ from tests.pico import make_pico, save_pico
 from tests.reporting import Heard
 from tests.waiting import ended, wait_for, wait_until
 
-ENDLESS = {"samples": 234, "draws": 2000, "batch_size": 1, "max_length": 320, "device": "cpu"}
+ENDLESS = {"samples": 234, "draws": 200, "batch_size": 1, "max_length": 320, "device": "cpu"}
 SMALL = {"samples": 4, "max_length": 48, "device": "cpu"}
 
 
@@ -386,7 +386,7 @@ def fill(path: Path) -> None:
 def test_a_command_is_cancelled_from_elsewhere(model: str, own_workspace: Path) -> None:
     """It ends as with Ctrl-C, and leaves a record that can be gone on with."""
     command = ["slim", "calibrate", "--model", model, "--dataset", "bundled:triage", "--samples", "234"]
-    command += ["--draws", "2000", "--batch-size", "1", "--device", "cpu", "--output", str(own_workspace / "made")]
+    command += ["--draws", "200", "--batch-size", "1", "--device", "cpu", "--output", str(own_workspace / "made")]
     with subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: any(job.done > 0 for job in jobs.jobs()) or process.poll() is not None)
         (job,) = jobs.jobs()

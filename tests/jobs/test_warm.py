@@ -33,7 +33,7 @@ from tests.waiting import ended, gone, wait_for, wait_until
 from tests.warm import listens, warm_process
 
 SMALL = {"samples": 4, "max_length": 48, "device": "cpu"}
-ENDLESS = {"samples": 234, "draws": 2000, "batch_size": 1, "max_length": 320, "device": "cpu"}
+ENDLESS = {"samples": 234, "draws": 200, "batch_size": 1, "max_length": 320, "device": "cpu"}
 
 
 class Home:

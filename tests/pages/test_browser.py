@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
+from tests.short_model import SHORT_OR_WHOLE, furnish
 from tests.visitor import PAGES, Scheme, Visitor
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def workspace(shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty workspace that shares the unpacked bundled model."""
-    folder = tmp_path_factory.mktemp("browser")
-    (shared_workspace / "models").mkdir(parents=True, exist_ok=True)
-    (folder / "models").symlink_to(shared_workspace / "models")
-    return folder
+@pytest.fixture(scope="module", params=SHORT_OR_WHOLE)
+def workspace(
+    request: pytest.FixtureRequest, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A workspace without runs, in which the bundled model is unpacked."""
+    return furnish(tmp_path_factory.mktemp("browser") / "workspace", shared_workspace, request.param)
 
 
 def test_a_direct_link_to_a_fresh_server(visitor: Visitor) -> None:

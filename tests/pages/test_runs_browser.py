@@ -29,7 +29,7 @@ from slim.runs import lineage
 from slim.runs.lineage import Node
 from tests.browser_setup import served
 from tests.judge_server import by_length, serving
-from tests.short_model import short_model
+from tests.short_model import SHORT_OR_WHOLE, furnish
 from tests.slow_connection import line_to
 from tests.visitor import Visitor, fill
 
@@ -40,18 +40,16 @@ LENGTH = 48
 """Tokens of a row: short, so that two slow cores are done in minutes."""
 
 
-@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.release)])
+@pytest.fixture(scope="module", params=SHORT_OR_WHOLE)
 def workspace(
     request: pytest.FixtureRequest, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """A workspace with the bundled model or its first layers pruned, repaired and judged; nothing is evaluated yet."""
     home = tmp_path_factory.mktemp("runs") / "workspace"
-    model = str(short_model(home.parent / "short")) if request.param == "short" else bundled.NAME
-    (shared_workspace / "models").mkdir(parents=True, exist_ok=True)
+    model = bundled.NAME
+    furnish(home, shared_workspace, request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_HOME", str(home))
-        home.mkdir()
-        (home / "models").symlink_to(shared_workspace / "models")
         made = home / "calibrations" / "briefs"
         measured = calibrate(CalibrateRequest.asked(model=model, samples=6, max_length=LENGTH, output=made))
         file = save_plan(budget.plan_by_budget(measured, {"heads": 0.95}), home / "plans" / "few-heads.json")

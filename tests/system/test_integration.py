@@ -64,7 +64,7 @@ for folder in folders:
     ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
     with torch.no_grad():
         logits[folder] = model(**ids, use_cache=False).logits
-    said = [model.generate(**ids, do_sample=False, max_new_tokens=12, use_cache=cached)[0] for cached in (True, False)]
+    said = [model.generate(**ids, do_sample=False, max_new_tokens=6, use_cache=cached)[0] for cached in (True, False)]
     facts = {"class": type(model).__name__, "module": type(model).__module__, "said": [ids.tolist() for ids in said]}
     print(json.dumps(facts | {"parameters": sum(p.numel() for p in model.parameters())}))
 save_file(logits, taken)
@@ -300,7 +300,7 @@ def test_they_load_where_slim_is_not_installed(
         with torch.no_grad():
             expected = here.model(**ids, use_cache=False).logits
         torch.testing.assert_close(logits[str(folder)], expected, rtol=0, atol=1e-3)
-        said = here.model.generate(**ids, do_sample=False, max_new_tokens=12)  # type: ignore[operator]
+        said = here.model.generate(**ids, do_sample=False, max_new_tokens=6)  # type: ignore[operator]
         assert said[0].tolist() == cached
 
 
