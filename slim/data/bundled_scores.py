@@ -1,4 +1,4 @@
-"""The bundled model's figures on the test rows of each bundled task, beside chance: measured by `benchmarks.bundled`."""
+"""The bundled model's figures on the test rows of each bundled task beside chance, as `benchmarks.bundled` measured."""
 
 from functools import cache
 from pathlib import Path
