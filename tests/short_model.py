@@ -11,7 +11,7 @@ from slim.models.load import load_model
 
 LAYERS = 6
 SHORT_OR_WHOLE = ["short", pytest.param("whole", marks=pytest.mark.release)]
-"""Of flows that a person goes through: every run goes through them with the first layers, a release with all."""
+"""Of flows through the pages: every run goes through them with the first layers, a release with all."""
 
 
 def short_model(folder: Path) -> Path:

@@ -49,6 +49,9 @@ def _sizes(made: Plan) -> Table:
         one, other = (getattr(size, quantity.field) for size in (made.before, made.after))
         name = f"{quantity.title.lower()}, {quantity.unit}" if quantity.unit else quantity.title.lower()
         table.add_row(name, f"{one:,}", f"{other:,}", f"{(other - one) / one:+.1%}" if one else "")
+    for served in made.targets:
+        change = f"{(served.after - served.before) / served.before:+.1%}"
+        table.add_row(f"tensors for {served.target}, bytes", f"{served.before:,}", f"{served.after:,}", change)
     for quantity in SPEEDS:
         faster = quantity.times_faster(made.before, made.after)
         table.add_row(f"{quantity.title.lower()}, at most", "1×", f"{faster:.2f}×", "")

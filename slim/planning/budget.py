@@ -20,18 +20,22 @@ from slim.calibration.facts import Forecast
 from slim.calibration.forecast import forecast
 from slim.calibration.record import Calibration
 from slim.core.errors import InputError
-from slim.models.units import UNITS, Keep, Shape, UnitName, whole_model
+from slim.models.units import UNITS, Keep, UnitName, whole_model
 from slim.planning.after_repair_record import AfterRepairSketch
-from slim.planning.build import build_plan, check_unit, uniform_shapes
+from slim.planning.build import build_plan, check_unit
 from slim.planning.layer_options import LayerCandidates, layer_candidates
 from slim.planning.quantities import LIMITS, LOSS, QUANTITIES
 from slim.planning.record import ByBudget, Pins, Plan
-from slim.planning.sizes import size_models
+from slim.planning.served_size import ServedSizes
+from slim.planning.sizes import Sizes, size_models
+from slim.planning.valid_choices import valid_choices
+from slim.targets.target import Target
 
 MOVES = 12
 """Most layers that change in one step of the search that minds interactions."""
 STEPS, EXCHANGES, TRIED = 24, 12, 1500
 BISECTIONS, MORE = 10, 5
+TIGHTENED, ROUNDED = 6, 1e-9
 
 
 class Infeasible(Exception):
@@ -54,10 +58,12 @@ def plan_by_budget(
     uniform: bool = False,
     pins: Pins | None = None,
     absorbed: AfterRepairSketch | None = None,
+    targets: Sequence[Target] = (),
 ) -> Plan:
     """The plan with the least forecast loss within `limits`; with a limit of loss alone, the one with the fewest bytes.
 
-    With a sketch of the plan after repair (`absorbed`), that is the loss once it is repaired.
+    With a sketch of the plan after repair (`absorbed`), that is the loss once it is repaired. The plan is valid for all
+    `targets`, and `bytes` are those of the first of them that has a number format of its own.
 
     `limits` are `heads`, `params`, `bytes`, `kv`, `flops` (share of the original at most), `prefill`, `decode` (times
     as fast at least) and `loss` (nats/token at most, on the held-out fold).
@@ -65,10 +71,11 @@ def plan_by_budget(
     Raises InputError for a limit that makes no sense, or that cannot be met: it says which, and what can be reached.
     """
     check_limits(limits)
-    planner = Planner(calibration, unit, uniform, pins, absorbed)
+    planner = Planner(calibration, unit, uniform, pins, absorbed, targets)
     keep = planner.solve(limits)
     reason = ByBudget(limits=dict(limits))
-    return build_plan(calibration, keep, unit, reason, planner.pins, uniform, repaired=planner.repaired(keep))
+    repaired = planner.repaired(keep)
+    return build_plan(calibration, keep, unit, reason, planner.pins, uniform, repaired=repaired, targets=targets)
 
 
 def curve(
@@ -116,6 +123,7 @@ class Planner:
         uniform: bool = False,
         pins: Pins | None = None,
         absorbed: AfterRepairSketch | None = None,
+        targets: Sequence[Target] = (),
     ) -> None:
         if calibration.sketch is None:
             raise InputError("budget: the calibration has no loss sketch: calibrate with --kl fisher or exact.")
@@ -126,14 +134,14 @@ class Planner:
                 "unit=layer: only heads, groups and blocks have a forecast after repair: choose one of them."
             )
         self.absorbed, choosing = absorbed, absorbed.fold(0) if absorbed else None
-        self.models = size_models(self.facts)
+        self.models: dict[str, Sizes] = {**size_models(self.facts)}
+        if served := next((target for target in targets if target.format), None):
+            self.models["bytes"] = ServedSizes(self.facts, served)
         whole = whole_model(self.facts)
         self.whole = {name: model.of(whole, self.facts.group) for name, model in self.models.items()}
         sketch = calibration.sketch.fold(0)
-        shapes: list[Shape | None] = [None]
-        if uniform and not UNITS[unit].whole_layers:
-            shapes = [*uniform_shapes(self.facts, unit)]
-        found = [layer_candidates(self.facts, sketch, unit, self.pins, shape, choosing) for shape in shapes]
+        choices = valid_choices(self.facts, unit, targets, uniform)
+        found = [layer_candidates(self.facts, sketch, unit, self.pins, valid, choosing) for valid in choices]
         self.options = [options for options in found if options]
         if not self.options:
             raise InputError("pins: no valid shape honors all of them: take one back.")
@@ -149,7 +157,7 @@ class Planner:
         if not sizes:
             return self._smallest(limits[LOSS])
         try:
-            keep = self._minded(sizes)
+            keep = self._within(sizes)
         except Infeasible:
             raise InputError(self._why(sizes)) from None
         if LOSS in limits and (least := self.loss(keep)) > limits[LOSS]:
@@ -158,6 +166,17 @@ class Planner:
                 f"found there is {least:.3f} nats/token. Allow more loss, or ask for less."
             )
         return keep
+
+    def _within(self, sizes: Mapping[str, float]) -> Keep:
+        """The plan within limits, where a format's bytes do not quite add up over layers: they are asked for less."""
+        asked = dict(sizes)
+        for _ in range(TIGHTENED):
+            keep = self._minded(asked)
+            over = self.models["bytes"].of(keep, self.facts.group) / self.whole["bytes"] - sizes.get("bytes", np.inf)
+            if over <= ROUNDED:
+                return keep
+            asked["bytes"] -= over
+        raise Infeasible
 
     def loss(self, keep: Keep) -> float:
         """Forecast nats/token on the held-out fold, as a plan shows it."""

@@ -1,5 +1,7 @@
 """The steps of every plan, by whichever rule it was chosen."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,9 +14,11 @@ from slim.models.architectures import architecture_of
 from slim.models.columns import removed_heads
 from slim.models.units import UNITS, Keep, Shape, UnitName, whole_model
 from slim.planning.record import ByBudget, ByThreshold, Pins, Plan
+from slim.planning.served_size import served
 from slim.planning.shapes import changes
 from slim.planning.sizes import original_size, size_of
 from slim.planning.slicing import stock_shape, whole_blocks_only
+from slim.targets.target import Target
 
 
 def build_plan(
@@ -26,9 +30,11 @@ def build_plan(
     uniform: bool,
     wanted: NDArray[np.bool_] | None = None,
     repaired: Forecast | None = None,
+    targets: Sequence[Target] = (),
+    notes: tuple[str, ...] = (),
 ) -> Plan:
     """The plan that keeps `keep`, with everything that follows from it; `wanted` (L, H) is what was to stay,
-    `repaired` the forecast after repair, where that was measured."""
+    `repaired` the forecast after repair, where that was measured, and `notes` are said before all others."""
     facts, expected = calibration.facts.model, forecast(calibration, keep)
     return Plan(
         model=facts,
@@ -44,7 +50,9 @@ def build_plan(
         after=size_of(facts, keep),
         forecast=expected,
         repaired=repaired,
+        targets=tuple(served(facts, keep, target) for target in targets),
         notes=(
+            *notes,
             *(_notes(expected, repaired) if keep != whole_model(facts) else ()),
             *_not_followed(pins, unit, keep, facts),
         ),

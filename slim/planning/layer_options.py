@@ -14,10 +14,11 @@ from slim.calibration.loss_sketch import LossSketch
 from slim.core.records import ModelFacts
 from slim.models.architectures import architecture_of
 from slim.models.columns import removed_columns, removed_heads
-from slim.models.units import NO_ATTENTION, NO_LAYER, UNITS, Keep, LayerKeep, Shape, UnitName, head_counts
+from slim.models.units import NO_ATTENTION, UNITS, Keep, LayerKeep, Shape, UnitName, head_counts
 from slim.planning.build import pinned
 from slim.planning.record import Pins
 from slim.planning.shapes import best_set
+from slim.planning.valid_choices import ValidChoice
 
 ENUMERATED = 4096
 """Valid sets of a layer up to which all are tried; beyond, the best of each shape by the heads' own costs."""
@@ -61,16 +62,17 @@ def layer_candidates(
     sketch: LossSketch,
     unit: UnitName,
     pins: Pins,
-    shape: Shape | None = None,
+    choice: ValidChoice,
     measured: "MeasuredEffects | None" = None,
 ) -> LayerCandidates | None:
     """The candidates of every layer by the rows of `sketch`; None where the pins leave a layer none.
 
-    With a `shape` a layer keeps that or goes whole. Effects that are `measured` take the place of the sketch's.
+    A layer keeps what `choice` allows. Effects that are `measured` take the place of
+    the sketch's.
     """
     fixed = pinned(pins, unit, facts)
     fixed = np.repeat(fixed, facts.heads // fixed.shape[1], 1)  # (L, H)
-    shapes, gone = [shape] if shape else UNITS[unit].shapes(facts), NO_LAYER if shape else UNITS[unit].gone
+    shapes, gone = choice.shapes, choice.gone
     counts = {(groups * per_group, groups) for groups, per_group in shapes}
     every = None if measured else _every(facts, shapes, gone)
     kept, effects = [], []
@@ -80,7 +82,8 @@ def layer_candidates(
             sets = _Sets(measured.kept[layer], facts.heads)
             valid = [option == gone or head_counts(option, facts.group) in counts for option in sets.kept]
         else:
-            sets = every or _Sets([gone, *_best_sets(facts, scores, pins_here, shapes)], facts.heads)
+            best_sets = _best_sets(facts, scores, pins_here, shapes)
+            sets = every or _Sets([*([gone] if gone else []), *best_sets], facts.heads)
             valid = [True] * len(sets.kept)
         fits = ((pins_here <= 0) | sets.stays).all(1) & ((pins_here >= 0) | ~sets.stays).all(1) & valid
         places = np.flatnonzero(fits)
@@ -117,12 +120,12 @@ def all_candidates(facts: ModelFacts, sketch: LossSketch) -> list[list[LayerKeep
     return [[NO_ATTENTION, *_best_sets(facts, sketch.scores[:, layer], free, shapes)] for layer in range(facts.layers)]
 
 
-def _every(facts: ModelFacts, shapes: Sequence[Shape], gone: LayerKeep) -> "_Sets | None":
+def _every(facts: ModelFacts, shapes: Sequence[Shape], gone: LayerKeep | None) -> "_Sets | None":
     """Every valid set; None where there are too many."""
     if sum(comb(facts.kv_heads, n) * comb(facts.group, m) ** n for n, m in shapes) > ENUMERATED:
         return None
     sets = (LayerKeep(heads=heads) for n, m in shapes for heads in valid_sets(facts, n, m))
-    return _Sets([gone, *sets], facts.heads)
+    return _Sets([*([gone] if gone else []), *sets], facts.heads)
 
 
 class _Sets:

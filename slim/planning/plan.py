@@ -12,6 +12,7 @@ from slim.planning.files import save_plan
 from slim.planning.record import THRESHOLD, Plan
 from slim.planning.request import PlanRequest
 from slim.planning.threshold import plan_by_threshold
+from slim.targets.target import target
 
 
 def plan(request: PlanRequest, reporter: Reporter = SILENT) -> Saved[Plan]:
@@ -20,6 +21,7 @@ def plan(request: PlanRequest, reporter: Reporter = SILENT) -> Saved[Plan]:
     The forecast after repair is measured where it is asked for and was not measured before. Raises InputError for what
     cannot be used, a limit that cannot be met, or a threshold that leaves no attention block.
     """
+    targets = [target(text) for text in request.targets]
     record, pins = load_calibration(Path(request.calibration)), request.pins
     if request.budget is None:
         made = plan_by_threshold(
@@ -30,10 +32,19 @@ def plan(request: PlanRequest, reporter: Reporter = SILENT) -> Saved[Plan]:
             per_layer=request.per_layer,
             pins=pins,
             uniform=request.uniform,
+            targets=targets,
         )
     else:
         check_limits(request.budget)
         left = after_repair_sketch(record, reporter) if request.after_repair else None
-        made = plan_by_budget(record, request.budget, request.unit, uniform=request.uniform, pins=pins, absorbed=left)
+        made = plan_by_budget(
+            record,
+            request.budget,
+            request.unit,
+            uniform=request.uniform,
+            pins=pins,
+            absorbed=left,
+            targets=targets,
+        )
     path = request.output or workspace.fresh_path("plan", f"{request.unit}-{made.reason.kind}")
     return Saved(made, save_plan(made, path))

@@ -76,6 +76,17 @@ class ByBudget(Record):
         return "the cheapest removal within " + ", ".join(f"{name}={limit:g}" for name, limit in self.limits.items())
 
 
+class Served(Record):
+    """A model as one target reads it: the bytes of its tensors before and after."""
+
+    target: str = Field(description="runtime, number format and degree, such as llama.cpp:q4_k_m or vllm:tp=2")
+    before: int = Field(ge=1)
+    after: int = Field(ge=1)
+    fallbacks: int = Field(
+        default=0, ge=0, description="matrices whose rows do not fit the format, which are stored in a larger type"
+    )
+
+
 class Plan(Record):
     """A removal, its reason and its figures: the value that is saved, compared, shown and executed."""
 
@@ -94,6 +105,9 @@ class Plan(Record):
     after: Size
     forecast: Forecast | None = None
     repaired: Forecast | None = Field(default=None, description="the forecast for the pruned model once it is repaired")
+    targets: tuple[Served, ...] = Field(
+        default=(), description="what it is valid for", exclude_if=lambda targets: not targets
+    )
     notes: tuple[str, ...] = Field(default=(), description="warnings to read before cutting")
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from slim.core.codecs import numbers, numbers_by_layer, places, whole_numbers
+from slim.core.codecs import names, numbers, numbers_by_layer, places, whole_numbers
 from slim.core.records import Place
 from slim.core.request import Argument, Named, NameOrPath, Request, Saves
 from slim.models.units import UnitName
@@ -31,6 +31,12 @@ class PlanRequest(Saves, Request):
     unit: UnitName = Field(default="head", title="Unit", description="what is removed as one")
     uniform: Annotated[bool, Named(("--uniform",))] = Field(
         default=False, title="One shape in all layers", description="one shape in all layers: a stock checkpoint"
+    )
+    targets: Annotated[tuple[str, ...], names("vllm:tp=2,llama.cpp:q4_k_m"), Named(("--target",))] = Field(
+        default=(),
+        title="Where it will run",
+        description="runtimes whose rules the plan keeps, with a number format and a degree of tensor parallelism: "
+        "vllm:tp=2,llama.cpp:q4_k_m",
     )
     weights: Annotated[dict[str, float] | None, numbers("kl_output=1,entropy_norm=0.5")] = Field(
         default=None, title="Weights", description="weights of the score, for instance kl_output=1,entropy_norm=0.5"

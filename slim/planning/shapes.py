@@ -55,6 +55,24 @@ def valid_heads(costs: NDArray[np.int64], threshold: float, kv_heads: int, per_g
     return best_set(by_group, *chosen)
 
 
+def best_valid_heads(
+    costs: NDArray[np.int64], threshold: float, kv_heads: int, shapes: Iterable[Shape], gone: bool
+) -> tuple[float, tuple[int, ...]]:
+    """The largest sum of margins of a set of one of `shapes`, and that set; nothing at all counts 0 where it may be.
+
+    With all shapes of the layer the set is that of `valid_heads`.
+    """
+    by_group = costs.reshape(kv_heads, -1)  # (K, G)
+    ascending = np.sort(by_group, axis=1)
+    best, chosen = (0.0, (0, 0)) if gone else (-np.inf, (0, 0))
+    for groups, per_group in sorted(shapes, key=lambda shape: (shape[1], shape[0])):
+        spent = np.sort(ascending[:, :per_group].sum(1))[:groups]
+        value = threshold * (groups * per_group) - int(spent.sum())
+        if value > best:
+            best, chosen = value, (groups, per_group)
+    return best, best_set(by_group, *chosen)
+
+
 def uniform_heads(
     costs: NDArray[np.int64], thresholds: Sequence[float], kv_heads: int, shapes: Iterable[Shape]
 ) -> Keep:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,15 @@ class SizeModel:
     def of(self, keep: Keep, group: int) -> int:
         """The size of a whole plan."""
         return self.fixed + sum(self.of_layer(layer, kept, group) for layer, kept in enumerate(keep))
+
+
+class Sizes(Protocol):
+    """A size that a budget may limit: what never goes, a layer's share, and the size of a whole plan."""
+
+    @property
+    def fixed(self) -> int: ...
+    def of_layer(self, layer: int, kept: LayerKeep, group: int) -> int: ...
+    def of(self, keep: Keep, group: int) -> int: ...
 
 
 SizeModels = Mapping[str, SizeModel]

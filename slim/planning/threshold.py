@@ -13,7 +13,9 @@ from slim.core.records import ModelFacts
 from slim.models.units import UNITS, Keep, LayerKeep, UnitName
 from slim.planning.build import build_plan, check_unit, pinned, uniform_shapes
 from slim.planning.record import THRESHOLD, ByThreshold, Pins, Plan
-from slim.planning.shapes import in_parts, uniform_heads, valid_heads
+from slim.planning.shapes import best_valid_heads, in_parts, uniform_heads, valid_heads
+from slim.planning.valid_choices import ValidChoice, valid_choices, what_targets_cost
+from slim.targets.target import Target
 
 MOST = 2.0
 """A threshold beyond every score; a larger one asks for the same."""
@@ -30,11 +32,12 @@ def plan_by_threshold(
     per_layer: Mapping[int, float] | None = None,
     pins: Pins | None = None,
     uniform: bool = False,
+    targets: Sequence[Target] = (),
 ) -> Plan:
     """The plan that removes what scores `threshold` or more, made valid, with its size and forecast loss.
 
-    `per_layer` are thresholds of single layers, `pins` what stays or goes whatever it scores, and `uniform` asks for
-    one shape in all layers, so that the checkpoint is a stock one.
+    `per_layer` are thresholds of single layers, `pins` what stays or goes whatever it scores, `uniform` asks for
+    one shape in all layers, so that the checkpoint is a stock one, and `targets` for shapes that all of them take.
 
     Raises InputError for a threshold that is not a number of 0 or more, pins outside of the model, or what would remove
     every attention block.
@@ -50,7 +53,11 @@ def plan_by_threshold(
     costs = np.where(pin == 0, ranks.total.reshape(scores.shape), -pin * PINNED * facts.heads * ranks.whole)
     wanted = np.array(thresholds)[:, None] > costs
     costs, wanted = np.repeat(costs, spread, 1), np.repeat(wanted, spread, 1)  # (L, H) each
+    notes: tuple[str, ...] = ()
     keep = _kept(costs, thresholds, unit, facts, uniform)
+    if targets:
+        free, keep = keep, _for_targets(costs, thresholds, valid_choices(facts, unit, targets, uniform), facts)
+        notes = what_targets_cost(free, keep, facts)
     if not any(kept.attention for kept in keep):
         raise InputError(
             f"threshold={threshold:g} would remove every attention block, and the last one cannot go: "
@@ -62,7 +69,7 @@ def plan_by_threshold(
         weights=weights,
         scores=tuple(tuple(map(float, row)) for row in scores),
     )
-    return build_plan(calibration, keep, unit, reason, pins, uniform, wanted)
+    return build_plan(calibration, keep, unit, reason, pins, uniform, wanted, targets=targets, notes=notes)
 
 
 def _thresholds(threshold: float, per_layer: Mapping[int, float], facts: ModelFacts) -> list[float]:
@@ -90,3 +97,19 @@ def _kept(
         valid_heads(costs[layer], threshold, facts.kv_heads, per_group) for layer, threshold in enumerate(thresholds)
     )
     return tuple(LayerKeep(heads=heads) if heads else row.gone for heads in sets)
+
+
+def _for_targets(
+    costs: NDArray[np.int64], thresholds: Sequence[float], choices: Sequence[ValidChoice], facts: ModelFacts
+) -> Keep:
+    """The plan of one of the `choices` with the largest sum of margins."""
+
+    def value(choice: ValidChoice) -> tuple[float, Keep]:
+        found = [
+            (best_valid_heads(row, threshold, facts.kv_heads, choice.shapes, choice.gone is not None), choice.gone)
+            for row, threshold in zip(costs, thresholds, strict=True)
+        ]
+        keep = tuple(gone if not heads and gone else LayerKeep(heads=heads) for (_, heads), gone in found)
+        return sum(margin for (margin, _), _ in found), keep
+
+    return max(map(value, choices), key=lambda one: one[0])[1]

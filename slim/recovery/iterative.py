@@ -47,6 +47,7 @@ from slim.recovery.least_squares import Residuals
 from slim.recovery.repair import repaired
 from slim.recovery.request import PruneRequest
 from slim.recovery.settings import RepairSettings
+from slim.targets.target import target
 
 ROOM = 2**31
 """Bytes that the original's residuals may take from one round to the next, but no more than an eighth of the memory;
@@ -168,9 +169,13 @@ def _planned(
         left = measure_after_repair(now, calibrated, sketched, reporter) if plan.repaired else None
     elif plan.repaired:
         left = after_repair_sketch(measured, reporter)
-    planner = Planner(sketched, plan.unit, plan.uniform, pins, left)
+    targets = [target(one.target) for one in plan.targets]
+    planner = Planner(sketched, plan.unit, plan.uniform, pins, left, targets)
     keep, reason = planner.solve(limits), ByBudget(limits=limits)
-    return build_plan(measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=planner.repaired(keep))
+    repaired_loss = planner.repaired(keep)
+    return build_plan(
+        measured, keep, plan.unit, reason, plan.pins, plan.uniform, repaired=repaired_loss, targets=targets
+    )
 
 
 def _gone(keep: Keep, unit: UnitName, facts: ModelFacts) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,7 @@ from gguf import (
     GGUFType,
     GGUFWriter,
     LlamaFileType,
+    TensorNameMap,
     get_tensor_name_map,
     quantize,
 )
@@ -30,14 +31,20 @@ from slim.models.load import Loaded, load_model
 from slim.models.tokenizer import facts_at_hand
 from slim.serving.gguf_stops import add_stops
 from slim.serving.gguf_tokenizer import add_vocabulary
+from slim.serving.source_types import SourceTypes, kind_of, types_of_source
 
-NumberFormat = Literal["auto", "f32", "f16", "bf16", "q8_0"]
+NumberFormat = Literal["auto", "stored", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 FORMATS = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+    "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
+    "q5_0": (GGMLQuantizationType.Q5_0, LlamaFileType.MOSTLY_Q5_0),
+    "q5_1": (GGMLQuantizationType.Q5_1, LlamaFileType.MOSTLY_Q5_1),
 }
+"""The types that are written here; the others are made by llama.cpp's quantiser."""
 STORED = {"float32": "f32", "float64": "f32", "float16": "f16", "bfloat16": "bf16"}
 """Number format that `auto` stands for, by the dtype of the stored model."""
 FAMILIES = {
@@ -68,9 +75,11 @@ class Exported(StandsForPath):
 def export_gguf(
     source: str, output: Path, number_format: NumberFormat = "auto", reporter: Reporter = SILENT
 ) -> Exported:
-    """Write the model that `source` names to the new file `output`; `auto` keeps the stored number formats.
+    """Write the model that `source` names to the new file `output`.
 
-    Vectors are written as float32, as llama.cpp needs, and matrices whose rows do not fit blocks of q8_0 as float16.
+    `auto` takes the types of the GGUF file that the model, or the one it was cut from, was read from; without such a
+    file, and with `stored`, the stored number formats. Vectors are written as float32, as llama.cpp needs, and matrices
+    whose rows do not fit a type's blocks as float16.
 
     Raises InputError for a family or a plan that llama.cpp cannot represent, and an `output` that cannot be written.
     """
@@ -86,7 +95,11 @@ def export_gguf(
             f"hidden_act={loaded.model.config.hidden_act!r}: model type {loaded.facts.model_type!r} cannot be exported "
             "with it, as llama.cpp computes silu; use `slim serve`, which serves every checkpoint."
         )
-    chosen = STORED[loaded.facts.dtype] if number_format == "auto" else number_format
+    own = types_of_source(source) if number_format == "auto" else None
+    stored = number_format in ("auto", "stored")
+    chosen = STORED[loaded.facts.dtype] if stored else number_format
+    if own:
+        chosen = next((name for name, (kind, _) in FORMATS.items() if kind == own.most), chosen)
     state = {name: parameter.data for name, parameter in loaded.model.named_parameters() if parameter.numel()}
     heads = [_heads(state, layer, loaded.facts.head_dim) for layer in range(loaded.facts.layers)]
     arch = _architecture(loaded.facts.model_type, heads)
@@ -99,8 +112,11 @@ def export_gguf(
     context = _context(loaded)
     if context < loaded.model.config.max_position_embeddings:
         notes.append(f"the context ends at {context} tokens, as llama.cpp does not apply the model's sliding window")
-    kinds = {name: STORED[loaded.facts.format_of(name)] if number_format == "auto" else chosen for name in state}
-    tensors = dict(_tensors(state, heads, arch, {name: FORMATS[kind][0] for name, kind in kinds.items()}))
+    kinds = {name: STORED[loaded.facts.format_of(name)] if stored and not own else chosen for name in state}
+    types = {name: FORMATS[kind][0] for name, kind in kinds.items()}
+    if own:
+        types |= _types_of_kinds(types, own, get_tensor_name_map(arch, len(heads)))
+    tensors = dict(_tensors(state, heads, arch, types))
     if factors is not None:
         tensors["rope_freqs.weight"] = factors, GGMLQuantizationType.F32
     reporter.progress(1, 2, "Writing the file")
@@ -117,6 +133,7 @@ def export_gguf(
         notes += add_stops(writer, loaded.facts.stops, next((id for id in range(size) if id not in texts), None))
         _write(writer, tensors)
     reporter.progress(2, 2, "Written")
+    notes += [own.words(output.stat().st_size)] if own else []
     return Exported(output, MODEL_ARCH_NAMES[arch], chosen, output.stat().st_size, tuple(notes))
 
 
@@ -205,6 +222,17 @@ def _tensors(
             queries, keys = heads[int(name.split(".")[2])]
             tensor = _paired(tensor, queries if projection == "q_proj" else keys)  # noqa: PLW2901
         yield place, (tensor, _fitting(tensor, kinds[name]))
+
+
+def _types_of_kinds(
+    types: Mapping[str, GGMLQuantizationType], own: SourceTypes, names: TensorNameMap
+) -> dict[str, GGMLQuantizationType]:
+    """Return the type that the source's file has for matrices of each tensor's kind, where it has such."""
+    found = {}
+    for name, kind in types.items():
+        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        found[name] = own.kinds.get(kind_of(place), kind) if place else kind
+    return found
 
 
 def _paired(weight: Tensor, heads: int) -> Tensor:

@@ -17,8 +17,15 @@ class ExportRequest(Request):
     format: Literal["gguf"] = Field(
         default="gguf", title="Format", description="file format; gguf is that of llama.cpp"
     )
-    type: Literal["auto", "f32", "f16", "bf16", "q8_0"] = Field(
-        default="auto", title="Number format", description="number format; auto is the stored one"
+    type: Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
+        default="auto",
+        title="Number format",
+        description="number format; auto is that of the GGUF file the model came from, or else the stored one",
+    )
+    quantize: Literal["none", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs"] = Field(
+        default="none",
+        title="Quantise",
+        description="mixture of types that llama.cpp's own quantiser makes of the file",
     )
     output: Annotated[Path, Located()] = Field(title="File", description="new file")
 

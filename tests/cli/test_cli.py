@@ -25,7 +25,7 @@ from tests.commands import Result, Run
 from tests.pico import make_pico, save_pico
 
 ESTIMATE = re.compile(
-    r"Rows read as [^\n]+\.\n(4 rows were read in part[^\n]+\.\n)?"
+    r"Rows read as [^\n]+\.\n(4 rows were read in part[^\n]+\.\n)?(The bundled model on [^\n]+\.\n)?"
     r"4 rows, 1?\d\d tokens: about [\d,]+ (s|min), [\d.,]+ GB of memory, \d+ MB on disk\.\n"
 )
 SMALL = ("--samples", "4", "--max-length", "48", "--device", "cpu")

@@ -14,6 +14,7 @@ FLOORS = (
     {"core"},
     {"data"},
     {"models"},
+    {"targets"},
     {"calibration"},
     {"planning"},
     {"pruning"},

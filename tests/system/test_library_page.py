@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from slim.models import bundled
 from tests import ROOT
 
 pytestmark = pytest.mark.integration
@@ -27,8 +29,10 @@ def test_the_pipeline_is_ten_lines(code: str) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= LINES
 
 
-def test_the_page_runs_as_it_stands(code: str, tmp_path: Path) -> None:
-    """In a process of its own, whose workspace is empty: a run of each stage, a file for llama.cpp, three figures."""
+def test_the_page_runs_as_it_stands(code: str, shared_workspace: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose workspace has no runs: one of each stage, a file for llama.cpp, three figures."""
+    bundled.bundled_model()
+    shutil.copytree(shared_workspace / "models", tmp_path / "workspace" / "models", copy_function=os.link)
     env = os.environ | {"SLIM_HOME": str(tmp_path / "workspace"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False

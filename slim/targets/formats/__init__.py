@@ -1,0 +1,1 @@
+"""One number format a file; each is found by itself."""
