@@ -23,6 +23,7 @@ from slim.calibration.ablation import Ablation, Full, ablate
 from slim.data import tasks
 from slim.models import bundled
 from slim.models.load import Loaded, load_model, model_facts
+from slim.models.precision import precision_of
 
 LENGTH = 192
 WIDE = {"layers": 40, "heads": 32, "kv_heads": 8, "width": 512, "head_dim": 16}
@@ -109,7 +110,7 @@ def agreement(loaded: Loaded, batches: Sequence[tasks.Batch], loop: float) -> No
             for seed in range(REPEATS):
                 energy, begun = np.zeros_like(truth), time.perf_counter()
                 for batch in batches:
-                    for scores in sketch.score_rows(loaded, batch, draws, seed):
+                    for scores in scored(loaded, batch, draws, seed):
                         energy += 0.5 * np.square(scores[..., :-2], dtype=np.float64).sum(0) / draws
                 times.append(time.perf_counter() - begun)
                 agreement.append(spearmanr(energy.ravel(), truth.ravel())[0])
@@ -140,12 +141,17 @@ def wide_model(vocabulary: int) -> Loaded:
     return Loaded(model, tokenizer, model_facts(model, "random llama", "random"))
 
 
+def scored(loaded: Loaded, batch: tasks.Batch, draws: int, seed: int) -> list[np.ndarray]:
+    """The score vectors of a batch as a calibration makes them: the way back in the processor's fastest format."""
+    return sketch.score_rows(loaded, batch, draws, seed, backward=precision_of("auto", loaded.model))
+
+
 def speed(loaded: Loaded, batches: Sequence[tasks.Batch]) -> None:
     """Prints one row: what the naive loop over all heads and the sketch with one draw take."""
     loops, sketches = [], []
     for repeat in range(REPEATS):
         loops.append(sum(naive(loaded, batch, repeat, 0)[1] for batch in batches))
-        sketches.append(timed(lambda: [sketch.score_rows(loaded, batch, 1, 0) for batch in batches]))
+        sketches.append(timed(lambda: [scored(loaded, batch, 1, 0) for batch in batches]))
     heads = loaded.facts.layers * loaded.facts.heads
     naive_all, built = heads * statistics.median(loops), statistics.median(sketches)
     shape = f"{loaded.facts.layers} × {loaded.facts.heads}"
@@ -164,6 +170,7 @@ def main() -> None:
     encoded = tasks.encode(tasks.choose(task, options.rows, 0), loaded.tokenizer, LENGTH)
     batches = list(tasks.batches(encoded, 4))
     print(f"\n{len(encoded.rows)} rows of briefs/train, {encoded.tokens:,} tokens, cut at {LENGTH}. {machine()}\n")
+    print(f"The sketch's way back is in {precision_of('auto', loaded.model)}.\n")
     loop = shared_prefix(loaded, batches)
     if options.quick:
         return

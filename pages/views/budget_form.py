@@ -14,6 +14,7 @@ from slim.planning.after_repair_record import FILE, AfterRepairSketch, load_afte
 from slim.planning.quantities import LIMITS, limit_words
 from slim.planning.record import Plan
 from slim.planning.request import AfterRepairRequest, PlanRequest
+from slim.targets.target import suggestions, target
 
 
 def budget_plan(path: Path, calibration: Calibration) -> Plan | None:
@@ -37,6 +38,15 @@ def budget_plan(path: Path, calibration: Calibration) -> Plan | None:
             )
             if value is not None:
                 limits[name] = float(value)
+        where = PlanRequest.option("targets")
+        targets = st.multiselect(
+            where.title,
+            suggestions(),
+            accept_new_options=True,
+            placeholder="anywhere",
+            help=f"{where.help[:1].upper()}{where.help[1:]}. `bytes` are then those of the first format.",
+            key="budget-targets",
+        )
         with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
             asked = st.form_submit_button("Find the cheapest plan", type="primary", icon=":material/search:")
             uniform = ask(PlanRequest, "uniform", "budget-uniform")
@@ -55,7 +65,8 @@ def budget_plan(path: Path, calibration: Calibration) -> Plan | None:
         with st.spinner("Planning"):
             st.session_state.pop("budget-plan", None)
             left = read_after_repair(path) if measured and after and not UNITS[unit].whole_layers else None
-            made = budget.plan_by_budget(calibration, limits, unit, uniform=uniform, absorbed=left)
+            aims = [target(one) for one in targets]
+            made = budget.plan_by_budget(calibration, limits, unit, uniform=uniform, absorbed=left, targets=aims)
             st.session_state["budget-plan"] = made.model_dump_json()
     kept = st.session_state.get("budget-plan")
     made = Plan.model_validate_json(kept) if kept else None

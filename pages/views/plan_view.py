@@ -19,7 +19,7 @@ from slim.models.units import UnitName
 from slim.planning import budget
 from slim.planning.files import load_plan, plan_difference
 from slim.planning.quantities import SIZES
-from slim.planning.record import Plan
+from slim.planning.record import Plan, Served
 from slim.planning.sizes import CONTEXT, speedup
 
 CURVE_POINTS = 50
@@ -82,7 +82,14 @@ def show_words(made: Plan) -> None:
         words.append(f"valid shapes keep {kept} more heads and remove {more} more than asked for")
     if made.repaired:
         words.append(f"chosen by the forecast after repair, {made.repaired}")
+    words += map(_served, made.targets)
     st.caption("; ".join(words) + ".")
+
+
+def _served(served: Served) -> str:
+    """A target's file in words."""
+    sizes = f"{served.target}: {served.before / 1e6:,.1f} → {served.after / 1e6:,.1f} MB of tensors"
+    return sizes + (f", {served.fallbacks} matrices in larger types" if served.fallbacks else "")
 
 
 def show_map(made: Plan, calibration: Calibration) -> None:

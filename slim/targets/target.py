@@ -108,6 +108,16 @@ def target(text: str) -> Target:
     return Target(runtime, **found)
 
 
+def suggestions() -> list[str]:
+    """Return targets to choose from: each runtime, and each with the formats that its own quantiser makes."""
+    found = []
+    for runtime in RUNTIMES().values():
+        kinds = runtime.formats[1:] if runtime.form == "gguf" else ()
+        found += [runtime.name, *(f"{runtime.name}:{kind}" for kind in kinds)]
+        found += [f"{runtime.name}:tp={degree}" for degree in (2, 4, 8) if runtime.parallel]
+    return found
+
+
 def _known(what: str, name: str, among: Mapping[str, Any]) -> Any:
     if name in among:
         return among[name]

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from slim.planning.after_repair import after_repair_sketch
 from slim.planning.after_repair_record import FILE
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
+from slim.planning.valid_choices import check_valid
 from slim.recovery.request import PruneRequest
+from slim.targets.target import target
 from tests import APP
 from tests.pico import make_pico, save_pico
 
@@ -57,12 +59,13 @@ def opened(page_file: str, title: str) -> AppTest:
     return page
 
 
-def budgeted(**limits: float) -> AppTest:
+def budgeted(targets: Sequence[str] = (), **limits: float) -> AppTest:
     """The page after a budget was asked for."""
     page = opened("pages/prune.py", "Prune")
     page.segmented_control(key="prune-way").set_value("Budget").run()
     for name, value in limits.items():
         page.number_input(key=f"budget-{name}").set_value(value)
+    page.multiselect(key="budget-targets").set_value(list(targets))
     next(button for button in page.button if button.label == "Find the cheapest plan").click()
     page.run()
     assert not page.exception
@@ -95,6 +98,22 @@ def test_a_plan_by_budget(here: Path) -> None:
     press(page, "Show the curve of 50 budgets")
     words = "\n".join(caption.value for caption in page.caption)
     assert f"Both remove {made.removed_heads} heads." in words
+
+
+def test_a_plan_for_where_it_will_run(here: Path) -> None:
+    """Valid there, with the size of the file that is served; a rule that no plan keeps is one sentence."""
+    page = budgeted(["vllm:tp=2", "llama.cpp:q4_k_m"], heads=0.9)
+    words = "\n".join(caption.value for caption in page.caption)
+    assert "llama.cpp:q4_k_m: " in words
+    assert "MB of tensors" in words
+    made = saved() if press(page, "Save the plan") else None
+    assert made is not None
+    assert [one.target for one in made.targets] == ["vllm:tp=2", "llama.cpp:q4_k_m"]
+    for one in made.targets:
+        check_valid(made.model, made.keep, target(one.target))
+    page = budgeted(["vllm:tp=7"], heads=0.9)
+    assert len(page.error) == 1
+    assert "7 devices need a multiple of 7 query heads" in page.error[0].value
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) 
         full = tuple(range(9))
         keep = [(), full, (3, 4, 5, 6, 7, 8), *[full] * 8, (), (0, 3, 6), *[full] * 17]
     folder = prune(plan_of(original.facts, keeping(*keep)), tmp_path / "pruned")
-    exported = export_gguf(str(folder), tmp_path / "model.gguf")
+    exported = export_gguf(str(folder), tmp_path / "model.gguf", "stored")
     assert exported.architecture == ("deci" if plan == "layers differ" else "llama")
     assert differences(folder, exported.path).max() < 1e-3
     loaded = load_model(str(folder), device="cpu")
@@ -207,3 +207,20 @@ def test_the_real_model_runs(shared_workspace: Path, tmp_path: Path, plan: str) 
     for name in original_file:
         assert not name.startswith("tokenizer.") or kept[name].contents() == original_file[name].contents(), name
     assert kept["tokenizer.ggml.pre"].contents() == "smollm"
+
+
+@pytest.mark.integration
+def test_the_bundled_file_goes_out_as_it_came_in(shared_workspace: Path, tmp_path: Path) -> None:
+    """Cut in one layer: each matrix in its type, a smaller file, and llama.cpp answers with it."""
+    original = load_model(device="cpu")
+    full = tuple(range(9))
+    keep = [full] * 14 + [(0, 1, 2)] + [full] * 15
+    folder = prune(plan_of(original.facts, keeping(*keep)), tmp_path / "pruned")
+    exported = export_gguf(str(folder), tmp_path / "model.gguf")
+    given = bundled.bundled_gguf()
+    assert exported.bytes < given.stat().st_size
+    assert exported.number_format == "q4_1"
+    types = [{one.name: one.tensor_type for one in GGUFReader(file).tensors} for file in (given, exported.path)]
+    assert types[0] == types[1]
+    (answer,) = llama_cpp(exported.path, chats=["What do ships need a lighthouse for?"]).chats
+    assert len(answer) > 20
