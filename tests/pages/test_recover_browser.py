@@ -21,7 +21,7 @@ MINUTES = 60_000
 """Milliseconds; after so many a test gives up, and nothing is asserted about time."""
 ROWS, LENGTH = 64, 64
 """Few and short, so that two slow cores are done in minutes."""
-STEPS = 100
+STEPS = 40
 """Enough to be paused among them."""
 
 
