@@ -126,7 +126,7 @@ def test_a_plan_for_where_it_will_run(here: Path) -> None:
 )
 def test_budgets_that_cannot_be(here: Path, limits: dict[str, float], words: str) -> None:
     """One sentence, and no plan."""
-    page = budgeted(**limits)
+    page = budgeted((), **limits)
     assert len(page.error) == 1
     assert words in page.error[0].value.replace("\\", "")
     assert not metrics(page)
