@@ -6,6 +6,7 @@ from slim.core import workspace
 from slim.core.reporter import SILENT, Reporter
 from slim.planning.files import load_plan
 from slim.planning.record import Plan
+from slim.planning.valid_choices import check_valid
 from slim.pruning import checkpoint, held_out
 from slim.pruning.history import Recovery
 from slim.pruning.surgery import cut
@@ -14,6 +15,7 @@ from slim.recovery.iterative import load_original, prune_in_rounds
 from slim.recovery.repair import repaired
 from slim.recovery.request import PruneRequest
 from slim.recovery.settings import RepairSettings
+from slim.targets.target import target
 
 
 def prune(request: PruneRequest, reporter: Reporter = SILENT) -> Path:
@@ -23,6 +25,8 @@ def prune(request: PruneRequest, reporter: Reporter = SILENT) -> Path:
     be used.
     """
     plan = load_plan(Path(request.plan))
+    for served in plan.targets:
+        check_valid(plan.model, plan.keep, target(served.target))
     if request.rounds > 1:
         return prune_in_rounds(plan, request, reporter)
     output = request.output or workspace.fresh_path("checkpoint", _name(plan, request.repair))

@@ -11,10 +11,13 @@ from slim.core.errors import InputError
 from slim.models.units import UNITS, head_counts
 from slim.planning.budget import Planner, plan_by_budget
 from slim.planning.files import load_plan, save_plan
+from slim.planning.record import Served
 from slim.planning.served_size import served_bytes
 from slim.planning.shapes import best_valid_heads, valid_heads
 from slim.planning.threshold import plan_by_threshold
 from slim.planning.valid_choices import check_valid, valid_choices
+from slim.recovery.prune import prune as execute
+from slim.recovery.request import PruneRequest
 from slim.targets.target import target
 from tests.pico import make_pico, random_rows
 from tests.reference import measured
@@ -106,6 +109,16 @@ def test_a_plan_says_what_it_is_valid_for(calibration: Calibration, tmp_path: Pa
     assert "targets" not in plan_by_threshold(calibration, 0.7).model_dump()
     counts = [head_counts(kept, 3) for kept in made.keep if kept.heads]
     assert all(queries % 2 == 0 for queries, _ in counts)
+
+
+def test_a_plan_that_its_targets_do_not_take_is_not_executed(calibration: Calibration, tmp_path: Path) -> None:
+    """One that was changed by hand, before anything is loaded."""
+    made = plan_by_threshold(calibration, 0.7)
+    wrong = made.model_copy(update={"targets": (Served(target="onnxruntime_genai", before=2, after=1),)})
+    file = save_plan(wrong, tmp_path / "plan.json")
+    with pytest.raises(InputError, match=r"target='onnxruntime_genai': .*(lacks the attention|must be alike)"):
+        execute(PruneRequest.asked(plan=file, output=tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_cannot_be_satisfied_names_the_rule(calibration: Calibration) -> None:
