@@ -17,7 +17,7 @@ class ExportRequest(Request):
     format: Literal["gguf"] = Field(
         default="gguf", title="Format", description="file format; gguf is that of llama.cpp"
     )
-    type: Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"] = Field(
+    type: Literal["auto", "f32", "f16", "bf16", "q8_0"] = Field(
         default="auto",
         title="Number format",
         description="number format; auto is that of the GGUF file the model came from, or else the stored one",
