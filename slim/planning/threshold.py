@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,10 @@ def plan_by_threshold(
     notes: tuple[str, ...] = ()
     keep = _kept(costs, thresholds, unit, facts, uniform)
     if targets:
-        free, keep = keep, _for_targets(costs, thresholds, valid_choices(facts, unit, targets, uniform), facts)
+        choices = valid_choices(facts, unit, targets, uniform)
+        if uniform and not UNITS[unit].whole_layers:
+            choices = [replace(choice, gone=None) for choice in choices]  # by scores of heads no MLP goes
+        free, keep = keep, _for_targets(costs, thresholds, choices, facts)
         notes = what_targets_cost(free, keep, facts)
     if not any(kept.attention for kept in keep):
         raise InputError(

@@ -101,6 +101,15 @@ def test_bytes_are_those_of_the_format(calibration: Calibration, kind: str, shar
     assert served.after == served_bytes(facts, made.keep, aim) <= share * served.before
 
 
+def test_one_shape_for_all_layers_removes_none_by_a_threshold(calibration: Calibration) -> None:
+    """As without targets: the scores are those of heads, and a layer that goes takes its MLP along."""
+    for threshold in (0.05, 0.3, 0.6):
+        free = plan_by_threshold(calibration, threshold, uniform=True)
+        made = plan_by_threshold(calibration, threshold, uniform=True, targets=[target("transformers")])
+        assert made.keep == free.keep
+        assert not made.removed_layers
+
+
 def test_a_plan_says_what_it_is_valid_for(calibration: Calibration, tmp_path: Path) -> None:
     """In its file too; one without targets has the fields that it had."""
     aims = [target("vllm:tp=2"), target("llama.cpp:q6_k")]
