@@ -8,6 +8,7 @@ board in the browser finds the same sets.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -43,25 +44,14 @@ def valid_heads(costs: NDArray[np.int64], threshold: float, kv_heads: int, per_g
     `costs` (H,) and `threshold` are in the same parts. Trying every number of query heads in `per_group` is exact. Ties
     keep the heads with the lower index, and as few per group as reach the sum.
     """
-    by_group = costs.reshape(kv_heads, -1)  # (K, G)
-    ascending = np.sort(by_group, axis=1)
-    best, chosen = 0.0, (0, 0)
-    for count in per_group:
-        sums = ascending[:, :count].sum(1)
-        stays = threshold * count > sums
-        value = threshold * (int(stays.sum()) * count) - int(sums[stays].sum())
-        if value > best:
-            best, chosen = value, (int(stays.sum()), count)
-    return best_set(by_group, *chosen)
+    shapes = product(range(1, kv_heads + 1), per_group)
+    return best_valid_heads(costs, threshold, kv_heads, shapes, gone=True)[1]
 
 
 def best_valid_heads(
     costs: NDArray[np.int64], threshold: float, kv_heads: int, shapes: Iterable[Shape], gone: bool
 ) -> tuple[float, tuple[int, ...]]:
-    """The largest sum of margins of a set of one of `shapes`, and that set; nothing at all counts 0 where it may be.
-
-    With all shapes of the layer the set is that of `valid_heads`.
-    """
+    """The largest sum of margins of a set of one of `shapes`, and that set; nothing at all counts 0 where it may be."""
     by_group = costs.reshape(kv_heads, -1)  # (K, G)
     ascending = np.sort(by_group, axis=1)
     best, chosen = (0.0, (0, 0)) if gone else (-np.inf, (0, 0))

@@ -32,6 +32,7 @@ from slim.models.tokenizer import facts_at_hand
 from slim.serving.gguf_stops import add_stops
 from slim.serving.gguf_tokenizer import add_vocabulary
 from slim.serving.source_types import SourceTypes, kind_of, types_of_source
+from slim.targets.runtimes.llama_cpp import RUNTIME
 
 NumberFormat = Literal["auto", "stored", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 FORMATS = {
@@ -54,8 +55,6 @@ FAMILIES = {
     "qwen3": MODEL_ARCH.QWEN3,
 }
 """llama.cpp's architecture of each family, for layers that are alike."""
-NO_DECI = {"qwen3": "its heads' query and key norms have no place in `deci`"}
-"""Families whose layers must be alike, and why."""
 PAIRED = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)
 """Architectures that rotate adjacent entries of a head, and read factors of the rotation from the file."""
 LAYER = "model.layers.{}."
@@ -150,7 +149,7 @@ def _architecture(model_type: str, heads: list[tuple[int, int]]) -> MODEL_ARCH:
     """Return llama.cpp's architecture for layers with these heads. Raises InputError where it has none."""
     if len(set(heads)) == 1:
         return FAMILIES[model_type]
-    if reason := NO_DECI.get(model_type):
+    if reason := RUNTIME.alike.get(model_type):
         raise InputError(
             f"model_type={model_type!r}: its layers must be alike to be exported, as {reason}; plan with --uniform."
         )

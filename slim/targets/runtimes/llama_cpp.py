@@ -6,10 +6,9 @@ RUNTIME = Runtime(
     name="llama.cpp",
     title="llama.cpp",
     source="llama.cpp of October 2026, tests/serving/test_llama_cpp.py",
-    families={"llama": "", "mistral": "", "qwen2": "", "qwen3": ""},
-    alike={"qwen3": "`deci` has no place for its query and key norms"},
+    families=("llama", "mistral", "qwen2", "qwen3"),
+    alike={"qwen3": "its heads' query and key norms have no place in `deci`"},
     formats=(
-        "auto",
         "f32",
         "f16",
         "bf16",

@@ -15,9 +15,9 @@ RUNTIME = Runtime(
     name="mlx",
     title="MLX",
     source="mlx-lm, mlx_lm/models/nemotron-nas.py",
-    families={"llama": ""},
+    families=("llama",),
     heads="as it was",
     rules=(_full_width,),
-    formats=("auto", "f16", "bf16"),
+    formats=("f16", "bf16"),
     form="nemotron_nas",
 )

@@ -6,9 +6,9 @@ RUNTIME = Runtime(
     name="nemotron_nas",
     title="nemotron_nas",
     source="vLLM 0.32, vllm/model_executor/models/nemotron_nas.py",
-    families={"llama": "", "mistral": "without a sliding window"},
+    families=("llama", "mistral"),
     heads="all layers",
     parallel=True,
-    formats=("auto", "f32", "f16", "bf16", "fp8", "int4"),
+    formats=("f32", "f16", "bf16", "fp8", "int4"),
     form="nemotron_nas",
 )

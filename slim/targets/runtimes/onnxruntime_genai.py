@@ -9,5 +9,5 @@ RUNTIME = Runtime(
     heads="all layers",
     groups="all layers",
     without_attention="no",
-    formats=("auto", "f32", "f16"),
+    formats=("f32", "f16"),
 )

@@ -6,10 +6,10 @@ RUNTIME = Runtime(
     name="sglang",
     title="SGLang",
     source="SGLang 0.5, python/sglang/srt/models/nemotron_nas.py",
-    families={"llama": "", "mistral": "without a sliding window"},
+    families=("llama", "mistral"),
     heads="all layers",
     groups="all layers",
     parallel=True,
-    formats=("auto", "f16", "bf16", "fp8", "int4"),
+    formats=("f16", "bf16", "fp8", "int4"),
     form="nemotron_nas",
 )

@@ -6,9 +6,9 @@ RUNTIME = Runtime(
     name="tensorrt_llm",
     title="TensorRT-LLM",
     source="TensorRT-LLM, tensorrt_llm/_torch/models/modeling_nemotron_nas.py",
-    families={"llama": "", "mistral": "without a sliding window"},
+    families=("llama", "mistral"),
     heads="all layers",
     parallel=True,
-    formats=("auto", "f16", "bf16", "fp8", "int4"),
+    formats=("f16", "bf16", "fp8", "int4"),
     form="nemotron_nas",
 )

@@ -6,5 +6,5 @@ RUNTIME = Runtime(
     name="transformers",
     title="transformers",
     source="transformers 5.24, tests/pruning/test_surgery.py",
-    formats=("auto", "f32", "f16", "bf16"),
+    formats=("f32", "f16", "bf16"),
 )

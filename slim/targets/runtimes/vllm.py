@@ -8,5 +8,5 @@ RUNTIME = Runtime(
     source="vLLM 0.32, Transformers backend",
     without_attention="silent",
     parallel=True,
-    formats=("auto", "f32", "f16", "bf16", "fp8", "int4"),
+    formats=("f32", "f16", "bf16", "fp8", "int4"),
 )
